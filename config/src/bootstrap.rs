@@ -1,0 +1,123 @@
+//! The proxy's bootstrap: what is fixed while it runs. Everything else is pushed.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::units::Duration;
+
+/// What is fixed while a sidecar runs: who it is, where it listens, where its configuration comes from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Bootstrap {
+    /// Who it is.
+    pub node: Node,
+    /// Where it listens for traffic.
+    pub listeners: Listeners,
+    /// Where its configuration comes from.
+    pub config: Source,
+    /// Where Prometheus and health checks ask: `/metrics`, `/stats/prometheus`, `/ready`, `/live`, nothing else.
+    /// Default 0.0.0.0:9901, App Mesh's port.
+    pub scrape: SocketAddr,
+    /// Where operators ask: the same and `/config`. Default 127.0.0.1:9902.
+    pub admin: SocketAddr,
+    /// Data threads. Default: the CPUs that the process may use, its cgroup's quota counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workers: Option<usize>,
+    /// The longest that stopping may take: requests under way are finished within it. Default 20 s, below the 30 s
+    /// after which ECS and Kubernetes kill.
+    pub drain: Duration,
+    /// Which requests are written to standard output, one JSON line each.
+    pub access_log: AccessLog,
+}
+
+impl Default for Bootstrap {
+    fn default() -> Self {
+        Self {
+            node: Node::default(),
+            listeners: Listeners::default(),
+            config: Source::default(),
+            scrape: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 9901),
+            admin: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9902),
+            workers: None,
+            drain: Duration::from_secs(20),
+            access_log: AccessLog::default(),
+        }
+    }
+}
+
+/// Who a sidecar is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Node {
+    /// Unique among the sidecars of the mesh. Default: the host's name.
+    pub id: Option<String>,
+    /// The service whose instance it stands beside. Without one there is no inbound side.
+    pub service: Option<String>,
+    /// The version of that instance, as its operator calls it.
+    pub version: Option<String>,
+    /// Where it runs.
+    pub zone: Option<String>,
+}
+
+/// Where a sidecar listens for traffic.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Listeners {
+    /// Requests for the application beside it. Default 0.0.0.0:15000, App Mesh's port.
+    pub inbound: SocketAddr,
+    /// Requests of the application beside it, told apart by `Host` or by a full URL. Default 127.0.0.1:15001.
+    pub outbound: SocketAddr,
+    /// Ports that stand for one service each, for an application that can set neither.
+    pub local: Vec<LocalListener>,
+}
+
+impl Default for Listeners {
+    fn default() -> Self {
+        Self {
+            inbound: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 15000),
+            outbound: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15001),
+            local: Vec::new(),
+        }
+    }
+}
+
+/// A port that stands for one service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LocalListener {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The service that answers.
+    pub service: String,
+}
+
+/// Where the configuration comes from: `control` or `path`, one of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Source {
+    /// The control API, such as `http://127.0.0.1:9900`.
+    pub control: Option<String>,
+    /// A YAML file, or a folder of them, that is watched.
+    pub path: Option<PathBuf>,
+    /// The services this sidecar calls, where its table should be small. Default: all.
+    pub want: Vec<String>,
+    /// Where the last good configuration is kept, for a start while the control API is away. Without it nothing
+    /// is kept.
+    pub last_good: Option<PathBuf>,
+}
+
+/// Which requests are written to standard output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessLog {
+    /// Those that this sidecar answered itself because something failed.
+    #[default]
+    Failures,
+    /// All.
+    All,
+    /// None.
+    Off,
+}

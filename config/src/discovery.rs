@@ -1,0 +1,89 @@
+//! What a sidecar and the control API say to each other: one long poll, `POST /v1/discovery`.
+//!
+//! It keeps what is good in xDS (versions of content, nonces of messages, ACK and NACK, what is held after a
+//! reconnect) and drops the rest: there is one state of the world for a node and so no order to get wrong.
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::Duration;
+use crate::{Document, Problem};
+
+/// How long the control API holds a poll that has nothing to tell, unless the poll asks for less. Shorter than the
+/// 60 s at which load balancers commonly cut a quiet connection.
+pub const HOLD_DEFAULT: Duration = Duration::from_secs(25);
+
+/// The longest hold that a poll may ask for.
+pub const HOLD_MAX: Duration = Duration::from_secs(55);
+
+/// Who polls: fixed while the sidecar runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    /// Unique among the sidecars of the mesh.
+    pub id: String,
+    /// The service whose instance this sidecar stands beside; empty for one that only calls out.
+    #[serde(default)]
+    pub service: String,
+    /// The version of that instance, as its operator calls it.
+    #[serde(default)]
+    pub version: String,
+    /// Where it runs.
+    #[serde(default)]
+    pub zone: String,
+}
+
+/// One poll. It carries the answer to the last response: the nonce alone is an ACK, the nonce with an `error` a NACK.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiscoveryRequest {
+    /// Who polls.
+    pub node: Node,
+    /// The services it wants to know, `*` for all. The `Mesh` document always comes along.
+    pub want: Vec<String>,
+    /// What it holds: key of a document ([`Document::key`]) → version. Sent on the first poll and after any break,
+    /// when the two sides may disagree on what was received; left out otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub have: Option<std::collections::BTreeMap<String, String>>,
+    /// The last version that was applied whole; empty before the first.
+    #[serde(default)]
+    pub version: String,
+    /// The nonce of the response that this poll answers; empty on the first poll and after any break.
+    #[serde(default)]
+    pub nonce: String,
+    /// Why that response was refused. Absent: it was applied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<Refusal>,
+    /// How long the control API may hold the poll; [`HOLD_DEFAULT`] if absent, at most [`HOLD_MAX`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<Duration>,
+}
+
+/// Why a response was refused: every problem that was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// The problems, in the words of `outrigger check`.
+    pub problems: Vec<Problem>,
+}
+
+/// What changed since the state that the poll named. No change within the hold is HTTP 204 with no body.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiscoveryResponse {
+    /// The version of the whole, which the sidecar holds once it has applied this.
+    pub version: String,
+    /// Names this message; the next poll carries it back.
+    pub nonce: String,
+    /// Documents that are new or different, each whole.
+    pub changed: Vec<Versioned>,
+    /// Keys of documents that are gone.
+    pub removed: Vec<String>,
+}
+
+/// A document and the version at which it last changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versioned {
+    /// The version of the whole at which this document last changed.
+    pub version: String,
+    /// The document itself.
+    #[serde(flatten)]
+    pub document: Document,
+}

@@ -1,0 +1,297 @@
+//! The service file: one document says everything about one service, and is owned by the team that owns it.
+
+use std::net::SocketAddr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::units::{Duration, Percent, Rate};
+
+/// One service: where it lives, how it is called.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    /// What other files and metrics call it: a DNS label, unique in the mesh.
+    pub name: String,
+    /// The host names that its callers use, compared without case and port. Default: its name alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
+    /// What it speaks. Declared, never guessed from the bytes.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// Where the application listens, seen from its own sidecar.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<SocketAddr>,
+    /// Its versions: named sets of endpoints.
+    pub backends: Vec<Backend>,
+    /// How an endpoint is chosen inside a backend. Default: the mesh's, else `least_request`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balance: Option<Balance>,
+    /// Which request goes where: the first that matches, in the order written. Default: one route, named
+    /// `default`, to the only backend.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<Route>,
+}
+
+impl Service {
+    /// The host names that its callers use: those written, or its name.
+    pub fn hosts(&self) -> impl Iterator<Item = &str> {
+        let named = self.hosts.is_empty().then_some(self.name.as_str());
+        self.hosts.iter().map(String::as_str).chain(named)
+    }
+}
+
+/// What a service speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP.
+    #[default]
+    Http,
+}
+
+/// How an endpoint is chosen among those of a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Balance {
+    /// Each in turn.
+    RoundRobin,
+    /// The less busy of two that are drawn at random: nearly as even as knowing all, and no herd runs to the one
+    /// that was idle a moment ago.
+    #[default]
+    LeastRequest,
+}
+
+/// A version of the service: a named set of endpoints that are equal to the caller.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Backend {
+    /// What routes and metrics call it; unique in the service.
+    pub name: String,
+    /// Where its endpoints are found.
+    pub discover: Discover,
+}
+
+/// Where the endpoints of a backend are found: `static`, or `dns` with `port`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Discover {
+    /// The endpoints themselves, address and port.
+    #[serde(default, rename = "static", skip_serializing_if = "Option::is_none")]
+    pub addresses: Option<Vec<SocketAddr>>,
+    /// A host name: every A and AAAA record is an endpoint, asked again when its TTL ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<String>,
+    /// The port of the endpoints that DNS finds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+/// One rule: which requests, where to, and how patiently.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    /// What metrics and logs call it; unique in the service.
+    pub name: String,
+    /// The route applies if one of these does. Default: it applies to every request.
+    #[serde(default, rename = "match", skip_serializing_if = "Vec::is_empty")]
+    pub matches: Vec<Match>,
+    /// The backends that share its requests, by weight.
+    pub to: Vec<Target>,
+    /// How long it may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Timeout>,
+    /// When a failed attempt is made again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
+}
+
+/// Conditions that must all hold.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Match {
+    /// The path, without the query.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathMatch>,
+    /// One of these methods. Default: any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<String>,
+    /// Header conditions, all of which must hold.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<HeaderMatch>,
+    /// Query parameter conditions, all of which must hold.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub query: Vec<QueryMatch>,
+}
+
+/// How a path is compared. Exactly one of the three is given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PathMatch {
+    /// The whole path, byte for byte.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exact: Option<String>,
+    /// Whole leading segments: `/reviews` takes `/reviews` and `/reviews/1`, not `/reviewsx`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<String>,
+    /// A regular expression that the whole path must match.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regex: Option<String>,
+}
+
+/// How a header is compared. Exactly one of the comparisons is given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HeaderMatch {
+    /// The header, without regard to case.
+    pub name: String,
+    /// The whole value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exact: Option<String>,
+    /// The beginning of the value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<String>,
+    /// The end of the value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suffix: Option<String>,
+    /// A regular expression that the whole value must match.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regex: Option<String>,
+    /// Whether the header is there at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub present: Option<bool>,
+    /// A whole number from `start` up to but not including `end`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range: Option<Range>,
+    /// Turns the comparison round.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub invert: bool,
+}
+
+/// A half-open range of whole numbers, as in App Mesh and Envoy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Range {
+    /// The first number inside.
+    pub start: i64,
+    /// The first number outside.
+    pub end: i64,
+}
+
+/// How a query parameter is compared. Exactly one of the comparisons is given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct QueryMatch {
+    /// The parameter, byte for byte after percent-decoding.
+    pub name: String,
+    /// The whole value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exact: Option<String>,
+    /// A regular expression that the whole value must match.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regex: Option<String>,
+    /// Whether the parameter is there at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub present: Option<bool>,
+}
+
+/// A backend and its share of a route's requests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// A backend of this service.
+    pub backend: String,
+    /// Its share, against the sum of all; 0 takes no request. 0 to 1,000,000.
+    #[serde(default = "one")]
+    pub weight: u32,
+}
+
+/// How long a request may take. What is not given falls to the mesh's defaults, then to the built-in ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Timeout {
+    /// From the request's first byte to the answer's last, all attempts together. `0s`: no bound. Default 15 s,
+    /// as in App Mesh and Envoy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<Duration>,
+    /// One attempt, from choosing an endpoint to the head of its answer. `0s`, the default: only the request's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<Duration>,
+    /// The longest silence while a body is sent or received. `0s`: no bound. Default 60 s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle: Option<Duration>,
+}
+
+/// When a failed attempt is made again. What is not given falls to the mesh's defaults, then to the built-in ones.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Retry {
+    /// How often it is tried in all, the first time included. 1: never again. 1 to 10, default 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempts: Option<u32>,
+    /// The failures that are worth another attempt. Default: all four.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on: Option<Vec<RetryOn>>,
+    /// How many retries there may be beside the requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
+}
+
+/// A failure that may be worth another attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RetryOn {
+    /// No connection was made, so nothing was sent: any method.
+    ConnectFailure,
+    /// The endpoint said that it had not begun: any method.
+    RefusedStream,
+    /// The connection broke before the answer began: any method if the request cannot have been read, else
+    /// idempotent methods only.
+    Reset,
+    /// The endpoint answered 502, 503 or 504: idempotent methods only.
+    GatewayError,
+}
+
+/// How many retries a backend may be sent, so that retries never become the outage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Budget {
+    /// Retries for each request, over the last ten seconds. Default 20%.
+    #[serde(default = "Budget::ratio_default")]
+    pub ratio: Percent,
+    /// Retries that are allowed at any load. Default 10/s.
+    #[serde(default = "Budget::floor_default")]
+    pub floor: Rate,
+}
+
+impl Budget {
+    const fn ratio_default() -> Percent {
+        Percent(20)
+    }
+
+    const fn floor_default() -> Rate {
+        Rate(10)
+    }
+}
+
+impl Default for Budget {
+    /// Those of the Gateway API's retry budget (GEP-3388).
+    fn default() -> Self {
+        Self {
+            ratio: Self::ratio_default(),
+            floor: Self::floor_default(),
+        }
+    }
+}
+
+const fn one() -> u32 {
+    1
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes fields by reference"
+)]
+const fn is_false(flag: &bool) -> bool {
+    !*flag
+}

@@ -1,0 +1,1 @@
+//! The control API and the operator's tool of Outrigger.
