@@ -222,7 +222,7 @@ impl Builder {
             let (event, span) = match event {
                 Ok(read) => read,
                 Err(error) => {
-                    self.syntax(&error);
+                    self.syntax(text, &error);
                     return false;
                 }
             };
@@ -409,9 +409,9 @@ impl Builder {
         }
     }
 
-    fn syntax(&mut self, error: &ScanError) {
+    fn syntax(&mut self, text: &str, error: &ScanError) {
         let marker = *error.marker();
-        let mark = self.mark(Span::empty(marker));
+        let mark = inside(text, self.first_line, self.mark(Span::empty(marker)));
         let info = error.info();
         let message = if info.contains("recursion limit") {
             too_deep()
@@ -449,6 +449,16 @@ impl Builder {
         }
         path
     }
+}
+
+/// A place within the text: what is missed at the end is missed behind the last line, not below it.
+fn inside(text: &str, first_line: usize, mark: Mark) -> Mark {
+    let last = first_line + text.lines().count().max(1) - 1;
+    if mark.line <= last {
+        return mark;
+    }
+    let column = text.lines().last().unwrap_or_default().chars().count() + 1;
+    Mark { line: last, column }
 }
 
 fn scalar(text: &str) -> Value {

@@ -158,11 +158,11 @@ fn give_up_item(root: &mut Node, address: &[usize]) -> bool {
         let Some(node) = descend(root, &address[..length]) else {
             return false;
         };
-        if let Value::Sequence(items) = &mut node.value {
-            if let Some(item) = items.get_mut(address[length]) {
-                item.state = State::Broken;
-                return true;
-            }
+        if let Value::Sequence(items) = &mut node.value
+            && let Some(item) = items.get_mut(address[length])
+        {
+            item.state = State::Broken;
+            return true;
         }
     }
     false

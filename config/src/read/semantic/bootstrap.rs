@@ -91,45 +91,37 @@ fn control_address(text: &str) -> Option<String> {
 /// Refuses an address that two listeners want. Port 0 is any free port, so it is never the same.
 fn addresses(at: &At<'_>, bootstrap: &Bootstrap, faults: &mut Vec<Fault>) {
     let listeners = at.field("listeners");
-    let field =
-        |at: Option<&At<'_>>, key: &str| at.and_then(|at| at.field(key)).map(|at| (at.mark(), at.path));
-    let fixed = [
-        ("scrape", bootstrap.scrape, field(Some(at), "scrape")),
-        ("admin", bootstrap.admin, field(Some(at), "admin")),
-        (
-            "listeners.inbound",
-            bootstrap.listeners.inbound,
-            field(listeners.as_ref(), "inbound"),
-        ),
-        (
-            "listeners.outbound",
-            bootstrap.listeners.outbound,
-            field(listeners.as_ref(), "outbound"),
-        ),
-    ];
-    let mut taken: HashMap<SocketAddr, String> = HashMap::new();
+    let (root, group) = (Some(at), listeners.as_ref());
+    let mut all: Vec<(String, SocketAddr, Option<At<'_>>)> = [
+        ("scrape", bootstrap.scrape, root),
+        ("admin", bootstrap.admin, root),
+        ("inbound", bootstrap.listeners.inbound, group),
+        ("outbound", bootstrap.listeners.outbound, group),
+    ]
+    .into_iter()
+    .map(|(name, address, above)| (format!("`{name}`"), address, above.and_then(|at| at.field(name))))
+    .collect();
     // The written ones come after the defaults, so that the problem stands where something is written.
-    let mut all: Vec<(String, SocketAddr, Option<(super::Mark, String)>)> = fixed
-        .into_iter()
-        .map(|(name, address, place)| (name.to_owned(), address, place))
-        .collect();
-    all.sort_by_key(|(_, _, place)| place.is_some());
-    let local = listeners.map(|at| at.items_of("local")).unwrap_or_default();
+    all.sort_by_key(|(_, _, written)| written.is_some());
+    let local = group.map(|at| at.items_of("local")).unwrap_or_default();
     for (at, listener) in local.iter().zip(&bootstrap.listeners.local) {
         if let Some(at) = at.field("address") {
-            all.push((at.path.clone(), listener.address, Some((at.mark(), at.path))));
+            all.push((
+                format!("`local` for {}", shown(&listener.service)),
+                listener.address,
+                Some(at),
+            ));
         }
     }
-    for (name, address, place) in all {
+    let mut taken: HashMap<SocketAddr, String> = HashMap::new();
+    for (name, address, written) in all {
         if address.port() == 0 {
             continue;
         }
-        match (taken.get(&address), place) {
-            (Some(other), Some((mark, path))) => {
-                let message =
-                    format!("{address} is the address of {other} already; each listener needs its own");
-                faults.push(Fault { mark, path, message });
-            }
+        match (taken.get(&address), written) {
+            (Some(other), Some(at)) => faults.push(at.fault(format!(
+                "{address} is the address of {other} already; each listener needs its own"
+            ))),
             (Some(_), None) => {}
             (None, _) => {
                 taken.insert(address, name);

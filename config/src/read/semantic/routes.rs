@@ -18,16 +18,12 @@ const WEIGHT_MAX: u32 = 1_000_000;
 pub(super) fn routes(at: &At<'_>, service: &Service, faults: &mut Vec<Fault>) {
     let known = backend_names(at);
     if at.given(&["routes"]) == 0
-        && at
-            .node
-            .get("backends")
-            .is_some_and(|list| list.value.items().len() > 1)
+        && let Some(list) = at.field("backends")
+        && list.node.items().len() > 1
     {
-        if let Some(at) = at.field("backends") {
-            faults.push(at.fault(
-                "there is more than one backend and no route says how they share the requests; add `routes`",
-            ));
-        }
+        faults.push(list.fault(
+            "there is more than one backend and no route says how they share the requests; add `routes`",
+        ));
     }
     let items = at.items_of("routes");
     let mut catch_all: Option<&Route> = None;
