@@ -17,6 +17,8 @@ from contestants import NAMES
 
 # A smoke test answers "does every contestant serve without an error", not "how fast": one short round will do.
 SHORT_ROUNDS, SHORT_SECONDS = 1, 2
+# An idle machine stays below; a build that has just ended for this run may lift it, hence a word and no refusal.
+BUSY_LOAD = 0.7
 
 
 def arguments(argv):
@@ -60,6 +62,12 @@ def choose_cores(parser, options):
         parser.error("two cores are needed: one for the proxy, one for the load and the backend")
 
 
+def quiet_enough():
+    busy = os.getloadavg()[0]
+    if busy > BUSY_LOAD:
+        report.say(f"the load average of this machine is {busy:.1f}: others are at work, and the figures will show it")
+
+
 def main(argv):
     options = arguments(argv)
     # A kill from outside must run the same clean-up as an error does.
@@ -67,12 +75,14 @@ def main(argv):
     field, absent = install.everything(options)
     for name, reason in absent.items():
         report.say(f"{name} is not measured: {reason}")
+    quiet_enough()
     with tempfile.TemporaryDirectory(prefix="outrigger-bench-") as directory:
         # nginx's worker gives up root and must still reach its folders.
         os.chmod(directory, 0o755)
         rounds = measure.run(field, options, directory)
     result = report.summarise(field, absent, rounds, options, argv)
-    print(report.terminal(result))
+    # With --json - standard output is for a program that reads it.
+    print(report.terminal(result), file=sys.stderr if options.json == "-" else sys.stdout)
     if options.json:
         report.write_json(result, options.json)
     if options.write:
