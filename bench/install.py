@@ -114,14 +114,15 @@ def debian(program, arguments):
 
 
 def outrigger(binary):
-    if binary is None:
-        binary = build_outrigger()
-    elif not os.access(binary, os.X_OK):
-        raise Absent(f"--binary {binary}: not a program that can be run")
-    path = str(Path(binary).resolve())
-    version = version_of(path, ["--version"])
-    revision = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return path, f"{version} ({revision.stdout.strip() or 'no revision'})"
+    if binary is not None:
+        # Which revision it was built from is not known.
+        if not os.access(binary, os.X_OK):
+            raise Absent(f"--binary {binary}: not a program that can be run")
+        path = str(Path(binary).resolve())
+        return path, version_of(path, ["--version"])
+    path = str(build_outrigger())
+    revision = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True)
+    return path, f"{version_of(path, ['--version'])} ({revision.stdout.strip() or 'no revision'})"
 
 
 def build_outrigger():

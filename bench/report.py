@@ -111,7 +111,7 @@ def machine():
         "cpu": model.group(1) if model else platform.machine(),
         "cores": os.cpu_count(),
         "virtual": " hypervisor" in cpus,
-        "kernel": platform.release(),
+        "kernel": platform.release().split("-")[0],
         "system": system.group(1) if system else "Linux",
     }
 
