@@ -246,8 +246,8 @@ impl Api {
         }
     }
 
-    /// Connects, sends, and reads the whole answer.
-    async fn exchange(&self, ask: Ask, accept: &'static str) -> Result<(StatusCode, Bytes), ClientError> {
+    /// Connects, sends, and reads the whole answer, whatever its status.
+    pub async fn exchange(&self, ask: Ask, accept: &'static str) -> Result<(StatusCode, Bytes), ClientError> {
         let request = ask
             .request(&self.authority, accept)
             .map_err(|error| self.strange(error.to_string()))?;

@@ -2,8 +2,16 @@
 //!
 //! **Does not** print: [`output`] is the only place that does. Exit codes are in [`Exit`].
 
+mod answers;
+mod check;
+mod delete;
+mod diff;
+mod files;
+mod get;
 mod output;
+mod push;
 mod serve;
+mod status;
 
 use std::process::ExitCode;
 
@@ -26,6 +34,12 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Serve),
+    Check(check::Check),
+    Push(push::Push),
+    Get(get::Get),
+    Diff(diff::Diff),
+    Delete(delete::Delete),
+    Status(status::Status),
 }
 
 /// How the program ends, for scripts.
@@ -35,6 +49,8 @@ pub(crate) enum Exit {
     Done,
     /// The input was refused, files differ, or what was asked could not be done.
     Failed,
+    /// `diff` cannot tell, or the command line itself is wrong: clap ends with the same.
+    Trouble,
     /// A sidecar refused what the control API had taken.
     SidecarRefused,
     /// A sidecar did not answer in time.
@@ -43,10 +59,10 @@ pub(crate) enum Exit {
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        // 2 is what clap ends with when the command line itself is wrong.
         Self::from(match exit {
             Exit::Done => 0,
             Exit::Failed => 1,
+            Exit::Trouble => 2,
             Exit::SidecarRefused => 3,
             Exit::NoAnswer => 4,
         })
@@ -68,27 +84,37 @@ pub(crate) enum CliError {
 pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
     let mut output = Output::new();
-    let mut builder = match arguments.command {
-        Command::Serve(_) => tokio::runtime::Builder::new_multi_thread(),
+    let on_fault = match &arguments.command {
+        Command::Diff(_) => Exit::Trouble,
+        _ => Exit::Failed,
     };
-    let runtime = match builder.enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            output.error(&format!("cannot start: {error}"));
-            return Exit::Failed.into();
-        }
-    };
-    let exit = runtime.block_on(dispatch(arguments, &mut output));
-    exit.unwrap_or_else(|error| {
+    let exit = start(arguments, &mut output).unwrap_or_else(|error| {
         output.error(&error.to_string());
-        Exit::Failed
-    })
-    .into()
+        on_fault
+    });
+    exit.into()
+}
+
+/// Gives the subcommand the runtime that it needs: several threads to serve, one to ask.
+fn start(arguments: Arguments, output: &mut Output) -> Result<Exit, CliError> {
+    let mut builder = match &arguments.command {
+        Command::Serve(_) => tokio::runtime::Builder::new_multi_thread(),
+        _ => tokio::runtime::Builder::new_current_thread(),
+    };
+    let runtime = builder.enable_all().build();
+    let runtime = runtime.map_err(|error| CliError::Sentence(format!("cannot start: {error}")))?;
+    runtime.block_on(dispatch(arguments, output))
 }
 
 async fn dispatch(arguments: Arguments, output: &mut Output) -> Result<Exit, CliError> {
-    let api = Api::new(&arguments.api);
+    let api = || Api::new(&arguments.api);
     match arguments.command {
         Command::Serve(serve) => serve.run().await,
+        Command::Check(check) => check.run(output),
+        Command::Push(push) => push.run(&api()?, output).await,
+        Command::Get(get) => get.run(&api()?, output).await,
+        Command::Diff(diff) => diff.run(&api()?, output).await,
+        Command::Delete(delete) => delete.run(&api()?, output).await,
+        Command::Status(status) => status.run(&api()?, output).await,
     }
 }

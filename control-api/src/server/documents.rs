@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use http::header::{ACCEPT, CONTENT_TYPE, ETAG, IF_MATCH};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use outrigger_config::discovery::Versioned;
+use outrigger_config::read::DOCUMENT_BYTES_MAX;
 use outrigger_config::{Document, Kind, Problem, split};
 use serde::{Deserialize, Serialize};
 
@@ -21,11 +22,8 @@ use super::{Peer, Shared};
 use crate::push::{Edit, Outcome, Push, PushError, Since, push};
 use crate::store::{Head, Stored};
 
-/// The longest document: the language's own limit.
-const DOCUMENT_BYTES_MAX: usize = 1024 * 1024;
-
 /// The longest push of many documents.
-const PUSH_BYTES_MAX: usize = 8 * 1024 * 1024;
+pub(crate) const PUSH_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// The header in which a pusher says who it is, for the history.
 pub(crate) const AUTHOR: &str = "x-outrigger-author";

@@ -36,7 +36,7 @@ use tower::ServiceExt;
 use crate::nodes::Nodes;
 use crate::store::{Store, StoreError};
 
-pub(crate) use documents::{AUTHOR, WholeConfig, split_all};
+pub(crate) use documents::{AUTHOR, PUSH_BYTES_MAX, WholeConfig, split_all};
 pub use documents::{PushBody, PushText};
 
 /// Connections at a time: every sidecar that one control API serves, and room for those who reconnect before their

@@ -63,7 +63,7 @@ pub(super) async fn discovery(State(shared): State<Arc<Shared>>, body: Body) -> 
         let head = heads.borrow_and_update().clone();
         match decide(&request, &head, poll.refused()) {
             Decision::Respond(difference) => {
-                let fragment = shared.fragments.of(&request, &head, difference)?;
+                let fragment = shared.fragments.of(&request, &head, &difference)?;
                 let nonce = poll.answer(head.revision);
                 return Ok(respond(head.revision, &nonce, fragment));
             }
@@ -166,14 +166,19 @@ struct VersionedRef<'a> {
 
 impl Fragments {
     /// The shared part of the answer to `request`, written once for all who hold and want the same.
-    fn of(&self, request: &DiscoveryRequest, head: &Head, difference: Difference) -> Result<Bytes, ApiError> {
+    fn of(
+        &self,
+        request: &DiscoveryRequest,
+        head: &Head,
+        difference: &Difference,
+    ) -> Result<Bytes, ApiError> {
         let held = match base(request, head) {
             Some(Base::Nothing) => Some(None),
             Some(Base::At(revision)) => Some(Some(revision)),
             Some(Base::Have(_)) | None => None,
         };
         let Some(held) = held else {
-            return write_fragment(head, &difference);
+            return write_fragment(head, difference);
         };
         let key = (held, request.want.clone());
         let mut fragments = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -184,7 +189,7 @@ impl Fragments {
         if let Some(fragment) = fragments.known.get(&key) {
             return Ok(fragment.clone());
         }
-        let fragment = write_fragment(head, &difference)?;
+        let fragment = write_fragment(head, difference)?;
         fragments.known.insert(key, fragment.clone());
         Ok(fragment)
     }
