@@ -178,8 +178,9 @@ pub fn escape(name: &str) -> String {
 
 /// Who this is, for the history: the user of this terminal.
 fn author() -> HeaderValue {
-    let name = std::env::var("USER").unwrap_or_default();
-    HeaderValue::try_from(name).unwrap_or(HeaderValue::from_static(""))
+    let name = std::env::var("USER").or_else(|_| std::env::var("LOGNAME"));
+    let name = name.ok().and_then(|name| HeaderValue::try_from(name).ok());
+    name.unwrap_or(HeaderValue::from_static("unnamed"))
 }
 
 impl Api {

@@ -8,7 +8,7 @@ use outrigger_config::{Problem, units};
 use serde::Serialize;
 use tokio::time::{Instant, timeout};
 
-use super::output::{Output, Tone};
+use super::output::{Output, Tone, harmless};
 use super::{CliError, Exit};
 use crate::client::{Api, Ask};
 use crate::nodes::{NodeList, NodeView};
@@ -183,11 +183,11 @@ impl Show<'_> {
         };
         let word = self.output.paint(tone, word);
         let beside = format!("{} {}", answer.service, answer.version);
-        let beside = match beside.trim() {
-            "" => String::new(),
-            beside => format!(" ({beside})"),
+        let who = match beside.trim() {
+            "" => answer.id.clone(),
+            beside => format!("{} ({beside})", answer.id),
         };
-        self.output.line(format!("  {}{beside}: {word}", answer.id));
+        self.output.line(format!("  {}: {word}", harmless(&who)));
         self.output.problems(&answer.problems, self.sources);
     }
 }

@@ -5,7 +5,7 @@ use outrigger_config::Problem;
 use serde::Serialize;
 
 use super::files::Files;
-use super::output::{Output, Tone};
+use super::output::{Output, Tone, count};
 use super::{CliError, Exit};
 use crate::server::split_all;
 
@@ -51,7 +51,7 @@ impl Check {
             ));
         } else {
             output.problems(&problems, &texts);
-            let bad = output.paint(Tone::Bad, format!("{} problem(s)", problems.len()));
+            let bad = output.paint(Tone::Bad, count(problems.len(), "problem"));
             output.line(bad);
         }
         Ok(exit)

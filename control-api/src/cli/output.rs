@@ -126,10 +126,10 @@ impl Output {
     }
 
     fn problem(&self, problem: &Problem) -> String {
-        let text = problem.to_string();
+        let text = harmless(&problem.to_string());
         // The place is all up to the message.
-        let message = problem.message.as_str();
-        match text.strip_suffix(message) {
+        let message = harmless(&problem.message);
+        match text.strip_suffix(message.as_str()) {
             Some(place) => format!("{}{message}", self.paint(Tone::Place, place)),
             None => text,
         }
@@ -144,6 +144,7 @@ impl Output {
         let indent: String = before.map(|char| if char == '\t' { '\t' } else { ' ' }).collect();
         let mark = self.paint(Tone::Bad, "^");
         let bar = self.paint(Tone::Quiet, "|");
+        let source = harmless(source);
         self.line(format!(" {} {bar} {source}", self.paint(Tone::Quiet, &number)));
         self.line(format!(" {margin} {bar} {indent}{mark}"));
     }
@@ -167,6 +168,24 @@ impl Output {
             let _ = stderr().flush();
         }
     }
+}
+
+/// So many of something: `1 problem`, `2 problems`.
+pub(super) fn count(number: usize, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{plural}")
+}
+
+/// Text from elsewhere, made harmless: what it holds of control characters must not steer the terminal.
+pub(super) fn harmless(text: &str) -> String {
+    let safe = |char: char| {
+        if char.is_control() && char != '\t' {
+            '\u{fffd}'
+        } else {
+            char
+        }
+    };
+    text.chars().map(safe).collect()
 }
 
 /// The lines of all sources, by file and number.

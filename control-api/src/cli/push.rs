@@ -9,7 +9,7 @@ use similar::{ChangeTag, TextDiff};
 
 use super::answers::{Answers, Show, SidecarAnswer};
 use super::files::Files;
-use super::output::{Output, Tone};
+use super::output::{Output, Tone, count};
 use super::{CliError, Exit};
 use crate::client::{Api, Ask, ClientError};
 use crate::push::Outcome;
@@ -133,7 +133,10 @@ fn refused(problems: &[Problem], sources: &[PushText], json: bool, output: &mut 
         output.json(&Refusal { problems });
     } else {
         output.problems(problems, sources);
-        let bad = output.paint(Tone::Bad, format!("refused, {} problem(s)", problems.len()));
+        let bad = output.paint(
+            Tone::Bad,
+            format!("refused, {}", count(problems.len(), "problem")),
+        );
         output.line(format!("{bad}: nothing was stored"));
     }
     Exit::Failed

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -49,6 +50,7 @@ impl Serve {
         let no_signal = |error| CliError::Sentence(format!("signals cannot be awaited: {error}"));
         let mut terminate = signal(SignalKind::terminate()).map_err(no_signal)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signal)?;
+        raise_open_files();
         let config = Config {
             listen: self.listen,
             data: self.data,
@@ -62,5 +64,18 @@ impl Serve {
         handle.shutdown().await;
         tracing::info!("stopped");
         Ok(Exit::Done)
+    }
+}
+
+/// Takes as many open files as the system allows: each sidecar is a connection, and many systems start a process
+/// with 1,024.
+fn raise_open_files() {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit on open files cannot be raised");
     }
 }

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::output::{Output, Tone};
+use super::output::{Output, Tone, harmless};
 use super::{CliError, Exit};
 use crate::client::{Api, Ask};
 use crate::nodes::{NodeList, NodeState, NodeView};
@@ -34,7 +34,11 @@ impl Status {
         for node in &list.nodes {
             let Some(refused) = &node.refused else { continue };
             let bad = output.paint(Tone::Bad, "refused");
-            output.line(format!("\n{} {bad} version {}:", node.id, refused.version));
+            output.line(format!(
+                "\n{} {bad} version {}:",
+                harmless(&node.id),
+                refused.version
+            ));
             output.problems(&refused.problems, &[]);
         }
         Ok(Exit::Done)
@@ -60,7 +64,7 @@ fn row(node: &NodeView, output: &Output) -> Vec<String> {
         }
     };
     vec![
-        node.id.clone(),
+        harmless(&node.id),
         or_dash(&node.service),
         or_dash(&node.version),
         or_dash(&node.zone),

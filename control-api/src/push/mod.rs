@@ -69,7 +69,7 @@ pub struct Outcome {
 #[derive(Debug, thiserror::Error)]
 pub enum PushError {
     /// The configuration would be wrong.
-    #[error("the push was refused, with {} problem(s)", .0.len())]
+    #[error("the push was refused; problems found: {}", .0.len())]
     Refused(Vec<Problem>),
     /// There is nothing of that name to delete.
     #[error("there is no document `{0}`: `outrigger get` shows what there is")]

@@ -111,12 +111,14 @@ pub(crate) struct Peer(SocketAddr);
 
 /// Opens the store, binds the address and serves until [`Handle::shutdown`].
 pub async fn start(config: Config) -> Result<Handle, StartError> {
-    let data = config.data;
-    let store = tokio::task::spawn_blocking(move || Store::open(&data));
-    let store = match store.await {
-        Ok(store) => store?,
-        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-    };
+    let path = config.data.clone();
+    let opened = tokio::task::spawn_blocking(move || Store::open(&path)).await;
+    let store = opened.unwrap_or_else(|fault| {
+        Err(StoreError::Open {
+            path: config.data,
+            cause: fault.to_string(),
+        })
+    })?;
     let refused = |cause| StartError::Listen {
         address: config.listen,
         cause,

@@ -250,6 +250,37 @@ async fn a_held_poll_is_released_by_a_push_and_by_nothing_else() {
 }
 
 #[tokio::test]
+async fn every_one_of_many_held_polls_hears_of_a_push_with_a_nonce_of_its_own() {
+    // Two sockets each, within the thousand files that many systems allow.
+    const SIDECARS: usize = 300;
+    let running = Running::new().await;
+    let polls: Vec<_> = (0..SIDECARS)
+        .map(|number| {
+            let request = DiscoveryRequest {
+                version: "0".into(),
+                ..first(&number.to_string())
+            };
+            let api = running.api.clone();
+            tokio::spawn(async move { poll(&api, &request).await })
+        })
+        .collect();
+    let mut list = running.nodes("").await;
+    while list.nodes.len() < SIDECARS {
+        list = running.nodes(&format!("?after={}", list.seen)).await;
+    }
+    running.put("reviews", &service("reviews", 1)).await;
+    let mut nonces = std::collections::BTreeSet::new();
+    for held in polls {
+        let (status, body) = held.await.unwrap();
+        assert_eq!((status, &body["version"]), (StatusCode::OK, &json!("1")));
+        assert_eq!(body["changed"][0]["name"], "reviews");
+        nonces.insert(body["nonce"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(nonces.len(), SIDECARS);
+    running.handle.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_refusal_is_shown_and_the_same_version_is_not_sent_again() {
     let running = Running::new().await;
     running.put("reviews", &service("reviews", 1)).await;
