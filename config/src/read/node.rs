@@ -124,8 +124,14 @@ pub(super) struct Parsed {
 
 /// Reads the text of one document, whose first line is line `first_line` of its file.
 pub(super) fn parse(text: &str, first_line: usize) -> Parsed {
+    let (lines, last) = text.lines().fold((0, ""), |(count, _), line| (count + 1, line));
+    let end = Mark {
+        line: first_line + lines.max(1) - 1,
+        column: last.chars().count() + 1,
+    };
     let mut builder = Builder {
         first_line,
+        end,
         stack: Vec::new(),
         root: None,
         faults: Vec::new(),
@@ -164,6 +170,8 @@ struct Key {
 
 struct Builder {
     first_line: usize,
+    /// The place behind the last character.
+    end: Mark,
     stack: Vec<Frame>,
     root: Option<Node>,
     faults: Vec<Fault>,
@@ -222,7 +230,7 @@ impl Builder {
             let (event, span) = match event {
                 Ok(read) => read,
                 Err(error) => {
-                    self.syntax(text, &error);
+                    self.syntax(&error);
                     return false;
                 }
             };
@@ -409,9 +417,9 @@ impl Builder {
         }
     }
 
-    fn syntax(&mut self, text: &str, error: &ScanError) {
+    fn syntax(&mut self, error: &ScanError) {
         let marker = *error.marker();
-        let mark = inside(text, self.first_line, self.mark(Span::empty(marker)));
+        let mark = self.mark(Span::empty(marker));
         let info = error.info();
         let message = if info.contains("recursion limit") {
             too_deep()
@@ -421,11 +429,14 @@ impl Builder {
         self.fault(mark, &message);
     }
 
+    /// Where an event begins. What is missed at the end is missed behind the last line, not below it.
     fn mark(&self, span: Span) -> Mark {
+        let line = self.first_line + span.start.line().max(1) - 1;
         Mark {
-            line: self.first_line + span.start.line().max(1) - 1,
+            line,
             column: span.start.col() + 1,
         }
+        .min(self.end)
     }
 
     fn fault(&mut self, mark: Mark, message: &str) {
@@ -449,16 +460,6 @@ impl Builder {
         }
         path
     }
-}
-
-/// A place within the text: what is missed at the end is missed behind the last line, not below it.
-fn inside(text: &str, first_line: usize, mark: Mark) -> Mark {
-    let last = first_line + text.lines().count().max(1) - 1;
-    if mark.line <= last {
-        return mark;
-    }
-    let column = text.lines().last().unwrap_or_default().chars().count() + 1;
-    Mark { line: last, column }
 }
 
 fn scalar(text: &str) -> Value {
