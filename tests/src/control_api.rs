@@ -108,18 +108,31 @@ async fn serve(listen: &str, data: &Path) -> (Program, SocketAddr) {
     (program, address)
 }
 
-/// A control API that answers the first poll of a sidecar with these documents, whatever they are, and every later
-/// one with nothing. What the sidecar answered is in [`Upstream::received`].
-pub async fn scripted(documents: &[Value]) -> Upstream {
+/// A control API that answers the polls of a sidecar with these sets of documents, in turn, whatever they are, and
+/// every later poll with nothing. What the sidecar answered is in [`polls`].
+pub async fn scripted(responses: &[Value]) -> Upstream {
     let api = Upstream::start("scripted control API").await;
-    let first = json!({ "version": "1", "nonce": "n1", "changed": documents, "removed": [] });
-    let first = Answer::ok()
-        .header("content-type", "application/json")
-        .body(first.to_string());
-    api.next([Behaviour::Answer(first)]);
+    for (index, documents) in responses.iter().enumerate() {
+        let number = index + 1;
+        let body = json!({
+            "version": number.to_string(),
+            "nonce": format!("n{number}"),
+            "changed": documents,
+            "removed": [],
+        });
+        let answer = Answer::ok()
+            .header("content-type", "application/json")
+            .body(body.to_string());
+        api.next([Behaviour::Answer(answer)]);
+    }
     // Nothing changes any more: a poll is held until it is given up.
     api.behave(Behaviour::Hang);
     api
+}
+
+/// A document as the control API sends it.
+pub fn document(name: &str, file: &str, text: &str) -> Value {
+    json!({ "version": "1", "kind": "Service", "name": name, "file": file, "line": 1, "text": text })
 }
 
 /// The polls that a scripted control API has received.

@@ -1,4 +1,4 @@
-//! A DNS server with one zone, `mesh.test`, whose records change while it runs.
+//! A DNS server with one zone whose records change while it runs.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ const QUIET_MAX: Duration = Duration::from_secs(5);
 /// What the server keeps ready for the answers of one TCP connection.
 const ANSWERS_MAX: usize = 16;
 
-/// A DNS server for the names under `mesh.test`.
+/// A DNS server for the names of one zone.
 #[expect(missing_debug_implementations, reason = "the zone of hickory-server has none")]
 pub struct DnsServer {
     address: SocketAddr,
@@ -31,9 +31,9 @@ pub struct DnsServer {
 }
 
 impl DnsServer {
-    /// Starts it, with no names.
-    pub async fn start() -> Self {
-        let origin = Name::from_ascii("mesh.test.").expect("a name");
+    /// Starts it for the names under `zone`, of which there is none yet.
+    pub async fn start(zone: &str) -> Self {
+        let origin = Name::from_ascii(format!("{zone}.")).expect("a name");
         let zone: InMemoryZoneHandler =
             InMemoryZoneHandler::empty(origin.clone(), ZoneType::Primary, AxfrPolicy::Deny);
         let soa = SOA::new(origin.clone(), origin.clone(), 1, 60, 60, 60, NEGATIVE_TTL);
@@ -142,7 +142,7 @@ mod tests {
     #[tokio::test]
     async fn records_appear_change_and_go() {
         const NAME: &[&str] = &["reviews", "mesh", "test"];
-        let server = DnsServer::start().await;
+        let server = DnsServer::start("mesh.test").await;
         assert_eq!(ask(&server, NAME).await, (3, vec![]));
         let (one, two) = (Ipv4Addr::new(127, 0, 0, 1), Ipv4Addr::new(127, 0, 0, 2));
         server.set("reviews.mesh.test", &[one.into()], 1).await;

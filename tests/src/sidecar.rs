@@ -153,6 +153,11 @@ pub struct Sidecar {
 }
 
 impl Sidecar {
+    /// Starts one that only calls out and reads this YAML from a file, and waits until it is ready.
+    pub async fn of(yaml: impl std::fmt::Display) -> Self {
+        Self::start(SidecarSpec::text("a", &yaml.to_string())).await
+    }
+
     /// Starts one and waits until its sockets listen and it says that it is ready.
     pub async fn start(spec: SidecarSpec) -> Self {
         let sidecar = Self::launch(spec).await;
