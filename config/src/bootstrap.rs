@@ -25,6 +25,7 @@ pub struct Bootstrap {
     pub admin: SocketAddr,
     /// Data threads. Default: the CPUs that the process may use, its cgroup's quota counted.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 256))]
     pub workers: Option<usize>,
     /// The longest that stopping may take: requests under way are finished within it. Default 20 s, below the 30 s
     /// after which ECS and Kubernetes kill.

@@ -10,8 +10,10 @@
 pub mod bootstrap;
 pub mod discovery;
 pub mod mesh;
+pub mod pattern;
 pub mod problem;
 pub mod read;
+pub mod schema;
 pub mod service;
 pub mod units;
 

@@ -12,6 +12,7 @@ use crate::units::{Duration, Percent, Rate};
 #[serde(deny_unknown_fields)]
 pub struct Service {
     /// What other files and metrics call it: a DNS label, unique in the mesh.
+    #[schemars(regex(pattern = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"))]
     pub name: String,
     /// The host names that its callers use, compared without case and port. Default: its name alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -23,6 +24,7 @@ pub struct Service {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub app: Option<SocketAddr>,
     /// Its versions: named sets of endpoints.
+    #[schemars(length(min = 1))]
     pub backends: Vec<Backend>,
     /// How an endpoint is chosen inside a backend. Default: the mesh's, else `least_request`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -84,6 +86,7 @@ pub struct Discover {
     pub dns: Option<String>,
     /// The port of the endpoints that DNS finds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub port: Option<u16>,
 }
 
@@ -97,6 +100,7 @@ pub struct Route {
     #[serde(default, rename = "match", skip_serializing_if = "Vec::is_empty")]
     pub matches: Vec<Match>,
     /// The backends that share its requests, by weight.
+    #[schemars(length(min = 1))]
     pub to: Vec<Target>,
     /// How long it may take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -127,6 +131,7 @@ pub struct Match {
 /// How a path is compared. Exactly one of the three is given.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("minProperties" = 1, "maxProperties" = 1))]
 pub struct PathMatch {
     /// The whole path, byte for byte.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -203,6 +208,7 @@ pub struct Target {
     pub backend: String,
     /// Its share, against the sum of all; 0 takes no request. 0 to 1,000,000.
     #[serde(default = "one")]
+    #[schemars(range(max = 1_000_000))]
     pub weight: u32,
 }
 
@@ -228,6 +234,7 @@ pub struct Timeout {
 pub struct Retry {
     /// How often it is tried in all, the first time included. 1: never again. 1 to 10, default 3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10))]
     pub attempts: Option<u32>,
     /// The failures that are worth another attempt. Default: all four.
     #[serde(default, skip_serializing_if = "Option::is_none")]

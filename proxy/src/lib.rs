@@ -1,1 +1,25 @@
 //! The sidecar: the data plane of Outrigger.
+//!
+//! Floors, from the top; a module imports from lower floors only, which a test keeps:
+//!
+//! * [`app`] builds every part once, runs them, stops them.
+//! * [`apply`] is the journey of one push.
+//! * `listener`, `control`, `admin` are the edges: bytes in, config in, operators in.
+//! * `request` is the journey of one request.
+//! * [`snapshot`] is config as it runs, and the routing table.
+//! * [`upstream`] is clusters, endpoints, balancing, discovery, pools.
+//! * [`telemetry`] is metrics and the access log.
+//! * [`error`], [`drain`], `timer` are the ground: the one table of reasons, how everything stops, deadlines.
+
+mod admin;
+pub mod app;
+pub mod apply;
+mod control;
+pub mod drain;
+pub mod error;
+mod listener;
+mod request;
+pub mod snapshot;
+pub mod telemetry;
+mod timer;
+pub mod upstream;

@@ -1,0 +1,147 @@
+"""From samples to figures: medians, ratios, bars; as a table, as JSON, as docs/performance.md.
+
+It measures nothing.
+"""
+
+import datetime
+import json
+import os
+import platform
+import re
+import statistics
+import sys
+from pathlib import Path
+
+import page
+from contestants import HERE
+
+# The bars of the HTTP/1.1 hop: our CPU per request against each anchor, at most.
+CPU_BARS = {"haproxy": 1.0, "envoy": 0.28, "floor": 1.5}
+# Resident memory of an idle sidecar, at most.
+IDLE_MEMORY_BAR = 12 * 1024 * 1024
+MEDIANS = (
+    "requests_per_second", "cpu_us", "core_busy", "p50_us", "p99_us",
+    "idle_rss", "idle_pss", "loaded_rss", "loaded_pss", "upstream_connections",
+)  # fmt: skip
+
+
+def say(text):
+    print(f"bench/run: {text}", file=sys.stderr)
+
+
+def summarise(field, absent, samples, options, argv):
+    """Everything that is known after a run, ready for any of the three outputs."""
+    rows = [row(contestant, [s for s in samples if s.name == contestant.name]) for contestant in field]
+    return {
+        "command": shown_command(argv),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": machine(),
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+        "connections": options.connections,
+        "rows": rows,
+        "absent": absent,
+        "bars": bars({row["name"]: row for row in rows}),
+        "samples": [sample.as_dict() for sample in samples],
+    }
+
+
+def row(contestant, samples):
+    """The medians of one contestant over its rounds; valid only if no round had an error."""
+    problems = [problem for sample in samples for problem in sample.problems]
+    result = {"name": contestant.name, "version": contestant.version, "valid": not problems, "problems": problems}
+    for figure in MEDIANS:
+        values = [getattr(sample, figure) for sample in samples if getattr(sample, figure) is not None]
+        result[figure] = statistics.median(values) if values else None
+    spent = [sample.cpu_us for sample in samples if sample.cpu_us is not None]
+    result["cpu_us_range"] = [min(spent), max(spent)] if spent else None
+    return result
+
+
+def ratio(rows, name, anchor):
+    """CPU per request of one against another, or None where either is missing or invalid."""
+    ours, theirs = rows.get(name), rows.get(anchor)
+    if not (ours and theirs and ours["valid"] and theirs["valid"] and ours["cpu_us"] and theirs["cpu_us"]):
+        return None
+    return ours["cpu_us"] / theirs["cpu_us"]
+
+
+def bars(rows):
+    """Each bar that this run can judge: what it is, what was measured, whether it is met (None: not judged)."""
+    judged = []
+    for anchor, limit in CPU_BARS.items():
+        value = ratio(rows, "outrigger", anchor)
+        judged.append(
+            {
+                "bar": f"HTTP/1.1 hop, CPU per request: at most {limit:g} × {page.TITLES[anchor]}",
+                "measured": "not measured" if value is None else f"{value:.2f} ×",
+                "met": None if value is None else round(value, 2) <= limit,
+            }
+        )
+    ours = rows.get("outrigger")
+    idle = ours["idle_rss"] if ours and ours["valid"] else None
+    judged.append(
+        {
+            "bar": "resident memory, idle, one service: at most 12 MiB",
+            "measured": "not measured" if idle is None else page.mebibytes(idle),
+            "met": None if idle is None else idle <= IDLE_MEMORY_BAR,
+        }
+    )
+    return judged
+
+
+def shown_command(argv):
+    """The command as a reader can repeat it: a path of this machine says nothing to them."""
+    words = ["bench/run", *argv]
+    for index, word in enumerate(words):
+        for flag in ("--binary", "--json"):
+            if word == flag and index + 1 < len(words):
+                words[index + 1] = Path(words[index + 1]).name
+            elif word.startswith(f"{flag}="):
+                words[index] = f"{flag}={Path(word).name}"
+    return " ".join(words)
+
+
+def machine():
+    """Cores, CPU model, kernel and distribution; neither a name nor an address of the machine."""
+    cpus = Path("/proc/cpuinfo").read_text()
+    model = re.search(r"^model name\s*:\s*(.*)$", cpus, re.MULTILINE)
+    system = re.search(r'^PRETTY_NAME="?(.*?)"?$', Path("/etc/os-release").read_text(), re.MULTILINE)
+    return {
+        "cpu": model.group(1) if model else platform.machine(),
+        "cores": os.cpu_count(),
+        "virtual": " hypervisor" in cpus,
+        "kernel": platform.release().split("-")[0],
+        "system": system.group(1) if system else "Linux",
+    }
+
+
+def terminal(result):
+    """The table for the terminal, and the bars below it."""
+    rows = [page.HEADER, *(page.cells(row, result) for row in result["rows"])]
+    widths = [max(len(cells[column]) for cells in rows) for column in range(len(page.HEADER))]
+    lines = ["", *("  ".join(pad(cell, width, n) for n, (cell, width) in enumerate(zip(cells, widths))) for cells in rows)]
+    lines += [f"{name}: not measured: {reason}" for name, reason in result["absent"].items()]
+    for each in result["rows"]:
+        lines += [f"{each['name']}: INVALID: {problem}" for problem in each["problems"]]
+    lines += [""] + [f"{page.verdict(bar['met']):<12} {bar['bar']}: {bar['measured']}" for bar in result["bars"]]
+    return "\n".join(lines)
+
+
+def pad(cell, width, column):
+    return cell.ljust(width) if column < 2 else cell.rjust(width)
+
+
+def write_json(result, path):
+    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+    if path == "-":
+        sys.stdout.write(text)
+    else:
+        Path(path).write_text(text)
+
+
+def write_page(result):
+    path = HERE.parent / "docs" / "performance.md"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(page.markdown(result))
+    say("wrote docs/performance.md")

@@ -1,0 +1,131 @@
+//! The checks of a proxy's bootstrap.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use super::super::node::{Fault, shown};
+use super::At;
+use super::names::{host, service_name};
+use crate::bootstrap::{Bootstrap, Listeners, Source};
+
+/// More data threads than any machine that runs a sidecar has cores for it.
+const WORKERS_MAX: usize = 256;
+
+/// Checks a bootstrap. Whether a source of configuration is there at all is not asked here: a flag may name it.
+pub(in super::super) fn bootstrap(at: &At<'_>, bootstrap: &Bootstrap, faults: &mut Vec<Fault>) {
+    if let Some(at) = at.field("node").and_then(|node| node.field("service")) {
+        let name = bootstrap.node.service.as_deref().unwrap_or_default();
+        faults.extend(service_name(name).map(|why| at.fault(why)));
+    }
+    if let Some(at) = at.field("listeners") {
+        local(&at, &bootstrap.listeners, faults);
+    }
+    if let Some(at) = at.field("config") {
+        source(&at, &bootstrap.config, faults);
+    }
+    if let (Some(at), Some(workers)) = (at.field("workers"), bootstrap.workers)
+        && !(1..=WORKERS_MAX).contains(&workers)
+    {
+        faults.push(at.fault(format!("{workers} workers; expected 1 to {WORKERS_MAX}")));
+    }
+    addresses(at, bootstrap, faults);
+}
+
+fn local(at: &At<'_>, listeners: &Listeners, faults: &mut Vec<Fault>) {
+    for (at, listener) in at.items_of("local").iter().zip(&listeners.local) {
+        if let Some(at) = at.field("service") {
+            faults.extend(service_name(&listener.service).map(|why| at.fault(why)));
+        }
+    }
+}
+
+fn source(at: &At<'_>, source: &Source, faults: &mut Vec<Fault>) {
+    if at.given(&["control", "path"]) == 2 {
+        faults.push(
+            at.fault("`control` and `path` are given together; the configuration comes from one of them"),
+        );
+    }
+    if let (Some(at), Some(control)) = (at.field("control"), &source.control) {
+        faults.extend(control_address(control).map(|why| at.fault(why)));
+    }
+    for (at, want) in at.items_of("want").iter().zip(&source.want) {
+        faults.extend(
+            service_name(want)
+                .filter(|_| want != "*")
+                .map(|why| at.fault(why)),
+        );
+    }
+}
+
+/// Why a text is not the address of a control API.
+fn control_address(text: &str) -> Option<String> {
+    let expected = || {
+        Some(format!(
+            "`{}` is not the address of a control API: expected http:// with a host and, if need be, a port, such as \
+             http://127.0.0.1:9900",
+            shown(text)
+        ))
+    };
+    let Some(rest) = text.strip_prefix("http://") else {
+        return expected();
+    };
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    if rest.parse::<SocketAddr>().is_ok() {
+        return None;
+    }
+    let (name, port) = rest
+        .rsplit_once(':')
+        .map_or((rest, None), |(name, port)| (name, Some(port)));
+    let port_is_good = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0));
+    let in_brackets = rest.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    if in_brackets.is_some_and(|ip| ip.parse::<std::net::Ipv6Addr>().is_ok()) {
+        return None;
+    }
+    if host(name).is_none() && port_is_good {
+        None
+    } else {
+        expected()
+    }
+}
+
+/// Refuses an address that two listeners want. Port 0 is any free port, so it is never the same.
+fn addresses(at: &At<'_>, bootstrap: &Bootstrap, faults: &mut Vec<Fault>) {
+    let listeners = at.field("listeners");
+    let (root, group) = (Some(at), listeners.as_ref());
+    let mut all: Vec<(String, SocketAddr, Option<At<'_>>)> = [
+        ("scrape", bootstrap.scrape, root),
+        ("admin", bootstrap.admin, root),
+        ("inbound", bootstrap.listeners.inbound, group),
+        ("outbound", bootstrap.listeners.outbound, group),
+    ]
+    .into_iter()
+    .map(|(name, address, above)| (format!("`{name}`"), address, above.and_then(|at| at.field(name))))
+    .collect();
+    // The written ones come after the defaults, so that the problem stands where something is written.
+    all.sort_by_key(|(_, _, written)| written.is_some());
+    let local = group.map(|at| at.items_of("local")).unwrap_or_default();
+    for (at, listener) in local.iter().zip(&bootstrap.listeners.local) {
+        if let Some(at) = at.field("address") {
+            all.push((
+                format!("`local` for {}", shown(&listener.service)),
+                listener.address,
+                Some(at),
+            ));
+        }
+    }
+    let mut taken: HashMap<SocketAddr, String> = HashMap::new();
+    for (name, address, written) in all {
+        if address.port() == 0 {
+            continue;
+        }
+        match (taken.get(&address), written) {
+            (Some(other), Some(at)) => faults.push(at.fault(format!(
+                "{address} is the address of {other} already; each listener needs its own"
+            ))),
+            (Some(_), None) => {}
+            (None, _) => {
+                taken.insert(address, name);
+            }
+        }
+    }
+}

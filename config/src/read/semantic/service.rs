@@ -1,0 +1,89 @@
+//! The checks of one service by itself.
+
+use std::net::SocketAddr;
+
+use super::super::node::{Fault, shown};
+use super::names::{host, part_name, service_name, unique};
+use super::routes::routes;
+use super::{At, exactly_one};
+use crate::service::{Backend, Service};
+
+/// Checks a service by itself.
+pub(in super::super) fn service(at: &At<'_>, service: &Service, faults: &mut Vec<Fault>) {
+    if let Some(at) = at.field("name") {
+        faults.extend(service_name(&service.name).map(|why| at.fault(why)));
+    }
+    hosts(at, faults);
+    if let (Some(at), Some(app)) = (at.field("app"), service.app)
+        && app.port() == 0
+    {
+        faults.push(at.fault("the application cannot be reached at port 0; give the port where it listens"));
+    }
+    if let Some(list) = at.field("backends")
+        && list.node.items().is_empty()
+    {
+        faults.push(list.fault("the list is empty; a service needs at least one backend"));
+    }
+    let backends = at.items_of("backends");
+    for (at, backend) in backends.iter().zip(&service.backends) {
+        self::backend(at, backend, faults);
+    }
+    unique(&backends, "name", "backend", faults);
+    routes(at, service, faults);
+}
+
+fn hosts(at: &At<'_>, faults: &mut Vec<Fault>) {
+    for at in at.items_of("hosts") {
+        let Some(name) = at.node.text() else {
+            continue;
+        };
+        let rest = name.strip_prefix("*.");
+        if rest.is_none() && name.contains('*') || rest.is_some_and(|rest| rest.contains('*')) {
+            faults.push(at.fault(format!(
+                "`{}` is not a host name: a `*` is allowed as the whole first label only, as in *.shop.internal",
+                shown(name)
+            )));
+            continue;
+        }
+        faults.extend(host(rest.unwrap_or(name)).map(|why| at.fault(why)));
+    }
+}
+
+fn backend(at: &At<'_>, backend: &Backend, faults: &mut Vec<Fault>) {
+    if let Some(at) = at.field("name") {
+        faults.extend(part_name(&backend.name, "backend").map(|why| at.fault(why)));
+    }
+    let Some(at) = at.field("discover") else {
+        return;
+    };
+    let discover = &backend.discover;
+    exactly_one(&at, &["static", "dns"], faults);
+    endpoints(&at, discover.addresses.as_deref().unwrap_or_default(), faults);
+    if let (Some(at), Some(name)) = (at.field("dns"), &discover.dns) {
+        let name = name.strip_suffix('.').unwrap_or(name);
+        faults.extend(host(name).map(|why| at.fault(why)));
+    }
+    let (is_static, dns, port) = (at.given(&["static"]), at.given(&["dns"]), at.given(&["port"]));
+    if let Some(at) = at.field("port") {
+        if discover.port == Some(0) {
+            faults.push(at.fault("port 0 cannot be reached; expected 1 to 65535"));
+        }
+        if is_static == 1 && dns == 0 {
+            faults.push(at.fault("`port` goes with `dns`; a static endpoint has its port in its address"));
+        }
+    }
+    if dns == 1 && port == 0 && is_static == 0 {
+        faults.push(at.fault("the field `port` is missing; DNS finds addresses only"));
+    }
+}
+
+fn endpoints(at: &At<'_>, addresses: &[SocketAddr], faults: &mut Vec<Fault>) {
+    let mut seen = std::collections::HashSet::new();
+    for (at, address) in at.items_of("static").iter().zip(addresses) {
+        if address.port() == 0 {
+            faults.push(at.fault("port 0 cannot be reached; expected 1 to 65535"));
+        } else if !seen.insert(address) {
+            faults.push(at.fault(format!("{address} is listed twice")));
+        }
+    }
+}

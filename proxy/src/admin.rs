@@ -1,0 +1,174 @@
+//! Operators in: is it ready, what does it count, what does it run.
+//!
+//! Two addresses. The scrape address is open to the network and says nothing that is not meant for it: `/metrics`,
+//! `/stats/prometheus`, `/ready`, `/live`. The admin address is for this host alone and says all. Both stand on the
+//! control thread, so that a slow scrape costs no request anything.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use tokio::net::TcpListener;
+
+use crate::apply::Refused;
+use crate::drain::Drain;
+use crate::snapshot::{Origin, Snapshots};
+use crate::telemetry::metrics::Metrics;
+use crate::timer::Timer;
+
+/// How many connections are served at once on each address: scrapers and probes are few, and more than this are
+/// a fault of someone that must not cost the sidecar its memory.
+const CONNECTIONS_MAX: usize = 64;
+
+/// What the pages show.
+#[derive(Debug)]
+pub(crate) struct Admin {
+    pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) refused: Arc<Mutex<Option<Refused>>>,
+    pub(crate) drain: Drain,
+}
+
+/// Which pages an address has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pages {
+    /// Those for the network.
+    Scrape,
+    /// All.
+    Admin,
+}
+
+/// Serves the pages until the process ends.
+pub(crate) async fn serve(admin: Rc<Admin>, listener: TcpListener, pages: Pages) {
+    let places = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        let Ok((stream, _)) = listener.accept().await else {
+            // For want of descriptors, most likely; the data side has said so already.
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            continue;
+        };
+        let admin = Rc::clone(&admin);
+        tokio::task::spawn_local(async move {
+            let service = service_fn(move |request: Request<Incoming>| {
+                let answer = admin.answer(&request, pages);
+                async move { Ok::<_, Infallible>(answer) }
+            });
+            // A probe that hangs up early is no news.
+            let _ = http1::Builder::new()
+                .timer(Timer)
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+            drop(place);
+        });
+    }
+}
+
+/// A socket for the pages.
+pub(crate) fn listener(socket: std::net::TcpListener) -> std::io::Result<(TcpListener, SocketAddr)> {
+    let address = socket.local_addr()?;
+    Ok((TcpListener::from_std(socket)?, address))
+}
+
+/// The body of `/config`.
+#[derive(Serialize)]
+struct ConfigPage<'a> {
+    version: &'a str,
+    source: &'a str,
+    documents: &'a [outrigger_config::Document],
+    refused: Option<&'a Refused>,
+}
+
+impl Admin {
+    fn answer(&self, request: &Request<Incoming>, pages: Pages) -> Response<Full<Bytes>> {
+        if request.method() != Method::GET && request.method() != Method::HEAD {
+            return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n");
+        }
+        match (request.uri().path(), pages) {
+            ("/live", _) => text(StatusCode::OK, "live\n"),
+            ("/ready", _) => self.ready(),
+            ("/metrics" | "/stats/prometheus", _) => self.metrics(),
+            ("/config", Pages::Admin) => self.config(),
+            (_, Pages::Scrape) => text(
+                StatusCode::NOT_FOUND,
+                "served here: /metrics /stats/prometheus /ready /live\n",
+            ),
+            (_, Pages::Admin) => text(
+                StatusCode::NOT_FOUND,
+                "served here: /metrics /stats/prometheus /ready /live /config\n",
+            ),
+        }
+    }
+
+    fn ready(&self) -> Response<Full<Bytes>> {
+        if self.drain.is_draining() {
+            return text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "draining: it finishes what it has and takes no more\n",
+            );
+        }
+        if self.snapshots.load().origin == Origin::Nothing {
+            return text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "not ready: no configuration has been applied yet\n",
+            );
+        }
+        text(StatusCode::OK, "ready\n")
+    }
+
+    fn metrics(&self) -> Response<Full<Bytes>> {
+        match self.metrics.encode() {
+            Ok(metrics) => answer(StatusCode::OK, Metrics::CONTENT_TYPE, metrics.into()),
+            Err(error) => text(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                &format!("the metrics cannot be written: {error}\n"),
+            ),
+        }
+    }
+
+    fn config(&self) -> Response<Full<Bytes>> {
+        let snapshot = self.snapshots.load();
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let page = ConfigPage {
+            version: &snapshot.version,
+            source: snapshot.origin.word(),
+            documents: &snapshot.documents,
+            refused: refused.as_ref(),
+        };
+        match serde_json::to_vec_pretty(&page) {
+            Ok(page) => answer(StatusCode::OK, "application/json", page.into()),
+            Err(error) => text(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                &format!("the configuration cannot be written: {error}\n"),
+            ),
+        }
+    }
+}
+
+fn text(status: StatusCode, words: &str) -> Response<Full<Bytes>> {
+    answer(
+        status,
+        "text/plain; charset=utf-8",
+        Bytes::copy_from_slice(words.as_bytes()),
+    )
+}
+
+fn answer(status: StatusCode, content_type: &'static str, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}

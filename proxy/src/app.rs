@@ -1,0 +1,245 @@
+//! Builds every part once, runs them, and stops them in order.
+//!
+//! Knows the parts and their lifetimes; decides nothing about requests or configurations.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use outrigger_config::Bootstrap;
+use outrigger_config::discovery::Node;
+use tokio::runtime::LocalOptions;
+
+use crate::admin::{self, Admin, Pages};
+use crate::apply::{self, Applier};
+use crate::control::files::Files;
+use crate::control::{ControlApi, Source};
+use crate::drain::Drain;
+use crate::listener::{self, Listener, Workers};
+use crate::snapshot::{Entry, Snapshots, compile};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::request_log::AccessLogger;
+use crate::upstream::discovery::Resolver;
+
+/// While it drains, the sidecar is done when it has had no connection for this long: long enough for a caller that
+/// was told to close its connection to come back once with a new one.
+const QUIET: Duration = Duration::from_millis(500);
+
+/// How often it is looked whether the last connection has gone.
+const LOOK_EVERY: Duration = Duration::from_millis(25);
+
+/// How often snapshots that nobody holds any more are dropped.
+const BURY_EVERY: Duration = Duration::from_secs(1);
+
+/// Everything that is fixed when a sidecar starts.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// The bootstrap.
+    pub bootstrap: Bootstrap,
+    /// DNS servers to ask; none: those of the system.
+    pub dns: Vec<SocketAddr>,
+}
+
+/// A sidecar whose sockets are bound and whose callers wait in them: it serves as soon as it runs.
+#[derive(Debug)]
+pub struct Sidecar {
+    start: Start,
+    listeners: Vec<Listener>,
+    scrape: std::net::TcpListener,
+    admin: std::net::TcpListener,
+    drain: Drain,
+}
+
+impl Sidecar {
+    /// Binds every socket.
+    ///
+    /// # Errors
+    /// When an address is taken, with its name and address.
+    pub fn bind(start: Start) -> anyhow::Result<Self> {
+        let bootstrap = &start.bootstrap;
+        let mut listeners = Vec::new();
+        if bootstrap.node.service.is_some() {
+            listeners.push(Listener::bind(Entry::Inbound, bootstrap.listeners.inbound)?);
+        }
+        listeners.push(Listener::bind(Entry::Outbound, bootstrap.listeners.outbound)?);
+        for local in &bootstrap.listeners.local {
+            listeners.push(Listener::bind(
+                Entry::Local(local.service.as_str().into()),
+                local.address,
+            )?);
+        }
+        let page = |name: &str, address: SocketAddr| {
+            let socket = listener::bind(address).with_context(|| {
+                format!("cannot listen on {address} for {name}: is another program using it? set another address in the bootstrap")
+            })?;
+            tracing::info!(listener = name, address = %socket.local_addr()?, "listening");
+            anyhow::Ok(socket)
+        };
+        let (scrape, admin) = (page("scrape", bootstrap.scrape)?, page("admin", bootstrap.admin)?);
+        Ok(Self {
+            listeners,
+            scrape,
+            admin,
+            start,
+            drain: Drain::default(),
+        })
+    }
+
+    /// How to stop it: [`Drain::start`] makes [`Self::run`] finish what it has and return.
+    pub fn drain(&self) -> Drain {
+        self.drain.clone()
+    }
+
+    /// The addresses of the traffic listeners by name: `inbound`, `outbound`, `local:<service>`.
+    pub fn addresses(&self) -> Vec<(String, SocketAddr)> {
+        self.listeners
+            .iter()
+            .map(|listener| (listener.name.clone(), listener.address))
+            .collect()
+    }
+
+    /// The address of the admin pages.
+    ///
+    /// # Errors
+    /// When the system does not tell it.
+    pub fn admin_address(&self) -> std::io::Result<SocketAddr> {
+        self.admin.local_addr()
+    }
+
+    /// Serves until it is told to stop and has finished what it had. This thread becomes the control thread.
+    ///
+    /// # Errors
+    /// When a part cannot be started.
+    pub fn run(self) -> anyhow::Result<()> {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_all().build_local(LocalOptions::default())?;
+        runtime.block_on(self.serve())
+    }
+
+    async fn serve(self) -> anyhow::Result<()> {
+        let Self {
+            start: Start { bootstrap, dns },
+            listeners,
+            scrape,
+            admin,
+            drain,
+        } = self;
+        let metrics = Arc::new(Metrics::new()?);
+        let snapshots = Arc::new(Snapshots::new(compile::nothing(&metrics)));
+        let logger = AccessLogger::start(bootstrap.access_log, metrics.lost_lines())?;
+        let workers = Workers::start(worker_count(&bootstrap), &snapshots, &logger, &drain)?;
+        let resolver = Resolver::new(&dns)?;
+        let source = source(&bootstrap, &resolver)?;
+        let node_service = bootstrap.node.service.clone();
+        let applier = Applier::new(
+            Arc::clone(&snapshots),
+            Arc::clone(&metrics),
+            resolver,
+            node_service,
+        );
+
+        let pages = Rc::new(Admin {
+            snapshots,
+            metrics: Arc::clone(&metrics),
+            refused: Arc::clone(&applier.refused),
+            drain: drain.clone(),
+        });
+        for (socket, which) in [(scrape, Pages::Scrape), (admin, Pages::Admin)] {
+            let (socket, _) = admin::listener(socket)?;
+            tokio::task::spawn_local(admin::serve(Rc::clone(&pages), socket, which));
+        }
+        listener::start_accepting(listeners, &workers, &metrics, &drain)?;
+        tokio::task::spawn_local(keep_configured(applier, source));
+
+        drain.draining().await;
+        finish(&drain, bootstrap.drain.0).await;
+        Ok(())
+    }
+}
+
+/// The one writer of the configuration.
+async fn keep_configured(mut applier: Applier, mut source: Source) {
+    let mut bury = tokio::time::interval(BURY_EVERY);
+    loop {
+        tokio::select! {
+            push = source.next() => {
+                let verdict = apply::apply(&mut applier, push).await;
+                source.answer(verdict);
+            }
+            _ = bury.tick() => applier.bury(),
+        }
+    }
+}
+
+/// Finishes what there is: until it has been quiet, at most for `limit`.
+async fn finish(drain: &Drain, limit: Duration) {
+    let started = tokio::time::Instant::now();
+    tracing::info!(connections = drain.running(), limit = ?limit, "draining");
+    let mut quiet_since = started;
+    while started.elapsed() < limit && quiet_since.elapsed() < QUIET {
+        if drain.running() > 0 {
+            quiet_since = tokio::time::Instant::now();
+        }
+        // Half of the time is for callers that keep coming; then the door is closed and the rest is for those
+        // that are in.
+        if started.elapsed() > limit / 2 {
+            drain.close();
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    drain.close();
+    let cut = drain.running();
+    drain.end();
+    if cut > 0 {
+        tracing::warn!(
+            connections = cut,
+            "the time to drain is over; these connections were cut"
+        );
+    }
+    drain.finished().await;
+    tracing::info!(took = ?started.elapsed(), "drained");
+}
+
+fn source(bootstrap: &Bootstrap, resolver: &Resolver) -> anyhow::Result<Source> {
+    let config = &bootstrap.config;
+    match (&config.control, &config.path) {
+        (Some(url), None) => {
+            let node = &bootstrap.node;
+            let text = |value: &Option<String>| value.clone().unwrap_or_default();
+            let node = Node {
+                id: node.id.clone().unwrap_or_else(host_name),
+                service: text(&node.service),
+                version: text(&node.version),
+                zone: text(&node.zone),
+            };
+            let (want, last_good) = (config.want.clone(), config.last_good.clone());
+            let api = ControlApi::new(url, resolver.clone(), node, want, last_good)?;
+            Ok(Source::Control(Box::new(api)))
+        }
+        (None, Some(path)) => Ok(Source::Files(Files::new(path.clone()))),
+        (None, None) => anyhow::bail!(
+            "no source of configuration: give --control URL for a control API or --path FILE for a watched file or folder"
+        ),
+        (Some(_), Some(_)) => {
+            anyhow::bail!("two sources of configuration: give --control or --path, not both")
+        }
+    }
+}
+
+/// The host's name, which in a container is its own.
+fn host_name() -> String {
+    let read = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    read.map_or_else(
+        |_| format!("sidecar-{}", std::process::id()),
+        |name| name.trim().to_owned(),
+    )
+}
+
+/// As many data threads as there are CPUs that this process may use; the standard library counts the cgroup's quota.
+fn worker_count(bootstrap: &Bootstrap) -> usize {
+    bootstrap
+        .workers
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
+}

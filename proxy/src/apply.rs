@@ -1,0 +1,173 @@
+//! The journey of one push: read [`apply`] and you have read how the configuration changes.
+//!
+//! Runs on the control thread, one push at a time. A push is applied whole or refused whole; a refusal changes
+//! nothing but the count of refusals. Sockets are fixed by the bootstrap, so there is none to bind here yet.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use outrigger_config::{Config, Problem};
+use serde::Serialize;
+
+use crate::control::{Push, Verdict};
+use crate::snapshot::compile::{self, Said};
+use crate::snapshot::{Snapshot, Snapshots};
+use crate::telemetry::metrics::{Metrics, PushResult};
+use crate::upstream::discovery::Resolver;
+
+/// How long a push waits for the first answers of DNS before it serves without them: a table whose backend cannot
+/// be found must not hold back the ones that can.
+const WARM_MAX: Duration = Duration::from_secs(5);
+
+/// The last push that was refused, for `/config`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Refused {
+    /// Its version.
+    pub version: String,
+    /// Why.
+    pub problems: Vec<Problem>,
+}
+
+/// What a push is applied to.
+#[derive(Debug)]
+pub(crate) struct Applier {
+    pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) resolver: Resolver,
+    pub(crate) node_service: Option<String>,
+    pub(crate) refused: Arc<Mutex<Option<Refused>>>,
+    /// What the snapshot that serves was made of.
+    config: Config,
+    /// Snapshots that no longer serve but are still held by a request. They are dropped here, not on a data thread:
+    /// a large table takes a while.
+    retired: Vec<Arc<Snapshot>>,
+}
+
+impl Applier {
+    pub(crate) fn new(
+        snapshots: Arc<Snapshots>,
+        metrics: Arc<Metrics>,
+        resolver: Resolver,
+        node_service: Option<String>,
+    ) -> Self {
+        let refused = Arc::default();
+        Self {
+            snapshots,
+            metrics,
+            resolver,
+            node_service,
+            refused,
+            config: Config::default(),
+            retired: Vec::new(),
+        }
+    }
+
+    /// Lets go of what no request holds any more.
+    pub(crate) fn bury(&mut self) {
+        self.retired.retain(|snapshot| Arc::strong_count(snapshot) > 1);
+    }
+}
+
+/// The journey of one push.
+pub(crate) async fn apply(to: &mut Applier, push: Push) -> Verdict {
+    let Push {
+        version,
+        origin,
+        documents,
+    } = push;
+    let read = documents.and_then(|documents| Ok((outrigger_config::check(&documents)?, documents)));
+    let (config, documents) = match read {
+        Ok(read) => read,
+        Err(problems) => return refuse(to, version, problems),
+    };
+    let current = to.snapshots.load();
+    let unchanged = config == to.config && current.origin == origin;
+    let push = Said {
+        version: version.clone(),
+        origin,
+        documents,
+    };
+    let compiled = compile::compile(
+        push,
+        &config,
+        to.node_service.as_deref(),
+        &to.metrics,
+        Some(&current),
+    );
+    let next = match compiled {
+        Ok(next) => next,
+        Err(problems) => return refuse(to, version, problems.into_iter().map(unplaced).collect()),
+    };
+    warm(to, &next, &current).await;
+    to.metrics.config_serves(&next.version, next.origin.word());
+    to.metrics.pushed(if unchanged {
+        PushResult::Unchanged
+    } else {
+        PushResult::Applied
+    });
+    tracing::info!(
+        version = next.version,
+        source = next.origin.word(),
+        unchanged,
+        "configuration applied"
+    );
+    drop(current);
+    let old = to.snapshots.swap(Arc::new(next));
+    to.retired.push(old);
+    to.bury();
+    to.config = config;
+    *to.refused.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    Verdict::Applied
+}
+
+/// Nothing changes but what says that something was refused.
+fn refuse(to: &Applier, version: String, problems: Vec<Problem>) -> Verdict {
+    to.metrics.pushed(PushResult::Refused);
+    for problem in &problems {
+        tracing::error!(version, %problem, "configuration refused; the last good one goes on serving");
+    }
+    let refused = Refused {
+        version,
+        problems: problems.clone(),
+    };
+    *to.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(refused);
+    Verdict::Refused(problems)
+}
+
+/// A problem that compiling found. [`outrigger_config::check`] should have found it first, with its place.
+fn unplaced(message: String) -> Problem {
+    Problem {
+        file: String::new(),
+        line: 1,
+        column: 1,
+        path: String::new(),
+        message,
+    }
+}
+
+/// Begins discovery for the clusters that are new, and waits for its first answers, within bounds.
+async fn warm(to: &Applier, next: &Snapshot, current: &Snapshot) {
+    let mut first_answers = Vec::new();
+    for cluster in &next.clusters {
+        let known = current.clusters.iter().any(|known| Arc::ptr_eq(known, cluster));
+        if known || cluster.discover.dns.is_none() {
+            continue;
+        }
+        let (answered, first) = tokio::sync::oneshot::channel();
+        first_answers.push(first);
+        tokio::task::spawn_local(
+            to.resolver
+                .clone()
+                .keep_current(Arc::downgrade(cluster), answered),
+        );
+    }
+    let all = async {
+        for first in first_answers {
+            // An error means that the cluster went before it was found, which is an answer too.
+            let _ = first.await;
+        }
+    };
+    if tokio::time::timeout(WARM_MAX, all).await.is_err() {
+        tracing::warn!(waited = ?WARM_MAX, "DNS has not answered for every backend; serving without them for now");
+    }
+}

@@ -1,0 +1,435 @@
+//! Config in: from the control API by long poll, from watched files, or from disk when the API is away.
+//!
+//! Whatever the source, out comes a [`Push`] and back goes a [`Verdict`]; what applies it does not know the difference. The
+//! sidecar never needs the control API to keep serving: when it cannot be reached this waits, asks again, and what
+//! serves goes on serving.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use bytes::Bytes;
+use http::{Request, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use outrigger_config::discovery::{
+    DiscoveryRequest, DiscoveryResponse, HOLD_DEFAULT, Node, Refusal, Versioned,
+};
+use outrigger_config::{Document, Problem, units};
+use tokio::net::TcpStream;
+
+use crate::snapshot::Origin;
+use crate::upstream::discovery::Resolver;
+
+pub(crate) mod files;
+
+/// After a poll that failed, this long is waited, then twice as long, and so on.
+const BACKOFF_FIRST: Duration = Duration::from_millis(100);
+
+/// The longest wait after a poll that failed: when the control API is back, its sidecars are back within this.
+const BACKOFF_MAX: Duration = Duration::from_secs(3);
+
+/// How long the control API may take to answer beyond the hold that it was asked for.
+const ANSWER_SLACK: Duration = Duration::from_secs(10);
+
+/// How long connecting to the control API may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The largest answer that is read: thousands of services fit; an endless one does not fill the memory.
+const ANSWER_MAX: usize = 64 * 1024 * 1024;
+
+/// The hold of the first poll after a start from disk: it should soon be known whether what was on disk still holds.
+const HOLD_FROM_DISK: units::Duration = units::Duration::from_millis(200);
+
+/// A configuration that came in, whole.
+#[derive(Clone, Debug)]
+pub(crate) struct Push {
+    /// The version of the whole.
+    pub(crate) version: String,
+    /// Where it came from.
+    pub(crate) origin: Origin,
+    /// What it says, or why it could not even be taken apart.
+    pub(crate) documents: Result<Vec<Document>, Vec<Problem>>,
+}
+
+/// What became of a push.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It serves.
+    Applied,
+    /// It was refused; what served before serves on.
+    Refused(Vec<Problem>),
+}
+
+/// Where configurations come from.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// The control API.
+    Control(Box<ControlApi>),
+    /// A watched file or folder.
+    Files(files::Files),
+}
+
+impl Source {
+    /// The next configuration. Waits for as long as there is none.
+    pub(crate) async fn next(&mut self) -> Push {
+        match self {
+            Self::Control(api) => api.next().await,
+            Self::Files(files) => files.next().await,
+        }
+    }
+
+    /// What became of the last one.
+    pub(crate) fn answer(&mut self, verdict: Verdict) {
+        match self {
+            Self::Control(api) => api.answer(verdict),
+            Self::Files(_) => {}
+        }
+    }
+}
+
+/// The sidecar's end of the long poll.
+#[derive(Debug)]
+pub(crate) struct ControlApi {
+    /// `host:port`.
+    authority: String,
+    resolver: Resolver,
+    node: Node,
+    want: Vec<String>,
+    last_good: Option<PathBuf>,
+    connection: Option<http1::SendRequest<Full<Bytes>>>,
+    /// What is applied: documents by key.
+    held: BTreeMap<String, Versioned>,
+    version: String,
+    /// The answer to the last response, sent with the next poll.
+    nonce: String,
+    error: Option<Refusal>,
+    /// Whether the two sides may disagree on what is held.
+    unsure: bool,
+    /// What was handed to `apply` and not answered yet.
+    pending: Option<Pending>,
+    /// What serves came from disk, or nothing serves yet.
+    origin: Origin,
+    failures: u32,
+}
+
+#[derive(Debug)]
+struct Pending {
+    version: String,
+    nonce: String,
+    held: BTreeMap<String, Versioned>,
+    origin: Origin,
+}
+
+/// What the control API said to a poll.
+enum Reply {
+    Changes(DiscoveryResponse),
+    NothingNew,
+    /// It does not know the version that was named, and asks what is held.
+    SayWhatYouHold,
+}
+
+impl ControlApi {
+    /// A client of the control API at a URL like `http://127.0.0.1:9900`.
+    pub(crate) fn new(
+        url: &str,
+        resolver: Resolver,
+        node: Node,
+        want: Vec<String>,
+        last_good: Option<PathBuf>,
+    ) -> anyhow::Result<Self> {
+        let uri: http::Uri = url
+            .parse()
+            .with_context(|| format!("`{url}` is not a URL: expected http://host:port"))?;
+        let authority = uri
+            .authority()
+            .ok_or_else(|| anyhow!("`{url}` names no host: expected http://host:port"))?;
+        if uri.scheme_str() != Some("http") {
+            bail!("`{url}` is not served: the control API speaks http:// for now");
+        }
+        let port = authority.port_u16().unwrap_or(80);
+        Ok(Self {
+            authority: format!("{}:{port}", authority.host()),
+            resolver,
+            node,
+            want: if want.is_empty() { vec!["*".into()] } else { want },
+            last_good,
+            connection: None,
+            held: BTreeMap::new(),
+            version: String::new(),
+            nonce: String::new(),
+            error: None,
+            unsure: true,
+            pending: None,
+            origin: Origin::Nothing,
+            failures: 0,
+        })
+    }
+
+    async fn next(&mut self) -> Push {
+        loop {
+            match self.poll().await {
+                Ok(reply) => {
+                    if self.failures > 0 {
+                        tracing::info!(control = self.authority, "the control API answers again");
+                    }
+                    self.failures = 0;
+                    if let Some(push) = self.read(reply) {
+                        return push;
+                    }
+                }
+                Err(error) => {
+                    self.connection = None;
+                    self.unsure = true;
+                    self.nonce.clear();
+                    self.failures += 1;
+                    if self.failures == 1 {
+                        tracing::warn!(control = self.authority, error = %format!("{error:#}"), "the control API does not answer; going on with what is known and asking again");
+                    }
+                    if self.origin == Origin::Nothing
+                        && let Some(push) = self.read_last_good()
+                    {
+                        return push;
+                    }
+                    self.back_off().await;
+                }
+            }
+        }
+    }
+
+    async fn back_off(&self) {
+        let wait = BACKOFF_FIRST
+            .saturating_mul(1 << (self.failures - 1).min(10))
+            .min(BACKOFF_MAX);
+        // Half fixed, half drawn: sidecars that lost the same API do not come back in one moment.
+        tokio::time::sleep(wait / 2 + wait.mul_f64(fastrand::f64() / 2.0)).await;
+    }
+
+    /// Makes a push of what the API said, if there is anything to do.
+    fn read(&mut self, reply: Reply) -> Option<Push> {
+        match reply {
+            Reply::SayWhatYouHold => {
+                self.unsure = true;
+                self.nonce.clear();
+                None
+            }
+            Reply::NothingNew => {
+                self.unsure = false;
+                self.nonce.clear();
+                // What was on disk is what the API holds: from now on it counts as the API's.
+                (self.origin == Origin::Disk).then(|| {
+                    let (version, held) = (self.version.clone(), self.held.clone());
+                    self.hand_over(Pending {
+                        version,
+                        nonce: String::new(),
+                        held,
+                        origin: Origin::Control,
+                    })
+                })
+            }
+            Reply::Changes(response) => {
+                self.unsure = false;
+                let mut held = self.held.clone();
+                for key in &response.removed {
+                    held.remove(key);
+                }
+                for changed in response.changed {
+                    held.insert(changed.document.key().to_owned(), changed);
+                }
+                let DiscoveryResponse { version, nonce, .. } = response;
+                Some(self.hand_over(Pending {
+                    version,
+                    nonce,
+                    held,
+                    origin: Origin::Control,
+                }))
+            }
+        }
+    }
+
+    fn hand_over(&mut self, pending: Pending) -> Push {
+        let documents = pending
+            .held
+            .values()
+            .map(|versioned| versioned.document.clone())
+            .collect();
+        let push = Push {
+            version: pending.version.clone(),
+            origin: pending.origin,
+            documents: Ok(documents),
+        };
+        self.pending = Some(pending);
+        push
+    }
+
+    fn answer(&mut self, verdict: Verdict) {
+        let Some(pending) = self.pending.take() else {
+            return;
+        };
+        self.nonce = pending.nonce;
+        match verdict {
+            Verdict::Applied => {
+                self.error = None;
+                self.version = pending.version;
+                self.held = pending.held;
+                self.origin = pending.origin;
+                if pending.origin == Origin::Control {
+                    self.keep();
+                }
+            }
+            Verdict::Refused(problems) => self.error = Some(Refusal { problems }),
+        }
+    }
+
+    /// One poll: the answer to the last response goes out, and what changed since comes back.
+    async fn poll(&mut self) -> anyhow::Result<Reply> {
+        let hold = if self.origin == Origin::Disk {
+            HOLD_FROM_DISK
+        } else {
+            HOLD_DEFAULT
+        };
+        let versions = || {
+            self.held
+                .iter()
+                .map(|(key, held)| (key.clone(), held.version.clone()))
+                .collect()
+        };
+        let question = DiscoveryRequest {
+            node: self.node.clone(),
+            want: self.want.clone(),
+            have: self.unsure.then(versions),
+            version: self.version.clone(),
+            nonce: self.nonce.clone(),
+            error: self.error.clone(),
+            hold: Some(hold),
+        };
+        let question = Bytes::from(serde_json::to_vec(&question)?);
+        let answer = tokio::time::timeout(hold.0 + ANSWER_SLACK, self.exchange(question));
+        let (status, body) = answer
+            .await
+            .map_err(|_| anyhow!("no answer within {:?}", hold.0 + ANSWER_SLACK))??;
+        match status {
+            StatusCode::OK => Ok(Reply::Changes(
+                serde_json::from_slice(&body).context("the answer is not understood")?,
+            )),
+            StatusCode::NO_CONTENT => Ok(Reply::NothingNew),
+            StatusCode::CONFLICT if !self.unsure => Ok(Reply::SayWhatYouHold),
+            other => bail!(
+                "it answered {other}: {}",
+                String::from_utf8_lossy(&body[..body.len().min(500)])
+            ),
+        }
+    }
+
+    async fn exchange(&mut self, question: Bytes) -> anyhow::Result<(StatusCode, Bytes)> {
+        let mut connection = match self.connection.take() {
+            Some(connection) if !connection.is_closed() => connection,
+            _ => self.connect().await?,
+        };
+        connection.ready().await?;
+        let request = Request::post("/v1/discovery")
+            .header(header::HOST, &self.authority)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(question))?;
+        let (head, body) = connection.send_request(request).await?.into_parts();
+        let body = Limited::new(body, ANSWER_MAX)
+            .collect()
+            .await
+            .map_err(|error| anyhow!("{error}"))?;
+        self.connection = Some(connection);
+        Ok((head.status, body.to_bytes()))
+    }
+
+    async fn connect(&self) -> anyhow::Result<http1::SendRequest<Full<Bytes>>> {
+        let (host, port) = self.authority.rsplit_once(':').unwrap_or((&self.authority, "80"));
+        let port: u16 = port.parse()?;
+        let addresses = match host.trim_matches(['[', ']']).parse::<IpAddr>() {
+            Ok(address) => vec![address],
+            Err(_) => self.resolver.addresses(host).await?,
+        };
+        let mut failed = anyhow!("`{host}` has no address");
+        for address in addresses {
+            let address = SocketAddr::new(address, port);
+            match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => {
+                    let (sender, driver) = http1::handshake(TokioIo::new(stream)).await?;
+                    tokio::task::spawn_local(async move {
+                        // Its end shows at the sender, where it is dealt with.
+                        let _ = driver.await;
+                    });
+                    return Ok(sender);
+                }
+                Ok(Err(error)) => failed = anyhow!("connect to {address}: {error}"),
+                Err(_) => failed = anyhow!("connect to {address}: no answer within {CONNECT_TIMEOUT:?}"),
+            }
+        }
+        Err(failed)
+    }
+}
+
+/// What is kept on disk.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct LastGood {
+    version: String,
+    documents: Vec<Versioned>,
+}
+
+impl ControlApi {
+    /// Keeps what was applied, whole or not at all: written beside and renamed over.
+    fn keep(&self) {
+        let Some(path) = &self.last_good else { return };
+        let kept = LastGood {
+            version: self.version.clone(),
+            documents: self.held.values().cloned().collect(),
+        };
+        let written = serde_json::to_vec(&kept)
+            .map_err(std::io::Error::other)
+            .and_then(|text| {
+                let beside = path.with_extension("new");
+                let mut file = std::fs::File::create(&beside)?;
+                std::io::Write::write_all(&mut file, &text)?;
+                file.sync_all()?;
+                std::fs::rename(&beside, path)
+            });
+        if let Err(error) = written {
+            tracing::error!(path = %path.display(), %error, "cannot keep the last good configuration; a start without the control API would have nothing to serve");
+        }
+    }
+
+    /// The configuration that was kept, if nothing serves and there is one.
+    fn read_last_good(&mut self) -> Option<Push> {
+        let path = self.last_good.as_ref()?;
+        let text = match std::fs::read(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "cannot read the last good configuration");
+                return None;
+            }
+        };
+        let kept: LastGood = match serde_json::from_slice(&text) {
+            Ok(kept) => kept,
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "the last good configuration is damaged; waiting for the control API");
+                return None;
+            }
+        };
+        tracing::warn!(version = kept.version, path = %path.display(), "starting with the last good configuration");
+        let held = kept
+            .documents
+            .into_iter()
+            .map(|held| (held.document.key().to_owned(), held))
+            .collect();
+        // From here on nothing more is read from disk, whatever becomes of this.
+        self.origin = Origin::Disk;
+        Some(self.hand_over(Pending {
+            version: kept.version,
+            nonce: String::new(),
+            held,
+            origin: Origin::Disk,
+        }))
+    }
+}

@@ -1,0 +1,213 @@
+//! Why the proxy answered instead of the upstream: the one table of reasons.
+//!
+//! A reason is one word. The same word stands in the `x-outrigger-reason` header, in the log and in the metric, and
+//! its row says which status it becomes and whether the upstream may have seen the request, which is all that the
+//! safety of a retry hangs on. Nothing here decides to retry: that is `request::retry`.
+
+use std::fmt;
+
+use http::{HeaderValue, StatusCode};
+
+/// Why the proxy answered instead of the upstream, or cut the upstream's answer short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// The request is not one that HTTP allows.
+    BadRequest,
+    /// No service of the mesh bears the host that was asked for.
+    NoService,
+    /// The service is known; none of its routes matches.
+    NoRoute,
+    /// A bound of this sidecar was reached.
+    Overloaded,
+    /// The backend has no endpoint.
+    NoEndpoint,
+    /// No connection was made: refused, unreachable.
+    ConnectFailed,
+    /// No connection was made in time.
+    ConnectTimeout,
+    /// The connection broke before or inside the answer.
+    UpstreamReset,
+    /// The answer is not one that HTTP allows.
+    UpstreamProtocol,
+    /// One attempt took too long.
+    AttemptTimeout,
+    /// The request took too long, all attempts together.
+    RequestTimeout,
+    /// A body was silent for too long.
+    IdleTimeout,
+    /// The caller went away before it had its answer.
+    ClientGone,
+    /// A fault of the proxy itself.
+    Internal,
+}
+
+/// Whether the upstream may have seen the request when it failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reached {
+    /// Certainly not: another attempt is safe for any method.
+    No,
+    /// It may have: another attempt is safe for idempotent methods only (RFC 9110 section 9.2.2).
+    Maybe,
+}
+
+/// One row of the table.
+struct Facts {
+    word: &'static str,
+    status: StatusCode,
+    reached: Reached,
+    advice: &'static str,
+}
+
+impl Reason {
+    /// Every reason, in the order of the table.
+    pub const ALL: [Self; 14] = [
+        Self::BadRequest,
+        Self::NoService,
+        Self::NoRoute,
+        Self::Overloaded,
+        Self::NoEndpoint,
+        Self::ConnectFailed,
+        Self::ConnectTimeout,
+        Self::UpstreamReset,
+        Self::UpstreamProtocol,
+        Self::AttemptTimeout,
+        Self::RequestTimeout,
+        Self::IdleTimeout,
+        Self::ClientGone,
+        Self::Internal,
+    ];
+
+    /// The row's place in the table.
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The word that header, log and metric say.
+    pub const fn word(self) -> &'static str {
+        self.facts().word
+    }
+
+    /// The status of the answer that the proxy makes.
+    pub const fn status(self) -> StatusCode {
+        self.facts().status
+    }
+
+    /// Whether the upstream may have seen the request.
+    pub const fn reached(self) -> Reached {
+        self.facts().reached
+    }
+
+    /// The word as a header value.
+    pub const fn header(self) -> HeaderValue {
+        HeaderValue::from_static(self.facts().word)
+    }
+
+    /// What an operator should look at first.
+    pub const fn advice(self) -> &'static str {
+        self.facts().advice
+    }
+
+    // A table is read by its columns.
+    #[rustfmt::skip]
+    const fn facts(self) -> Facts {
+        use Reached::{Maybe, No};
+        match self {
+            Self::BadRequest =>       facts("bad-request",       400, No,    "the request is malformed; look at the client"),
+            Self::NoService =>        facts("no-service",        404, No,    "no service has this host; compare `hosts` in the service files"),
+            Self::NoRoute =>          facts("no-route",          404, No,    "no route of the service matches; compare its `routes`"),
+            Self::Overloaded =>       facts("overloaded",        503, No,    "a limit of this sidecar was reached; look at connections and at slow endpoints"),
+            Self::NoEndpoint =>       facts("no-endpoint",       503, No,    "the backend has no endpoint; look at its `discover` and at DNS"),
+            Self::ConnectFailed =>    facts("connect-failed",    503, No,    "nothing accepts connections there; is the instance running and its port right?"),
+            Self::ConnectTimeout =>   facts("connect-timeout",   503, No,    "no answer to the connection; look at security groups and routes"),
+            Self::UpstreamReset =>    facts("upstream-reset",    502, Maybe, "the instance closed the connection; look for its crash or restart"),
+            Self::UpstreamProtocol => facts("upstream-protocol", 502, Maybe, "the instance does not answer in HTTP; is `protocol` right?"),
+            Self::AttemptTimeout =>   facts("attempt-timeout",   504, Maybe, "one attempt outlasted `timeout.attempt`"),
+            Self::RequestTimeout =>   facts("request-timeout",   504, Maybe, "the request outlasted `timeout.request`"),
+            Self::IdleTimeout =>      facts("idle-timeout",      504, Maybe, "a body was silent for longer than `timeout.idle`"),
+            // 499 is nginx's word for it; nobody is left to read the status, only log and metric carry it.
+            Self::ClientGone =>       facts("client-gone",       499, Maybe, "the caller gave up first; look at its own timeout"),
+            Self::Internal =>         facts("internal",          500, Maybe, "a fault of this sidecar; please report it with its log"),
+        }
+    }
+}
+
+/// One row: the status is given as a number so that the table reads as a table.
+const fn facts(word: &'static str, status: u16, reached: Reached, advice: &'static str) -> Facts {
+    // Every status above is a valid one, which the test below walks through; the fallback is never taken.
+    let status = match StatusCode::from_u16(status) {
+        Ok(status) => status,
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    Facts {
+        word,
+        status,
+        reached,
+        advice,
+    }
+}
+
+/// A request that could not be served: the reason, and what exactly happened for the log.
+#[derive(Debug)]
+pub struct Failure {
+    /// The row of the table.
+    pub reason: Reason,
+    /// What happened, where: addresses and causes. For the log, never for the caller.
+    pub detail: String,
+}
+
+impl Failure {
+    /// A failure and what happened.
+    pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self {
+            reason,
+            detail: detail.into(),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.reason.word(), self.detail)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_a_place_a_word_of_its_own_and_an_error_status() {
+        let mut words = std::collections::HashSet::new();
+        for (index, reason) in Reason::ALL.into_iter().enumerate() {
+            assert_eq!(reason.index(), index);
+            assert!(words.insert(reason.word()), "{reason:?} shares its word");
+            assert!(
+                reason
+                    .word()
+                    .bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte == b'-')
+            );
+            assert!(reason.status().as_u16() >= 400, "{reason:?}");
+            assert_eq!(
+                reason.status() == StatusCode::INTERNAL_SERVER_ERROR,
+                reason == Reason::Internal
+            );
+            assert!(!reason.advice().is_empty());
+        }
+    }
+
+    #[test]
+    fn only_a_request_that_never_left_is_surely_unseen() {
+        for reason in Reason::ALL {
+            let answered_before_sending = reason.status().is_client_error() && reason != Reason::ClientGone
+                || reason.status() == StatusCode::SERVICE_UNAVAILABLE;
+            assert_eq!(
+                reason.reached() == Reached::No,
+                answered_before_sending,
+                "{reason:?}"
+            );
+        }
+    }
+}

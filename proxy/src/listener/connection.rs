@@ -1,0 +1,86 @@
+//! One connection from a caller, from the first byte to the last: HTTP/1.1, one request after the other.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+
+use crate::listener::Arrival;
+use crate::request::{self, Worker};
+use crate::timer::Timer;
+
+/// A head must be there within this, and a kept connection may be silent for this long. Above the 60 s for which
+/// AWS load balancers keep connections by default, so that theirs close first; nginx's value.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// A head may be this large, all its headers together: Envoy's limit.
+const HEAD_MAX: usize = 60 * 1024;
+
+/// How much of a connection is buffered: a head, and of bodies what one read brings.
+const BUFFER_MAX: usize = 64 * 1024;
+
+/// A kept connection that is silent when draining begins is left open this long: a caller that is about to use it
+/// learns from the answer to close it, and none finds it closed under its hands.
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
+
+/// Serves a connection to its end.
+pub(super) async fn serve(worker: Rc<Worker>, arrival: Arrival, connections: Arc<AtomicUsize>) {
+    let Arrival { stream, entry, open } = arrival;
+    let _counted = (Counted(connections), open.open());
+    let stream = match tokio::net::TcpStream::from_std(stream) {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::warn!(%error, "cannot serve a connection");
+            return;
+        }
+    };
+    // An answer is one write and must leave at once. If this fails the peer is gone, which the first read will tell.
+    let _ = stream.set_nodelay(true);
+    let handled = Rc::clone(&worker);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (worker, entry) = (Rc::clone(&handled), Arc::clone(&entry));
+        async move { Ok::<_, Infallible>(request::handle(&worker, &entry, request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(Timer)
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_header_size(HEAD_MAX)
+        .max_buf_size(BUFFER_MAX)
+        // A proxy passes a date on; it does not make one up.
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = draining(&worker) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+/// Resolves when kept connections that are silent should be closed.
+async fn draining(worker: &Worker) {
+    worker.drain.draining().await;
+    tokio::time::sleep(DRAIN_GRACE).await;
+}
+
+/// A connection counted on its worker while it lives.
+struct Counted(Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,163 @@
+//! Bytes in: sockets are bound, connections accepted, handed to the worker with the fewest, and served.
+//!
+//! Accepting stands on a thread of its own and is all that it does, so that a worker deep in requests delays no new
+//! connection, and connections are spread by count and not by the kernel's hash. What a request means is not known
+//! here.
+
+mod connection;
+mod worker;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::sync::mpsc;
+
+pub(crate) use worker::Workers;
+
+use crate::drain::Drain;
+use crate::snapshot::Entry;
+use crate::telemetry::metrics::OpenConnections;
+
+/// Connections that the kernel may hold for us while the accepting thread is busy: Linux's own default ceiling.
+const BACKLOG: i32 = 4096;
+
+/// After an accept that failed for want of descriptors or memory, this long is waited: trying again at once would
+/// only burn the CPU that closing connections needs.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A bound socket and what comes in by it.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    pub(crate) entry: Entry,
+    pub(crate) name: String,
+    pub(crate) address: SocketAddr,
+    socket: std::net::TcpListener,
+}
+
+impl Listener {
+    /// Binds a socket.
+    ///
+    /// # Errors
+    /// When the address is taken or not ours, with its name and address.
+    pub(crate) fn bind(entry: Entry, address: SocketAddr) -> anyhow::Result<Self> {
+        let name = match &entry {
+            Entry::Inbound => "inbound".to_owned(),
+            Entry::Outbound => "outbound".to_owned(),
+            Entry::Local(service) => format!("local:{service}"),
+        };
+        let socket = bind(address).with_context(|| {
+            format!("cannot listen on {address} for {name}: is another program using it? set another address in the bootstrap")
+        })?;
+        let address = socket.local_addr()?;
+        tracing::info!(listener = name, %address, "listening");
+        Ok(Self {
+            entry,
+            name,
+            address,
+            socket,
+        })
+    }
+}
+
+/// A listening socket, with the options that every listener of ours has.
+pub(crate) fn bind(address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+    let domain = socket2::Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
+    // A restarted sidecar must not wait for the last one's connections to be forgotten.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// A connection on its way to a worker.
+#[derive(Debug)]
+struct Arrival {
+    stream: std::net::TcpStream,
+    entry: Arc<Entry>,
+    open: OpenConnections,
+}
+
+/// One worker as the accepting thread sees it.
+#[derive(Clone, Debug)]
+struct Seat {
+    arrivals: mpsc::Sender<Arrival>,
+    /// Connections that it has, those on their way to it included.
+    connections: Arc<AtomicUsize>,
+}
+
+/// Accepts until the door is closed. Draining alone does not close it: a caller that has not heard yet must not be
+/// refused.
+async fn accept(
+    listener: tokio::net::TcpListener,
+    entry: Arc<Entry>,
+    open: OpenConnections,
+    seats: Vec<Seat>,
+) {
+    loop {
+        let stream = match listener.accept().await.and_then(|(stream, _)| stream.into_std()) {
+            Ok(stream) => stream,
+            Err(error) => {
+                // EMFILE and its like pass when connections close; a connection that was reset while it waited is
+                // no reason to stop either.
+                tracing::warn!(%error, "cannot accept a connection; trying again");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let Some(seat) = seats
+            .iter()
+            .min_by_key(|seat| seat.connections.load(Ordering::Relaxed))
+        else {
+            return;
+        };
+        seat.connections.fetch_add(1, Ordering::Relaxed);
+        let arrival = Arrival {
+            stream,
+            entry: Arc::clone(&entry),
+            open: open.clone(),
+        };
+        if seat.arrivals.send(arrival).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Starts the accepting thread. It ends when the drain closes the door.
+pub(crate) fn start_accepting(
+    listeners: Vec<Listener>,
+    workers: &Workers,
+    metrics: &crate::telemetry::metrics::Metrics,
+    drain: &Drain,
+) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let drain = drain.clone();
+    let seats = workers.seats();
+    let opened: Vec<_> = listeners
+        .iter()
+        .map(|listener| metrics.connections_open(&listener.name))
+        .collect();
+    std::thread::Builder::new().name("accept".into()).spawn(move || {
+        runtime.block_on(async move {
+            let mut accepting = tokio::task::JoinSet::new();
+            for (listener, open) in listeners.into_iter().zip(opened) {
+                match tokio::net::TcpListener::from_std(listener.socket) {
+                    Ok(socket) => {
+                        accepting.spawn(accept(socket, Arc::new(listener.entry), open, seats.clone()));
+                    }
+                    Err(error) => {
+                        tracing::error!(listener = listener.name, %error, "cannot accept on this listener");
+                    }
+                }
+            }
+            drain.closed().await;
+        });
+    })?;
+    Ok(())
+}

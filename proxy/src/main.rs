@@ -1,0 +1,219 @@
+//! `outrigger-proxy`: arguments in, exit code out. The sidecar itself is in the library.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use outrigger_config::Bootstrap;
+use outrigger_config::bootstrap::{AccessLog, LocalListener};
+use outrigger_config::units::Duration;
+use outrigger_proxy::app::{Sidecar, Start};
+use outrigger_proxy::drain::Drain;
+use tokio::signal::unix::{SignalKind, signal};
+
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The exit code for a command line or bootstrap that cannot be understood.
+const EXIT_USAGE: u8 = 2;
+
+/// The Outrigger sidecar. Flags and OUTRIGGER_* variables overrule the bootstrap file.
+#[derive(Debug, Parser)]
+#[command(name = "outrigger-proxy", version, about)]
+struct Arguments {
+    /// The bootstrap file
+    #[arg(long, env = "OUTRIGGER_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Name of this sidecar, unique in the mesh [default: the host's name]
+    #[arg(long, env = "OUTRIGGER_NODE_ID", value_name = "ID")]
+    node_id: Option<String>,
+    /// The service whose instance it stands beside
+    #[arg(long, env = "OUTRIGGER_SERVICE", value_name = "NAME")]
+    service: Option<String>,
+    /// The control API, such as http://127.0.0.1:9900
+    #[arg(long, env = "OUTRIGGER_CONTROL", value_name = "URL")]
+    control: Option<String>,
+    /// A YAML file or a folder of them to watch instead
+    #[arg(long, env = "OUTRIGGER_PATH", value_name = "PATH")]
+    path: Option<PathBuf>,
+    /// Where the last good configuration is kept
+    #[arg(long, env = "OUTRIGGER_LAST_GOOD", value_name = "FILE")]
+    last_good: Option<PathBuf>,
+    /// Where requests for the application come in [default: 0.0.0.0:15000]
+    #[arg(long, env = "OUTRIGGER_INBOUND", value_name = "ADDRESS")]
+    inbound: Option<SocketAddr>,
+    /// Where requests of the application come in [default: 127.0.0.1:15001]
+    #[arg(long, env = "OUTRIGGER_OUTBOUND", value_name = "ADDRESS")]
+    outbound: Option<SocketAddr>,
+    /// A port that stands for one service, such as 127.0.0.1:9001=reviews; may be given again
+    #[arg(long, env = "OUTRIGGER_LOCAL", value_name = "ADDRESS=SERVICE", value_delimiter = ',', value_parser = local)]
+    local: Vec<LocalListener>,
+    /// Where Prometheus and health checks ask [default: 0.0.0.0:9901]
+    #[arg(long, env = "OUTRIGGER_SCRAPE", value_name = "ADDRESS")]
+    scrape: Option<SocketAddr>,
+    /// Where operators ask [default: 127.0.0.1:9902]
+    #[arg(long, env = "OUTRIGGER_ADMIN", value_name = "ADDRESS")]
+    admin: Option<SocketAddr>,
+    /// Data threads [default: the CPUs it may use]
+    #[arg(long, env = "OUTRIGGER_WORKERS", value_name = "COUNT")]
+    workers: Option<usize>,
+    /// The longest that stopping may take [default: 20s]
+    #[arg(long, env = "OUTRIGGER_DRAIN", value_name = "DURATION")]
+    drain: Option<Duration>,
+    /// Which requests are written to standard output: failures, all, off
+    #[arg(long, env = "OUTRIGGER_ACCESS_LOG", value_name = "WHICH", value_parser = access_log)]
+    access_log: Option<AccessLog>,
+    /// DNS servers to ask instead of the system's, such as 127.0.0.1:53
+    #[arg(long, env = "OUTRIGGER_DNS", value_name = "ADDRESS", value_delimiter = ',')]
+    dns: Vec<SocketAddr>,
+}
+
+fn local(text: &str) -> Result<LocalListener, String> {
+    let expected = || {
+        format!("`{text}` is not a local listener: expected ADDRESS=SERVICE, such as 127.0.0.1:9001=reviews")
+    };
+    let (address, service) = text.split_once('=').ok_or_else(expected)?;
+    let address = address.parse().map_err(|_| expected())?;
+    Ok(LocalListener {
+        address,
+        service: service.to_owned(),
+    })
+}
+
+fn access_log(text: &str) -> Result<AccessLog, String> {
+    match text {
+        "failures" => Ok(AccessLog::Failures),
+        "all" => Ok(AccessLog::All),
+        "off" => Ok(AccessLog::Off),
+        _ => Err(format!("`{text}` is not one of failures, all, off")),
+    }
+}
+
+impl Arguments {
+    /// The bootstrap file with the flags over it.
+    fn bootstrap(self) -> anyhow::Result<Start> {
+        let mut bootstrap = match &self.config {
+            None => Bootstrap::default(),
+            Some(path) => {
+                let name = path.display().to_string();
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("cannot read the bootstrap {name}"))?;
+                outrigger_config::read_bootstrap(&name, &text).map_err(|problems| {
+                    let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                    anyhow::anyhow!("the bootstrap cannot be used:\n{}", lines.join("\n"))
+                })?
+            }
+        };
+        if self.control.is_some() {
+            bootstrap.config.path = None;
+        }
+        if self.path.is_some() && self.control.is_none() {
+            bootstrap.config.control = None;
+        }
+        overrule(&mut bootstrap.config.control, self.control);
+        overrule(&mut bootstrap.config.path, self.path);
+        overrule(&mut bootstrap.config.last_good, self.last_good);
+        overrule(&mut bootstrap.node.id, self.node_id);
+        overrule(&mut bootstrap.node.service, self.service);
+        overrule(&mut bootstrap.workers, self.workers);
+        replace(&mut bootstrap.listeners.inbound, self.inbound);
+        replace(&mut bootstrap.listeners.outbound, self.outbound);
+        replace(&mut bootstrap.scrape, self.scrape);
+        replace(&mut bootstrap.admin, self.admin);
+        replace(&mut bootstrap.drain, self.drain);
+        replace(&mut bootstrap.access_log, self.access_log);
+        if !self.local.is_empty() {
+            bootstrap.listeners.local = self.local;
+        }
+        Ok(Start {
+            bootstrap,
+            dns: self.dns,
+        })
+    }
+}
+
+fn overrule<T>(value: &mut Option<T>, flag: Option<T>) {
+    if flag.is_some() {
+        *value = flag;
+    }
+}
+
+fn replace<T>(value: &mut T, flag: Option<T>) {
+    if let Some(flag) = flag {
+        *value = flag;
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    log_to_stderr();
+    let start = match arguments.bootstrap() {
+        Ok(start) => start,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    match run(start) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(start: Start) -> anyhow::Result<()> {
+    let sidecar = Sidecar::bind(start)?;
+    drain_on_signals(sidecar.drain())?;
+    sidecar.run()
+}
+
+/// SIGTERM and Ctrl-C begin the drain; a second one ends the process at once.
+fn drain_on_signals(drain: Drain) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let (mut terminate, mut interrupt) = {
+        let _inside = runtime.enter();
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
+    };
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            runtime.block_on(async move {
+                for first in [true, false] {
+                    tokio::select! {
+                        _ = terminate.recv() => {}
+                        _ = interrupt.recv() => {}
+                    }
+                    if first {
+                        drain.start();
+                    } else {
+                        tracing::warn!("told twice to stop: stopping at once");
+                        #[expect(clippy::exit, reason = "the operator asked for exactly this")]
+                        std::process::exit(1);
+                    }
+                }
+            });
+        })?;
+    Ok(())
+}
+
+/// Logs go to standard error as JSON lines; `OUTRIGGER_LOG` chooses, in the form of `RUST_LOG`.
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("OUTRIGGER_LOG").unwrap_or_else(|_| {
+        tracing_subscriber::EnvFilter::new("info,hickory_resolver=warn,hickory_net=warn")
+    });
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_current_span(false)
+        .with_span_list(false)
+        .with_writer(std::io::stderr)
+        .with_env_filter(filter)
+        .init();
+}

@@ -1,0 +1,154 @@
+//! One attempt: a connection, the request on it, the head of its answer, all under one deadline.
+//!
+//! It reports what happened and never tries again by itself, but for one thing: a kept connection that turns out to
+//! be closed before a byte was written on it was no attempt at all, and another connection takes its place.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use http::request::Parts;
+use http::{Request, response};
+use hyper::body::Incoming;
+
+use crate::error::{Failure, Reason};
+use crate::request::Worker;
+use crate::request::retry::Progress;
+use crate::upstream::Pick;
+use crate::upstream::outgoing::OutgoingBody;
+use crate::upstream::pool::{Connection, SendError};
+
+/// A request as it will leave, kept for another attempt as long as there may be one.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    kept: Option<(Parts, OutgoingBody)>,
+}
+
+impl Outgoing {
+    /// A request with a prepared head. `replayable`: its policy and method may let it be sent again.
+    pub(crate) fn new(head: Parts, body: Incoming, replayable: bool) -> Self {
+        Self {
+            kept: Some((head, OutgoingBody::new(body, replayable))),
+        }
+    }
+
+    /// The request for the next attempt. A copy is kept if there may be yet another.
+    pub(crate) fn next(&mut self, progress: &Progress) -> Request<OutgoingBody> {
+        // There is one: `decide` says "again" only while `is_kept` holds. An empty request would be answered with
+        // an error by any upstream, which is the least bad end of a fault here.
+        let Some((head, body)) = self.kept.take() else {
+            return Request::new(OutgoingBody::Empty);
+        };
+        if progress.may_go_again()
+            && let Some(again) = body.again()
+        {
+            self.kept = Some((head.clone(), again));
+        }
+        Request::from_parts(head, body)
+    }
+
+    /// Whether it can be sent again, as far as its body is concerned.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.kept.as_ref().is_some_and(|(_, body)| body.again().is_some())
+    }
+}
+
+/// The head of an answer, and what its body will come by.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) head: response::Parts,
+    pub(crate) body: Incoming,
+    pub(crate) connection: Box<Connection>,
+    pub(crate) pick: Pick,
+    /// When the whole must be over.
+    pub(crate) deadline: Option<Instant>,
+    /// The longest silence inside the body.
+    pub(crate) idle: Option<Duration>,
+}
+
+impl Answer {
+    /// The same, with the bounds that its body must keep.
+    pub(crate) fn under(self, deadline: Option<Instant>, idle: Option<Duration>) -> Self {
+        Self {
+            deadline,
+            idle,
+            ..self
+        }
+    }
+}
+
+/// Sends a request to the chosen endpoint and waits for the head of its answer.
+pub(crate) async fn send(
+    worker: &Rc<Worker>,
+    pick: Pick,
+    mut request: Request<OutgoingBody>,
+    deadline: Option<(Instant, Reason)>,
+) -> Result<Answer, Failure> {
+    let until = deadline.map(|(until, _)| until);
+    loop {
+        let kept = std::future::poll_fn(|cx| std::task::Poll::Ready(worker.pool.checkout(&pick, cx))).await;
+        let fresh = kept.is_none();
+        let mut connection = match kept {
+            Some(connection) => connection,
+            None => Connection::dial(&pick, until)
+                .await
+                .map_err(|failure| in_time(failure, deadline))?,
+        };
+        match connection.send(request, until).await {
+            Ok(response) => {
+                let (head, body) = response.into_parts();
+                return Ok(Answer {
+                    head,
+                    body,
+                    connection,
+                    pick,
+                    deadline: None,
+                    idle: None,
+                });
+            }
+            Err(SendError::NotSent(back)) if !fresh => request = *back,
+            Err(error) => return Err(failure(&error, &pick, &connection, deadline)),
+        }
+    }
+}
+
+/// A dial that used up the whole of the request's or attempt's time failed by that, not by the network's slowness.
+fn in_time(failure: Failure, deadline: Option<(Instant, Reason)>) -> Failure {
+    match deadline {
+        Some((until, reason)) if failure.reason == Reason::ConnectTimeout && Instant::now() >= until => {
+            Failure { reason, ..failure }
+        }
+        _ => failure,
+    }
+}
+
+fn failure(
+    error: &SendError,
+    pick: &Pick,
+    connection: &Connection,
+    deadline: Option<(Instant, Reason)>,
+) -> Failure {
+    let address = pick.address;
+    match error {
+        SendError::NotSent(_) => Failure::new(
+            Reason::ConnectFailed,
+            format!("{address} closed a new connection before it was used"),
+        ),
+        SendError::TimedOut => {
+            let reason = deadline.map_or(Reason::RequestTimeout, |(_, reason)| reason);
+            Failure::new(reason, format!("{address} did not answer in time"))
+        }
+        SendError::Broken(error) if error.is_user() || error.is_body_write_aborted() => Failure::new(
+            Reason::ClientGone,
+            format!("the caller broke off its request: {error}"),
+        ),
+        SendError::Broken(error) if error.is_parse() || error.is_parse_too_large() => Failure::new(
+            Reason::UpstreamProtocol,
+            format!("{address} did not answer in HTTP: {error}"),
+        ),
+        SendError::Broken(error) => {
+            let kind = if connection.reused { "a kept" } else { "a new" };
+            let detail = format!("{address} closed {kind} connection before it answered: {error}");
+            Failure::new(Reason::UpstreamReset, detail)
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! The body of an answer on its way to the caller. It carries the log, the connection and the endpoint's count to
+//! the last byte, and gives each back where it belongs, however the body ends.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Response, header};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use crate::error::{Failure, Reason};
+use crate::request::attempt::Answer;
+use crate::request::{Worker, headers};
+use crate::telemetry::request_log::RequestLog;
+use crate::upstream::Pick;
+use crate::upstream::pool::Connection;
+
+/// The header that says why the proxy answered itself.
+const REASON: HeaderName = HeaderName::from_static("x-outrigger-reason");
+
+/// The body of an answer.
+#[derive(Debug)]
+pub(crate) enum ResponseBody {
+    /// A short text of the proxy's own.
+    Text(Option<Bytes>, RequestLog),
+    /// Nothing, or nothing more.
+    Empty,
+    /// What the upstream sends.
+    Relayed(Relayed),
+}
+
+/// A body that is on its way from an upstream.
+#[derive(Debug)]
+pub(crate) struct Relayed {
+    incoming: Incoming,
+    connection: Box<Connection>,
+    pick: Pick,
+    worker: Rc<Worker>,
+    log: RequestLog,
+    deadline: Option<Instant>,
+    idle: Option<Duration>,
+    /// Whether anything has come since the idle time was last set.
+    progress: bool,
+}
+
+/// The answer of an upstream, made ready for the caller.
+pub(crate) async fn relay(
+    worker: &Rc<Worker>,
+    answer: Answer,
+    mut log: RequestLog,
+) -> Response<ResponseBody> {
+    let Answer {
+        mut head,
+        body,
+        mut connection,
+        pick,
+        deadline,
+        idle,
+    } = answer;
+    headers::prepare_response(&mut head.headers);
+    log.answered(head.status);
+    if body.is_end_stream() {
+        let now = Instant::now();
+        log.complete(now);
+        let mut connection = Some(connection);
+        let given_back = std::future::poll_fn(|cx| {
+            Poll::Ready(
+                connection
+                    .take()
+                    .map(|connection| worker.pool.give_back(connection, now, cx)),
+            )
+        });
+        given_back.await;
+        return Response::from_parts(head, ResponseBody::Empty);
+    }
+    if let Some(until) = bound(deadline, idle) {
+        connection.deadline.set(until);
+    }
+    let worker = Rc::clone(worker);
+    let relayed = Relayed {
+        incoming: body,
+        connection,
+        pick,
+        worker,
+        log,
+        deadline,
+        idle,
+        progress: false,
+    };
+    Response::from_parts(head, ResponseBody::Relayed(relayed))
+}
+
+/// The answer of the proxy itself: the reason in a header, and in words.
+pub(crate) fn refusal(failure: &Failure, mut log: RequestLog) -> Response<ResponseBody> {
+    let reason = failure.reason;
+    log.failed(failure);
+    log.answered(reason.status());
+    let text = Bytes::from(format!("outrigger: {}: {}\n", reason.word(), reason.advice()));
+    let mut response = Response::new(ResponseBody::Empty);
+    *response.status_mut() = reason.status();
+    let headers = response.headers_mut();
+    headers.insert(REASON, reason.header());
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(text.len()));
+    *response.body_mut() = ResponseBody::Text(Some(text), log);
+    response
+}
+
+/// The nearer of the two: the end of the request, and the end of a silence that begins now.
+fn bound(deadline: Option<Instant>, idle: Option<Duration>) -> Option<Instant> {
+    let silence = idle.map(|idle| Instant::now() + idle);
+    match (deadline, silence) {
+        (Some(deadline), Some(silence)) => Some(deadline.min(silence)),
+        (deadline, silence) => deadline.or(silence),
+    }
+}
+
+/// Why a body was cut short. hyper answers it by breaking the connection, which is what shows the caller that the
+/// answer is not whole.
+#[derive(Debug)]
+pub(crate) struct Cut(Failure);
+
+impl std::fmt::Display for Cut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Cut {}
+
+impl Relayed {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        let mut polled = Pin::new(&mut self.incoming).poll_frame(cx);
+        if polled.is_pending() {
+            // Nobody else drives the connection: what is to come must be read here.
+            self.connection.drive(cx);
+            polled = Pin::new(&mut self.incoming).poll_frame(cx);
+        }
+        match polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.progress = true;
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                let detail = format!("{} broke off its answer: {error}", self.pick.address);
+                Poll::Ready(Some(Err(self.cut(Reason::UpstreamReset, detail))))
+            }
+            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Pending => self.poll_bounds(cx),
+        }
+    }
+
+    /// Nothing has come: is there still time to wait?
+    fn poll_bounds(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        if self.deadline.is_none() && self.idle.is_none() {
+            return Poll::Pending;
+        }
+        while self.connection.deadline.poll(cx).is_ready() {
+            let address = self.pick.address;
+            if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                let detail =
+                    format!("{address} had not finished its answer when the request's time was over");
+                return Poll::Ready(Some(Err(self.cut(Reason::RequestTimeout, detail))));
+            }
+            // Whether anything has come is asked only here, once an idle time, and not at every frame: a silence
+            // is therefore noticed after one to two idle times.
+            if !std::mem::take(&mut self.progress) {
+                let detail = format!("{address} was silent in the middle of its answer");
+                return Poll::Ready(Some(Err(self.cut(Reason::IdleTimeout, detail))));
+            }
+            if let Some(until) = bound(self.deadline, self.idle) {
+                self.connection.deadline.set(until);
+            }
+        }
+        Poll::Pending
+    }
+
+    fn cut(&mut self, reason: Reason, detail: String) -> Cut {
+        let failure = Failure::new(reason, detail);
+        self.log.failed(&failure);
+        Cut(failure)
+    }
+
+    /// The last byte has been handed over: the connection may take another request.
+    fn finish(self, cx: &mut Context<'_>) {
+        let Self {
+            mut log,
+            connection,
+            worker,
+            ..
+        } = self;
+        let now = Instant::now();
+        log.complete(now);
+        if !connection.is_closed() {
+            worker.pool.give_back(connection, now, cx);
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        match &mut *self {
+            Self::Empty => Poll::Ready(None),
+            Self::Text(text, log) => {
+                log.complete(Instant::now());
+                let text = text.take();
+                *self = Self::Empty;
+                Poll::Ready(text.map(|text| Ok(Frame::data(text))))
+            }
+            Self::Relayed(relayed) => {
+                let frame = std::task::ready!(relayed.poll(cx));
+                let over = match &frame {
+                    None => true,
+                    Some(Ok(frame)) => frame.is_trailers() || relayed.incoming.is_end_stream(),
+                    Some(Err(_)) => false,
+                };
+                if over && let Self::Relayed(relayed) = std::mem::replace(&mut *self, Self::Empty) {
+                    relayed.finish(cx);
+                }
+                Poll::Ready(frame)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Text(text, _) => text.is_none(),
+            Self::Empty => true,
+            Self::Relayed(relayed) => relayed.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Text(text, _) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Relayed(relayed) => relayed.incoming.size_hint(),
+        }
+    }
+}

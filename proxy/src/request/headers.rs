@@ -1,0 +1,236 @@
+//! What a hop changes in a head, and nothing else: headers that belong to one connection end here, the request's
+//! form becomes that of an origin, and what HTTP demands of a head is checked.
+//!
+//! Pure. It does not route and does not add what was not asked for.
+
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
+
+use crate::error::{Failure, Reason};
+
+/// Not in the http crate's list: the pre-standard spelling and Netscape's.
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// The name of the host that a request is for: from its URL if it has one (RFC 9112 section 3.2.2), else from
+/// `Host`. `None` for an HTTP/1.0 request that names none.
+pub(crate) fn authority(head: &Parts) -> Result<Option<String>, Failure> {
+    if head.method == Method::CONNECT {
+        return Err(bad(
+            "CONNECT is not served: send the request itself, as to an HTTP proxy for http:// URLs",
+        ));
+    }
+    let mut hosts = head.headers.get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        // RFC 9112 section 3.2: more than one Host line is refused, whoever might read which.
+        return Err(bad("the request has more than one Host"));
+    }
+    if let Some(authority) = head.uri.authority() {
+        return Ok(Some(authority.as_str().to_owned()));
+    }
+    match host {
+        Some(host) => match host.to_str() {
+            Ok(host) => Ok(Some(host.to_owned())),
+            Err(_) => Err(bad("Host has bytes that no host name has")),
+        },
+        // RFC 9112 section 3.2.
+        None if head.version >= Version::HTTP_11 => Err(bad("the request has no Host")),
+        None => Ok(None),
+    }
+}
+
+fn bad(detail: &'static str) -> Failure {
+    Failure::new(Reason::BadRequest, detail)
+}
+
+/// Makes a received head into one to send: HTTP/1.1, origin form, `Host` set, headers of the last hop gone.
+/// `fallback` is the host of a request that named none.
+pub(crate) fn prepare_request(head: &mut Parts, authority: Option<&str>, fallback: &str) {
+    let chunked = head.headers.contains_key(TRANSFER_ENCODING);
+    let trailers_wanted = accepts_trailers(&head.headers);
+    strip_hop_by_hop(&mut head.headers);
+    head.headers.remove(TE);
+    // This hop has answered 100 itself as soon as the body was asked for (RFC 9110 section 10.1.1).
+    head.headers.remove(EXPECT);
+    if trailers_wanted {
+        // RFC 9110 section 10.1.4: TE is of one connection, but a proxy that passes trailers on may say so again.
+        head.headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    if chunked {
+        // RFC 9112 section 6.1: where both are there, chunked is what frames the body and the length is a lie.
+        head.headers.remove(CONTENT_LENGTH);
+        // Said explicitly, because hyper takes a GET of unknown length to have no body.
+        head.headers
+            .insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    if head.uri.authority().is_some() || !head.headers.contains_key(HOST) {
+        let host = authority.unwrap_or(fallback);
+        // The authority may hold a user (`user@host`), which Host may not (RFC 9110 section 7.2).
+        let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+        if let Ok(host) = HeaderValue::from_str(host) {
+            head.headers.insert(HOST, host);
+        }
+    }
+    if head.uri.scheme().is_some() || head.uri.authority().is_some() {
+        let path = head
+            .uri
+            .path_and_query()
+            .cloned()
+            .unwrap_or_else(|| PathAndQuery::from_static("/"));
+        head.uri = Uri::from(path);
+    }
+    head.version = Version::HTTP_11;
+}
+
+/// Takes out of an answer what belongs to the hop that it came by.
+pub(crate) fn prepare_response(headers: &mut HeaderMap) {
+    strip_hop_by_hop(headers);
+}
+
+fn accepts_trailers(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(TE).iter().filter_map(|value| value.to_str().ok());
+    values.any(|value| {
+        value
+            .split(',')
+            .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
+    })
+}
+
+/// RFC 9110 section 7.6.1: `Connection`, what it names, and the fields that are of one connection by custom.
+fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| HeaderName::try_from(name.trim()).ok())
+            // Naming a field that the message cannot do without does not make it one of the connection.
+            .filter(|name| !matches!(*name, HOST | CONTENT_LENGTH))
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    headers.remove(KEEP_ALIVE);
+    headers.remove(PROXY_CONNECTION);
+    headers.remove(TRANSFER_ENCODING);
+    headers.remove(UPGRADE);
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn head(uri: &str, headers: &[(&str, &str)]) -> Parts {
+        let mut request = Request::builder().uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn prepared(uri: &str, headers: &[(&str, &str)]) -> Parts {
+        let mut head = head(uri, headers);
+        let authority = authority(&head).unwrap();
+        prepare_request(&mut head, authority.as_deref(), "fallback");
+        head
+    }
+
+    #[test]
+    fn what_connection_names_ends_here_and_so_does_connection() {
+        let head = prepared(
+            "/",
+            &[
+                ("host", "a"),
+                ("connection", "x-secret, close"),
+                ("x-secret", "1"),
+                ("x-kept", "2"),
+            ],
+        );
+        assert!(!head.headers.contains_key("x-secret"));
+        assert!(!head.headers.contains_key("connection"));
+        assert_eq!(head.headers["x-kept"], "2");
+    }
+
+    #[test]
+    fn host_and_length_stay_even_if_connection_names_them() {
+        let head = prepared(
+            "/",
+            &[
+                ("host", "a"),
+                ("content-length", "3"),
+                ("connection", "host, content-length"),
+            ],
+        );
+        assert_eq!(head.headers["host"], "a");
+        assert_eq!(head.headers["content-length"], "3");
+    }
+
+    #[test]
+    fn a_full_url_becomes_a_path_and_its_host_overrules_the_header() {
+        let head = prepared("http://user@reviews:80/a?b=c", &[("host", "other")]);
+        assert_eq!(head.uri.to_string(), "/a?b=c");
+        assert_eq!(head.headers["host"], "reviews:80");
+    }
+
+    #[test]
+    fn a_full_url_without_a_path_becomes_the_root() {
+        assert_eq!(prepared("http://reviews", &[]).uri.to_string(), "/");
+    }
+
+    #[test]
+    fn te_is_kept_only_for_trailers() {
+        assert_eq!(
+            prepared("/", &[("host", "a"), ("te", "gzip, trailers;q=1, Trailers")]).headers["te"],
+            "trailers"
+        );
+        assert!(
+            !prepared("/", &[("host", "a"), ("te", "gzip")])
+                .headers
+                .contains_key("te")
+        );
+    }
+
+    #[test]
+    fn a_length_beside_chunked_is_a_lie_and_goes() {
+        let head = prepared(
+            "/",
+            &[
+                ("host", "a"),
+                ("transfer-encoding", "chunked"),
+                ("content-length", "3"),
+            ],
+        );
+        assert!(!head.headers.contains_key("content-length"));
+        assert_eq!(head.headers["transfer-encoding"], "chunked");
+    }
+
+    #[test]
+    fn no_host_or_two_are_refused() {
+        assert_eq!(authority(&head("/", &[])).unwrap_err().reason, Reason::BadRequest);
+        assert_eq!(
+            authority(&head("/", &[("host", "a"), ("host", "a")]))
+                .unwrap_err()
+                .reason,
+            Reason::BadRequest
+        );
+    }
+
+    #[test]
+    fn a_request_of_http_1_0_may_have_no_host_and_is_given_one() {
+        let mut head = head("/", &[]);
+        head.version = Version::HTTP_10;
+        let authority = authority(&head).unwrap();
+        assert_eq!(authority, None);
+        prepare_request(&mut head, authority.as_deref(), "reviews");
+        assert_eq!(head.headers["host"], "reviews");
+        assert_eq!(head.version, Version::HTTP_11);
+    }
+}

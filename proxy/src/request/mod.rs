@@ -1,0 +1,157 @@
+//! The journey of one request: read [`handle`] and [`serve`] and you have read the proxy.
+//!
+//! Always produces a response. The steps stand here in their order; each is one concern in one file. It never asks
+//! whether it serves the inbound or the outbound side: the entry chose the table, and that is all the difference.
+
+pub(crate) mod attempt;
+pub(crate) mod body;
+pub(crate) mod headers;
+pub(crate) mod retry;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::request::Parts;
+use http::{HeaderValue, Request, Response, header};
+use hyper::body::Incoming;
+
+use crate::drain::Drain;
+use crate::error::{Failure, Reason};
+use crate::request::attempt::{Answer, Outgoing};
+use crate::request::body::ResponseBody;
+use crate::request::retry::{Decision, Progress};
+use crate::snapshot::{Entry, Lease, Matched, Reader, Snapshots};
+use crate::telemetry::metrics::Ending;
+use crate::telemetry::request_log::{AccessLogger, RequestLog};
+use crate::upstream::pool::Pool;
+
+/// What one data thread works with. Nothing in it is shared with another thread but the snapshot that it reads.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    reader: RefCell<Reader>,
+    rng: RefCell<fastrand::Rng>,
+    logger: Rc<AccessLogger>,
+    pub(crate) pool: Pool,
+    pub(crate) drain: Drain,
+}
+
+impl Worker {
+    pub(crate) fn new(snapshots: &Arc<Snapshots>, logger: AccessLogger, drain: Drain) -> Self {
+        Self {
+            reader: RefCell::new(snapshots.reader()),
+            rng: RefCell::new(fastrand::Rng::new()),
+            logger: Rc::new(logger),
+            pool: Pool::default(),
+            drain,
+        }
+    }
+
+    fn lease(&self) -> Lease {
+        self.reader.borrow_mut().lease()
+    }
+
+    /// Closes idle connections and lets go of a snapshot that no longer serves. Called about once a second.
+    pub(crate) fn sweep(&self, now: Instant) {
+        self.pool.sweep(now);
+        self.lease();
+    }
+}
+
+/// The journey of one request. Always produces a response, whose body carries the log to its last byte.
+pub(crate) async fn handle(
+    worker: &Rc<Worker>,
+    entry: &Entry,
+    request: Request<Incoming>,
+) -> Response<ResponseBody> {
+    let (head, body) = request.into_parts();
+    let lease = worker.lease();
+    let series = Arc::clone(lease.unmatched(entry));
+    let mut log = RequestLog::start(Rc::clone(&worker.logger), Instant::now(), &head, series);
+    let mut response = match serve(worker, &lease, entry, (head, body), &mut log).await {
+        Ok(answer) => body::relay(worker, answer, log).await,
+        Err(failure) => body::refusal(&failure, log),
+    };
+    if worker.drain.is_draining() {
+        // RFC 9112 section 9.6: says that this connection takes no further request, so that a caller which keeps
+        // to it opens its next one elsewhere and none is lost.
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// Steps three to eight: route, prepare, then pick, send and settle until there is an answer or no point in going on.
+async fn serve(
+    worker: &Rc<Worker>,
+    lease: &Lease,
+    entry: &Entry,
+    (mut head, body): (Parts, Incoming),
+    log: &mut RequestLog,
+) -> Result<Answer, Failure> {
+    let authority = headers::authority(&head)?;
+    let virtual_host = lease.virtual_host(entry, authority.as_deref().unwrap_or(""))?;
+    log.counts_as(&lease.virtual_hosts[virtual_host].unrouted);
+    let route = Matched::find(lease, virtual_host, &head).ok_or_else(|| no_route(&head))?;
+    let target = route.choose();
+    log.counts_as(&target.series);
+
+    headers::prepare_request(
+        &mut head,
+        authority.as_deref(),
+        &lease.virtual_hosts[virtual_host].authority,
+    );
+    let mut progress = Progress::start(&route, &head.method, log.started());
+    let mut outgoing = Outgoing::new(head, body, progress.may_go_again());
+    route.budget.request();
+    loop {
+        let now = progress.now();
+        let pick = target
+            .cluster
+            .pick(progress.tried(), now, &mut worker.rng.borrow_mut());
+        let pick = pick.ok_or_else(|| no_endpoint(target))?;
+        log.attempted(pick.address);
+        progress.attempt(pick.id, now);
+
+        let outcome = attempt::send(worker, pick, outgoing.next(&progress), progress.deadline()).await;
+        let ended = Instant::now();
+        let ending = match &outcome {
+            Ok(answer) => Ending::answered(answer.head.status),
+            Err(failure) => Ending::failed(None, failure.reason),
+        };
+        target
+            .cluster
+            .metrics
+            .attempt(ending, ended.saturating_duration_since(now));
+
+        match progress.decide(&outcome, outgoing.is_kept(), ended, &route) {
+            Decision::Answer => {
+                return outcome.map(|answer| answer.under(progress.request_deadline(), route.timeouts.idle));
+            }
+            Decision::Fail(reason) => {
+                let Err(failure) = outcome else { return outcome };
+                return Err(Failure { reason, ..failure });
+            }
+            Decision::Again { after } => {
+                drop(outcome);
+                progress.wait(after).await;
+            }
+        }
+    }
+}
+
+fn no_route(head: &Parts) -> Failure {
+    Failure::new(
+        Reason::NoRoute,
+        format!("no route matches {} {}", head.method, head.uri.path()),
+    )
+}
+
+fn no_endpoint(target: &crate::snapshot::routes::Target) -> Failure {
+    let cluster = &target.cluster;
+    let absence = &cluster.endpoints().absence;
+    let detail = format!("{}/{} has no endpoint: {absence}", cluster.service, cluster.name);
+    Failure::new(Reason::NoEndpoint, detail)
+}

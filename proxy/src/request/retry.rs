@@ -1,0 +1,238 @@
+//! Whether a failed attempt is made again. The only place that causes a second attempt.
+//!
+//! The rule: the policy must name the failure; the upstream must surely not have seen the request, or the method must
+//! be one that may be done twice (RFC 9110 section 9.2.2); the body must still be whole; attempts, time and budget
+//! must be left. A retry of what surely never arrived is free of the budget: it cannot add load to a backend.
+
+use std::time::{Duration, Instant};
+
+use http::Method;
+use outrigger_config::mesh::RetryPolicy;
+use outrigger_config::service::RetryOn;
+
+use crate::error::{Failure, Reached, Reason};
+use crate::request::attempt::Answer;
+use crate::snapshot::routes::Route;
+use crate::telemetry::metrics::RetryResult;
+use crate::upstream::health::Budget;
+
+/// The first wait before a retry is drawn from nothing to this, the next from nothing to twice this: Envoy's base.
+const BACKOFF_BASE: Duration = Duration::from_millis(25);
+
+/// The longest wait before a retry: Envoy's ten times the base.
+const BACKOFF_MAX: Duration = Duration::from_millis(250);
+
+/// As many attempts as a policy may ask for.
+const ATTEMPTS_MAX: usize = 10;
+
+/// Where a request stands between its attempts.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    attempts_max: u32,
+    attempts: u32,
+    idempotent: bool,
+    tried: [u64; ATTEMPTS_MAX],
+    /// When the next attempt begins; the clock is read as seldom as may be.
+    now: Instant,
+    request_deadline: Option<Instant>,
+    attempt_timeout: Option<Duration>,
+    attempt_deadline: Option<Instant>,
+}
+
+/// What to do after an attempt.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// Hand the outcome to the caller.
+    Answer,
+    /// Hand a failure to the caller, for this reason.
+    Fail(Reason),
+    /// Make another attempt, after a wait.
+    Again { after: Duration },
+}
+
+impl Progress {
+    pub(crate) fn start(route: &Route, method: &Method, started: Instant) -> Self {
+        Self {
+            attempts_max: route.retry.attempts.min(ATTEMPTS_MAX as u32),
+            attempts: 0,
+            idempotent: is_idempotent(method),
+            tried: [0; ATTEMPTS_MAX],
+            now: started,
+            request_deadline: route.timeouts.request.map(|timeout| started + timeout),
+            attempt_timeout: route.timeouts.attempt,
+            attempt_deadline: None,
+        }
+    }
+
+    /// When the next attempt begins.
+    pub(crate) fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// The endpoints that have been tried.
+    pub(crate) fn tried(&self) -> &[u64] {
+        &self.tried[..self.attempts as usize]
+    }
+
+    /// Whether the policy has another attempt left after the one that is under way or about to begin, so that the
+    /// request must be kept for it.
+    pub(crate) fn may_go_again(&self) -> bool {
+        self.attempts.max(1) < self.attempts_max
+    }
+
+    /// An attempt begins.
+    pub(crate) fn attempt(&mut self, endpoint: u64, now: Instant) {
+        self.tried[self.attempts as usize % ATTEMPTS_MAX] = endpoint;
+        self.attempts += 1;
+        self.attempt_deadline = self.attempt_timeout.map(|timeout| now + timeout);
+    }
+
+    /// When the whole request must be over.
+    pub(crate) fn request_deadline(&self) -> Option<Instant> {
+        self.request_deadline
+    }
+
+    /// When this attempt must have its head, and which bound that is. On the last attempt the attempt's own bound
+    /// gives way to the request's: cutting it short could only lose an answer.
+    pub(crate) fn deadline(&self) -> Option<(Instant, Reason)> {
+        let request = self.request_deadline.map(|until| (until, Reason::RequestTimeout));
+        let last = self.attempts >= self.attempts_max && request.is_some();
+        let attempt = self
+            .attempt_deadline
+            .filter(|_| !last)
+            .map(|until| (until, Reason::AttemptTimeout));
+        match (request, attempt) {
+            (Some(request), Some(attempt)) => Some(if attempt.0 < request.0 { attempt } else { request }),
+            (request, attempt) => request.or(attempt),
+        }
+    }
+
+    /// Decides what to do after an attempt, and counts the decision.
+    pub(crate) fn decide(
+        &mut self,
+        outcome: &Result<Answer, Failure>,
+        body_is_kept: bool,
+        now: Instant,
+        route: &Route,
+    ) -> Decision {
+        self.now = now;
+        let event = match outcome {
+            Ok(answer) => Event::Answered(answer.head.status.as_u16()),
+            Err(failure) => Event::Failed(failure.reason),
+        };
+        let (decision, result) = self.judge(event, body_is_kept, &route.retry, &route.budget);
+        if let Some(result) = result {
+            route.retries.decided(result);
+        }
+        decision
+    }
+
+    /// The rule itself.
+    fn judge(
+        &self,
+        event: Event,
+        body_is_kept: bool,
+        policy: &RetryPolicy,
+        budget: &Budget,
+    ) -> (Decision, Option<RetryResult>) {
+        let give_up = match event {
+            Event::Answered(_) => Decision::Answer,
+            Event::Failed(reason) => Decision::Fail(reason),
+        };
+        if !event
+            .condition()
+            .is_some_and(|condition| policy.on.contains(&condition))
+        {
+            return (give_up, None);
+        }
+        let unseen = event.reached() == Reached::No;
+        if !unseen && !self.idempotent || !body_is_kept && self.attempts < self.attempts_max {
+            return (give_up, Some(RetryResult::NotReplayable));
+        }
+        // A request whose time is nearly over would only be cut off again.
+        let time_left = self.request_deadline.is_none_or(|deadline| deadline > self.now);
+        if self.attempts >= self.attempts_max || !time_left {
+            return (give_up, Some(RetryResult::Limit));
+        }
+        if unseen {
+            return (
+                Decision::Again {
+                    after: Duration::ZERO,
+                },
+                Some(RetryResult::Made),
+            );
+        }
+        if !budget.spend(self.now) {
+            return (give_up, Some(RetryResult::Budget));
+        }
+        let ceiling = BACKOFF_BASE
+            .saturating_mul(1 << (self.attempts - 1).min(8))
+            .min(BACKOFF_MAX);
+        // Full jitter: those that failed together do not come back together.
+        (
+            Decision::Again {
+                after: ceiling.mul_f64(fastrand::f64()),
+            },
+            Some(RetryResult::Made),
+        )
+    }
+
+    /// Waits before the next attempt, at most as long as the request has.
+    pub(crate) async fn wait(&mut self, after: Duration) {
+        if !after.is_zero() {
+            let until = self.now + after;
+            let until = self
+                .request_deadline
+                .map_or(until, |deadline| until.min(deadline));
+            tokio::time::sleep_until(until.into()).await;
+            self.now = Instant::now();
+        }
+    }
+}
+
+/// How an attempt ended, as far as a retry is concerned.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Answered(u16),
+    Failed(Reason),
+}
+
+impl Event {
+    /// The condition of a policy that it falls under.
+    fn condition(self) -> Option<RetryOn> {
+        match self {
+            Self::Answered(502..=504) => Some(RetryOn::GatewayError),
+            Self::Answered(_) => None,
+            Self::Failed(reason) => match reason {
+                Reason::ConnectFailed | Reason::ConnectTimeout | Reason::Overloaded => {
+                    Some(RetryOn::ConnectFailure)
+                }
+                Reason::UpstreamReset | Reason::UpstreamProtocol => Some(RetryOn::Reset),
+                Reason::AttemptTimeout => Some(RetryOn::GatewayError),
+                Reason::BadRequest
+                | Reason::NoService
+                | Reason::NoRoute
+                | Reason::NoEndpoint
+                | Reason::RequestTimeout
+                | Reason::IdleTimeout
+                | Reason::ClientGone
+                | Reason::Internal => None,
+            },
+        }
+    }
+
+    fn reached(self) -> Reached {
+        match self {
+            Self::Answered(_) => Reached::Maybe,
+            Self::Failed(reason) => reason.reached(),
+        }
+    }
+}
+
+/// RFC 9110 section 9.2.2.
+fn is_idempotent(method: &Method) -> bool {
+    matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
+    )
+}

@@ -1,0 +1,465 @@
+//! Configuration → [`Snapshot`]. Pure: builds everything, begins nothing.
+//!
+//! Also the only place that decides what survives a push. A cluster whose words are the same stays the very same
+//! object; one whose balance or discovery changed keeps the endpoints it still names, with all they have learnt. A
+//! route keeps its retry budget while its policy stays.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use http::{HeaderName, Method};
+use outrigger_config::mesh::{RetryPolicy, Timeouts};
+use outrigger_config::service::{
+    self, Budget as BudgetPolicy, Discover, HeaderMatch, PathMatch, QueryMatch, RetryOn, Service,
+};
+use outrigger_config::{Config, Document};
+use regex_automata::meta::Regex;
+
+use crate::snapshot::routes::{
+    Header, HostTable, Matcher, Path, Query, Route, Target, Text, VirtualHost, Weights,
+};
+use crate::snapshot::{Origin, Snapshot};
+use crate::telemetry::metrics::{ClusterLabels, Metrics, RetryLabels, RouteLabels};
+use crate::upstream::Cluster;
+use crate::upstream::health::Budget;
+
+/// What is said and where it came from.
+#[derive(Clone, Debug)]
+pub struct Said {
+    /// The version of the whole.
+    pub version: String,
+    /// Where it came from.
+    pub origin: Origin,
+    /// The documents as they were written.
+    pub documents: Vec<Document>,
+}
+
+/// The name of the route and of the listener label on the application's side.
+const INBOUND: &str = "inbound";
+/// The listener label on the caller's side.
+const OUTBOUND: &str = "outbound";
+/// The cluster of the application beside the sidecar.
+const APP: &str = "app";
+
+/// Makes a snapshot of a checked configuration. `node_service` is the service that this sidecar stands beside.
+///
+/// # Errors
+/// Every value that cannot be made into what runs, as `path: what is wrong`. [`outrigger_config::check`] refuses all
+/// such values before; an error here is a disagreement between the two and refuses the push all the same.
+pub fn compile(
+    said: Said,
+    config: &Config,
+    node_service: Option<&str>,
+    metrics: &Arc<Metrics>,
+    previous: Option<&Snapshot>,
+) -> Result<Snapshot, Vec<String>> {
+    let mut compiler = Compiler::new(config, metrics, previous);
+    for service in &config.services {
+        compiler.outbound(service);
+        if node_service == Some(service.name.as_str()) {
+            compiler.inbound(service);
+        }
+    }
+    if !compiler.problems.is_empty() {
+        return Err(compiler.problems);
+    }
+    let unmatched = |listener| {
+        metrics.route(RouteLabels {
+            listener,
+            service: String::new(),
+            route: String::new(),
+            backend: String::new(),
+        })
+    };
+    Ok(Snapshot {
+        version: said.version,
+        origin: said.origin,
+        documents: said.documents,
+        clusters: compiler.clusters.into_values().collect(),
+        virtual_hosts: compiler.virtual_hosts,
+        hosts: compiler.hosts,
+        services: compiler.services,
+        inbound: compiler.inbound,
+        unmatched_inbound: unmatched(INBOUND),
+        unmatched_outbound: unmatched(OUTBOUND),
+    })
+}
+
+/// A snapshot with nothing in it, which serves until the first configuration comes.
+pub fn nothing(metrics: &Arc<Metrics>) -> Snapshot {
+    let unmatched = |listener| {
+        metrics.route(RouteLabels {
+            listener,
+            service: String::new(),
+            route: String::new(),
+            backend: String::new(),
+        })
+    };
+    Snapshot {
+        version: String::new(),
+        origin: Origin::Nothing,
+        documents: Vec::new(),
+        clusters: Vec::new(),
+        virtual_hosts: Vec::new(),
+        hosts: HostTable::default(),
+        services: HashMap::new(),
+        inbound: None,
+        unmatched_inbound: unmatched(INBOUND),
+        unmatched_outbound: unmatched(OUTBOUND),
+    }
+}
+
+type ClusterKey = (String, String);
+
+struct Compiler<'a> {
+    config: &'a Config,
+    metrics: &'a Arc<Metrics>,
+    previous_clusters: HashMap<ClusterKey, Arc<Cluster>>,
+    previous_budgets: HashMap<(String, String, String), Arc<Budget>>,
+    clusters: BTreeMap<ClusterKey, Arc<Cluster>>,
+    virtual_hosts: Vec<VirtualHost>,
+    hosts: HostTable,
+    services: HashMap<String, usize>,
+    inbound: Option<usize>,
+    problems: Vec<String>,
+}
+
+impl<'a> Compiler<'a> {
+    fn new(config: &'a Config, metrics: &'a Arc<Metrics>, previous: Option<&Snapshot>) -> Self {
+        let clusters = previous.into_iter().flat_map(|previous| &previous.clusters);
+        let virtual_hosts = previous.into_iter().flat_map(|previous| &previous.virtual_hosts);
+        let budgets = virtual_hosts.flat_map(|virtual_host| {
+            virtual_host.routes.iter().map(|route| {
+                let labels = virtual_host.unrouted.labels();
+                let key = (
+                    labels.listener.to_owned(),
+                    labels.service.clone(),
+                    route.name.clone(),
+                );
+                (key, Arc::clone(&route.budget))
+            })
+        });
+        Self {
+            config,
+            metrics,
+            previous_clusters: clusters
+                .map(|cluster| {
+                    (
+                        (cluster.service.clone(), cluster.name.clone()),
+                        Arc::clone(cluster),
+                    )
+                })
+                .collect(),
+            previous_budgets: budgets.collect(),
+            clusters: BTreeMap::new(),
+            virtual_hosts: Vec::new(),
+            hosts: HostTable::default(),
+            services: HashMap::new(),
+            inbound: None,
+            problems: Vec::new(),
+        }
+    }
+
+    /// The service as its callers see it.
+    fn outbound(&mut self, service: &Service) {
+        let place = self.virtual_hosts.len();
+        for host in service.hosts() {
+            self.hosts.insert(host, place);
+        }
+        self.services.insert(service.name.clone(), place);
+        let only_backend = || service::Target {
+            backend: service.backends[0].name.clone(),
+            weight: 1,
+        };
+        let default_route = || service::Route {
+            name: "default".into(),
+            matches: Vec::new(),
+            to: vec![only_backend()],
+            timeout: None,
+            retry: None,
+        };
+        let implied = (service.routes.is_empty() && !service.backends.is_empty()).then(default_route);
+        let routes = service
+            .routes
+            .iter()
+            .chain(&implied)
+            .map(|route| self.route(service, route))
+            .collect();
+        let authority = service.hosts().next().unwrap_or(&service.name).to_owned();
+        self.virtual_hosts.push(VirtualHost {
+            authority,
+            routes,
+            unrouted: self.unrouted(OUTBOUND, service),
+        });
+    }
+
+    /// The service as its own sidecar hands it to the application: one route, no deadline of its own, since the
+    /// caller's sidecar keeps the one that the service file names and two would disagree.
+    fn inbound(&mut self, service: &Service) {
+        let Some(app) = service.app else { return };
+        let timeouts = Timeouts {
+            request: None,
+            attempt: None,
+            idle: None,
+        };
+        // One more try, for the connection that the application closed as the request was on its way.
+        let retry = RetryPolicy {
+            attempts: 2,
+            on: vec![RetryOn::Reset],
+            budget: BudgetPolicy::default(),
+        };
+        let discover = Discover {
+            addresses: Some(vec![app]),
+            dns: None,
+            port: None,
+        };
+        let cluster = self.cluster(service, APP, &discover);
+        let target = self.target(INBOUND, service, INBOUND, cluster);
+        let route = self.assemble(
+            (INBOUND, service, INBOUND),
+            Vec::new(),
+            vec![(target, 1)],
+            (timeouts, retry),
+        );
+        self.inbound = Some(self.virtual_hosts.len());
+        let unrouted = self.unrouted(INBOUND, service);
+        self.virtual_hosts.push(VirtualHost {
+            authority: service.name.clone(),
+            routes: vec![route],
+            unrouted,
+        });
+    }
+
+    fn unrouted(
+        &self,
+        listener: &'static str,
+        service: &Service,
+    ) -> Arc<crate::telemetry::metrics::RouteMetrics> {
+        let service = service.name.clone();
+        self.metrics.route(RouteLabels {
+            listener,
+            service,
+            route: String::new(),
+            backend: String::new(),
+        })
+    }
+
+    fn route(&mut self, service: &Service, route: &service::Route) -> Route {
+        let matchers = route
+            .matches
+            .iter()
+            .map(|matches| self.matcher(&service.name, matches))
+            .collect();
+        let mut targets = Vec::with_capacity(route.to.len());
+        for to in &route.to {
+            let Some(backend) = service.backends.iter().find(|backend| backend.name == to.backend) else {
+                self.problems.push(format!(
+                    "{}: route {}: no backend `{}`",
+                    service.name, route.name, to.backend
+                ));
+                continue;
+            };
+            let cluster = self.cluster(service, &backend.name, &backend.discover);
+            targets.push((self.target(OUTBOUND, service, &route.name, cluster), to.weight));
+        }
+        let mesh = &self.config.mesh;
+        let policy = (mesh.timeouts(route), mesh.retry(route));
+        self.assemble((OUTBOUND, service, &route.name), matchers, targets, policy)
+    }
+
+    fn target(
+        &self,
+        listener: &'static str,
+        service: &Service,
+        route: &str,
+        cluster: Arc<Cluster>,
+    ) -> Target {
+        let labels = RouteLabels {
+            listener,
+            service: service.name.clone(),
+            route: route.to_owned(),
+            backend: cluster.name.clone(),
+        };
+        Target {
+            series: self.metrics.route(labels),
+            cluster,
+        }
+    }
+
+    fn assemble(
+        &self,
+        (listener, service, name): (&'static str, &Service, &str),
+        matchers: Vec<Matcher>,
+        targets: Vec<(Target, u32)>,
+        (timeouts, retry): (Timeouts, RetryPolicy),
+    ) -> Route {
+        let key = (listener.to_owned(), service.name.clone(), name.to_owned());
+        let kept = self
+            .previous_budgets
+            .get(&key)
+            .filter(|budget| budget.policy() == retry.budget);
+        let weights = Weights::new(targets.iter().map(|(_, weight)| *weight), fastrand::u64(..));
+        Route {
+            name: name.to_owned(),
+            matchers,
+            targets: targets.into_iter().map(|(target, _)| target).collect(),
+            weights,
+            timeouts,
+            budget: kept.map_or_else(|| Arc::new(Budget::new(retry.budget)), Arc::clone),
+            retries: self.metrics.retries(RetryLabels {
+                service: service.name.clone(),
+                route: name.to_owned(),
+            }),
+            retry,
+        }
+    }
+
+    /// The cluster of a backend: the one of this snapshot, the one of the last, or a new one.
+    fn cluster(&mut self, service: &Service, backend: &str, discover: &Discover) -> Arc<Cluster> {
+        let key = (service.name.clone(), backend.to_owned());
+        if let Some(cluster) = self.clusters.get(&key) {
+            return Arc::clone(cluster);
+        }
+        let balance = self.config.mesh.balance(service);
+        let previous = self.previous_clusters.get(&key);
+        let same = previous.filter(|previous| previous.balance == balance && previous.discover == *discover);
+        let cluster = same.map_or_else(
+            || {
+                let labels = ClusterLabels {
+                    service: service.name.clone(),
+                    backend: backend.to_owned(),
+                };
+                let metrics = self.metrics.cluster(labels);
+                let cluster = Cluster::new(&service.name, backend, discover.clone(), balance, metrics);
+                if let Some(previous) = previous {
+                    cluster.take_over(previous);
+                }
+                Arc::new(cluster)
+            },
+            Arc::clone,
+        );
+        self.clusters.insert(key, Arc::clone(&cluster));
+        cluster
+    }
+
+    fn matcher(&mut self, service: &str, matches: &service::Match) -> Matcher {
+        let path = matches.path.as_ref().and_then(|path| self.path(service, path));
+        let mut matcher = Matcher {
+            path,
+            ..Matcher::default()
+        };
+        for method in &matches.methods {
+            match Method::from_bytes(method.as_bytes()) {
+                Ok(method) => matcher.methods.push(method),
+                Err(_) => self
+                    .problems
+                    .push(format!("{service}: `{method}` is not a method")),
+            }
+        }
+        for header in &matches.headers {
+            let Ok(name) = HeaderName::try_from(header.name.as_str()) else {
+                self.problems
+                    .push(format!("{service}: `{}` is not a header name", header.name));
+                continue;
+            };
+            if let Some(text) = self.header(service, header) {
+                matcher.headers.push(Header {
+                    name,
+                    text,
+                    invert: header.invert,
+                });
+            }
+        }
+        for query in &matches.query {
+            if let Some(text) = self.query(service, query) {
+                matcher.query.push(Query {
+                    name: query.name.clone(),
+                    text,
+                });
+            }
+        }
+        matcher
+    }
+
+    fn path(&mut self, service: &str, path: &PathMatch) -> Option<Path> {
+        match (&path.exact, &path.prefix, &path.regex) {
+            (Some(exact), None, None) => Some(Path::Exact(exact.clone())),
+            (None, Some(prefix), None) => Some(Path::Prefix(prefix.trim_end_matches('/').to_owned())),
+            (None, None, Some(regex)) => self.regex(service, regex).map(Path::Regex),
+            _ => {
+                self.problems.push(format!(
+                    "{service}: a path match needs exactly one of exact, prefix, regex"
+                ));
+                None
+            }
+        }
+    }
+
+    fn header(&mut self, service: &str, header: &HeaderMatch) -> Option<Text> {
+        let HeaderMatch {
+            exact,
+            prefix,
+            suffix,
+            regex,
+            present,
+            range,
+            name: _,
+            invert: _,
+        } = header;
+        let regex = regex
+            .as_ref()
+            .map(|regex| self.regex(service, regex).map(Text::Regex));
+        let comparisons = [
+            exact.clone().map(Text::Exact),
+            prefix.clone().map(Text::Prefix),
+            suffix.clone().map(Text::Suffix),
+            present.map(Text::Present),
+            range.map(|range| Text::Range(range.start, range.end)),
+            regex.flatten(),
+        ];
+        self.only(service, &header.name, comparisons)
+    }
+
+    fn query(&mut self, service: &str, query: &QueryMatch) -> Option<Text> {
+        let regex = query
+            .regex
+            .as_ref()
+            .map(|regex| self.regex(service, regex).map(Text::Regex));
+        let comparisons = [
+            query.exact.clone().map(Text::Exact),
+            query.present.map(Text::Present),
+            regex.flatten(),
+        ];
+        self.only(service, &query.name, comparisons)
+    }
+
+    fn only<const N: usize>(
+        &mut self,
+        service: &str,
+        name: &str,
+        comparisons: [Option<Text>; N],
+    ) -> Option<Text> {
+        let mut given = comparisons.into_iter().flatten();
+        let first = given.next();
+        if first.is_none() || given.next().is_some() {
+            self.problems.push(format!(
+                "{service}: the condition on `{name}` needs exactly one comparison"
+            ));
+            return None;
+        }
+        first
+    }
+
+    /// A pattern that the whole text must match.
+    fn regex(&mut self, service: &str, pattern: &str) -> Option<Regex> {
+        match Regex::new(&format!("^(?:{pattern})$")) {
+            Ok(regex) => Some(regex),
+            Err(error) => {
+                self.problems.push(format!(
+                    "{service}: `{pattern}` is not a regular expression: {error}"
+                ));
+                None
+            }
+        }
+    }
+}

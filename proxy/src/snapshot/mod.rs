@@ -1,0 +1,203 @@
+//! What was said, as it runs: immutable, resolved, nothing left to look up by string but the host.
+//!
+//! [`compile`] makes a [`Snapshot`] out of a configuration; [`Snapshots`] holds the one that serves. A request takes
+//! a [`Lease`] on it and sees that one from its first byte to its last. Making one does no I/O; what must be begun
+//! for it (discovery) is begun by `apply`.
+
+pub mod compile;
+pub mod routes;
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use http::request::Parts;
+use outrigger_config::Document;
+
+use crate::error::{Failure, Reason};
+use crate::snapshot::routes::{HostTable, Route, VirtualHost};
+use crate::telemetry::metrics::RouteMetrics;
+use crate::upstream::Cluster;
+
+/// Where a configuration came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// No configuration has come yet.
+    Nothing,
+    /// The control API.
+    Control,
+    /// A watched file or folder.
+    File,
+    /// The last good configuration on disk, because the control API could not be reached.
+    Disk,
+}
+
+impl Origin {
+    /// The word for it in metrics and `/config`.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Control => "control",
+            Self::File => "file",
+            Self::Disk => "disk",
+        }
+    }
+}
+
+/// Through which door a request came. It says which table is asked; nothing later asks which it was.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Entry {
+    /// From another sidecar, for the application beside this one.
+    Inbound,
+    /// From the application, for the service that its host names.
+    Outbound,
+    /// From the application, for this service whatever its host.
+    Local(Arc<str>),
+}
+
+/// A configuration as it runs.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The version of what was said.
+    pub version: String,
+    /// Where it came from.
+    pub origin: Origin,
+    /// What was said.
+    pub documents: Vec<Document>,
+    /// Every cluster that a route may choose.
+    pub clusters: Vec<Arc<Cluster>>,
+    pub(crate) virtual_hosts: Vec<VirtualHost>,
+    hosts: HostTable,
+    services: HashMap<String, usize>,
+    inbound: Option<usize>,
+    /// The series of requests that found no service, by listener.
+    unmatched_inbound: Arc<RouteMetrics>,
+    unmatched_outbound: Arc<RouteMetrics>,
+}
+
+impl Snapshot {
+    /// The series of a request until its service is known.
+    pub(crate) fn unmatched(&self, entry: &Entry) -> &Arc<RouteMetrics> {
+        match entry {
+            Entry::Inbound => &self.unmatched_inbound,
+            Entry::Outbound | Entry::Local(_) => &self.unmatched_outbound,
+        }
+    }
+
+    /// The service that a request is for.
+    pub(crate) fn virtual_host(&self, entry: &Entry, host: &str) -> Result<usize, Failure> {
+        let (found, detail): (_, fn(&str) -> String) = match entry {
+            Entry::Outbound => (self.hosts.find(host), |host| {
+                format!("no service has the host `{host}`")
+            }),
+            Entry::Local(service) => {
+                let found = self.services.get(&**service).copied();
+                return found.ok_or_else(|| {
+                    Failure::new(
+                        Reason::NoService,
+                        format!("there is no service `{service}`, for which this port stands"),
+                    )
+                });
+            }
+            Entry::Inbound => (self.inbound, |_| {
+                "the service of this sidecar's node is not configured, or says no `app`".into()
+            }),
+        };
+        found.ok_or_else(|| Failure::new(Reason::NoService, detail(host)))
+    }
+}
+
+/// The place of the snapshot that serves. One writer: `apply`.
+#[derive(Debug)]
+pub struct Snapshots {
+    current: Arc<ArcSwap<Snapshot>>,
+}
+
+impl Snapshots {
+    /// Begins with this one.
+    pub fn new(first: Snapshot) -> Self {
+        Self {
+            current: Arc::new(ArcSwap::from_pointee(first)),
+        }
+    }
+
+    /// The one that serves.
+    pub fn load(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+
+    /// Puts another in its place and gives back the old one.
+    pub(crate) fn swap(&self, next: Arc<Snapshot>) -> Arc<Snapshot> {
+        self.current.swap(next)
+    }
+
+    /// A reader for one thread.
+    pub(crate) fn reader(&self) -> Reader {
+        let cache = arc_swap::Cache::new(Arc::clone(&self.current));
+        let lease = Lease(Rc::new(self.load()));
+        Reader { cache, lease }
+    }
+}
+
+/// One thread's view of what serves. Looking costs one load; the shared count is touched only when it changed.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    cache: arc_swap::Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>,
+    lease: Lease,
+}
+
+impl Reader {
+    /// A lease on what serves now.
+    pub(crate) fn lease(&mut self) -> Lease {
+        let current = self.cache.load();
+        if !Arc::ptr_eq(current, &self.lease.0) {
+            self.lease = Lease(Rc::new(Arc::clone(current)));
+        }
+        self.lease.clone()
+    }
+}
+
+/// A request's hold on its snapshot: counted by this thread alone.
+#[derive(Clone, Debug)]
+#[expect(
+    clippy::redundant_allocation,
+    reason = "the outer count is this thread's own, the inner one is everyone's"
+)]
+pub(crate) struct Lease(Rc<Arc<Snapshot>>);
+
+impl std::ops::Deref for Lease {
+    type Target = Snapshot;
+
+    fn deref(&self) -> &Snapshot {
+        &self.0
+    }
+}
+
+/// The route that a request takes, for as long as the request lasts.
+#[derive(Debug)]
+pub(crate) struct Matched {
+    lease: Lease,
+    virtual_host: usize,
+    route: usize,
+}
+
+impl Matched {
+    /// Finds the route for a request whose host is known.
+    pub(crate) fn find(lease: &Lease, virtual_host: usize, head: &Parts) -> Option<Self> {
+        let route = lease.virtual_hosts[virtual_host].route(head)?;
+        Some(Self {
+            lease: lease.clone(),
+            virtual_host,
+            route,
+        })
+    }
+}
+
+impl std::ops::Deref for Matched {
+    type Target = Route;
+
+    fn deref(&self) -> &Route {
+        &self.lease.virtual_hosts[self.virtual_host].routes[self.route]
+    }
+}

@@ -1,0 +1,300 @@
+//! Which request goes where: hosts to services, and a service's routes in the order written.
+//!
+//! Pure: a head in, a place in the table out. Where a choice is by weight it is by turns and not by dice, so that
+//! the split is right within one request in a hundred and not only on average.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, Method};
+use outrigger_config::mesh::{RetryPolicy, Timeouts};
+use percent_encoding::percent_decode_str;
+use regex_automata::meta::Regex;
+
+use crate::telemetry::metrics::{RetryMetrics, RouteMetrics};
+use crate::upstream::Cluster;
+use crate::upstream::health::Budget;
+
+/// Host names and the places of their virtual hosts.
+#[derive(Debug, Default)]
+pub(crate) struct HostTable {
+    exact: HashMap<String, usize, xxhash_rust::xxh3::Xxh3DefaultBuilder>,
+    /// Suffixes with their leading dot, longest first, so that the most specific is met first.
+    wildcards: Vec<(String, usize)>,
+}
+
+impl HostTable {
+    /// Adds a host, in lower case; `*.` in front takes every name below it.
+    pub(crate) fn insert(&mut self, host: &str, place: usize) {
+        let host = host.to_ascii_lowercase();
+        match host.strip_prefix('*') {
+            None => {
+                self.exact.insert(host, place);
+            }
+            Some(suffix) => {
+                let at = self
+                    .wildcards
+                    .partition_point(|(known, _)| known.len() >= suffix.len());
+                self.wildcards.insert(at, (suffix.to_owned(), place));
+            }
+        }
+    }
+
+    /// The virtual host of a `Host` value: without regard to case, port and the root's dot.
+    pub(crate) fn find(&self, host: &str) -> Option<usize> {
+        let name = without_port(host);
+        let name = name.strip_suffix('.').unwrap_or(name);
+        let name = if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            Cow::Owned(name.to_ascii_lowercase())
+        } else {
+            Cow::Borrowed(name)
+        };
+        if let Some(place) = self.exact.get(&*name) {
+            return Some(*place);
+        }
+        let below = |suffix: &str| name.len() > suffix.len() && name.ends_with(suffix);
+        self.wildcards
+            .iter()
+            .find(|(suffix, _)| below(suffix))
+            .map(|(_, place)| *place)
+    }
+}
+
+/// A host without its port. IPv6 addresses stand in brackets (RFC 3986 section 3.2.2), which stay.
+fn without_port(host: &str) -> &str {
+    match host.rfind(':') {
+        Some(colon) if !host[colon..].contains(']') => &host[..colon],
+        _ => host,
+    }
+}
+
+/// A service's routes as one listener sees them.
+#[derive(Debug)]
+pub(crate) struct VirtualHost {
+    /// The name that is set as `Host` where a caller gave none.
+    pub(crate) authority: String,
+    pub(crate) routes: Vec<Route>,
+    /// The series of requests that no route matched.
+    pub(crate) unrouted: Arc<RouteMetrics>,
+}
+
+impl VirtualHost {
+    /// The place of the first route that matches.
+    pub(crate) fn route(&self, head: &Parts) -> Option<usize> {
+        self.routes.iter().position(|route| route.matches(head))
+    }
+}
+
+/// One rule, resolved.
+#[derive(Debug)]
+pub(crate) struct Route {
+    pub(crate) name: String,
+    /// The route applies if one of these does; none: always.
+    pub(crate) matchers: Vec<Matcher>,
+    pub(crate) targets: Vec<Target>,
+    pub(crate) weights: Weights,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) retry: RetryPolicy,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) retries: Arc<RetryMetrics>,
+}
+
+/// A backend of a route, and the series of the requests that chose it.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) series: Arc<RouteMetrics>,
+}
+
+impl Route {
+    fn matches(&self, head: &Parts) -> bool {
+        self.matchers.is_empty() || self.matchers.iter().any(|matcher| matcher.matches(head))
+    }
+
+    /// Chooses a target by weight. One that has no endpoint leaves its share to the others.
+    pub(crate) fn choose(&self) -> &Target {
+        let chosen = &self.targets[self.weights.next()];
+        if self.targets.len() == 1 || !chosen.cluster.endpoints().endpoints.is_empty() {
+            return chosen;
+        }
+        let others = self
+            .targets
+            .iter()
+            .enumerate()
+            .filter(|(place, _)| self.weights.of(*place) > 0);
+        let with_endpoints = |target: &&Target| !target.cluster.endpoints().endpoints.is_empty();
+        others
+            .map(|(_, target)| target)
+            .find(with_endpoints)
+            .unwrap_or(chosen)
+    }
+}
+
+/// Takes turns by weight.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    /// The running sum after each place; the last is the whole.
+    sums: Vec<u64>,
+    turn: AtomicU64,
+}
+
+/// The golden ratio as a fraction of 2⁶⁴. Steps of this length fall into the gaps that earlier steps left (Weyl's
+/// equidistribution), so after n turns each place has had its share within about log n turns, where dice would be
+/// off by √n.
+const GOLDEN_STEP: u64 = 0x9E37_79B9_7F4A_7C15;
+
+impl Weights {
+    /// Weights in the order of their places. `first_turn` keeps sidecars that start together from walking in step.
+    pub(crate) fn new(weights: impl IntoIterator<Item = u32>, first_turn: u64) -> Self {
+        let mut sum = 0;
+        let sums = weights.into_iter().map(|weight| {
+            sum += u64::from(weight);
+            sum
+        });
+        Self {
+            sums: sums.collect(),
+            turn: AtomicU64::new(first_turn),
+        }
+    }
+
+    fn next(&self) -> usize {
+        let whole = self.sums.last().copied().unwrap_or(0);
+        if self.sums.len() < 2 || whole == 0 {
+            return 0;
+        }
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let point = (u128::from(turn.wrapping_mul(GOLDEN_STEP)) * u128::from(whole)) >> 64;
+        self.sums.partition_point(|sum| u128::from(*sum) <= point)
+    }
+
+    fn of(&self, place: usize) -> u64 {
+        let before = place.checked_sub(1).map_or(0, |before| self.sums[before]);
+        self.sums[place] - before
+    }
+}
+
+/// Conditions that must all hold.
+#[derive(Debug, Default)]
+pub(crate) struct Matcher {
+    pub(crate) path: Option<Path>,
+    pub(crate) methods: Vec<Method>,
+    pub(crate) headers: Vec<Header>,
+    pub(crate) query: Vec<Query>,
+}
+
+impl Matcher {
+    fn matches(&self, head: &Parts) -> bool {
+        self.path
+            .as_ref()
+            .is_none_or(|path| path.matches(head.uri.path()))
+            && (self.methods.is_empty() || self.methods.contains(&head.method))
+            && self.headers.iter().all(|header| header.matches(&head.headers))
+            && (self.query.is_empty() || {
+                let query = head.uri.query().unwrap_or("");
+                self.query.iter().all(|wanted| wanted.matches(query))
+            })
+    }
+}
+
+/// How a path is compared.
+#[derive(Debug)]
+pub(crate) enum Path {
+    Exact(String),
+    /// Whole segments, kept without a trailing slash: `/` is kept as nothing and takes every path.
+    Prefix(String),
+    Regex(Regex),
+}
+
+impl Path {
+    fn matches(&self, path: &str) -> bool {
+        match self {
+            Self::Exact(exact) => path == exact,
+            Self::Prefix(prefix) => path
+                .strip_prefix(prefix.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+            Self::Regex(regex) => regex.is_match(path),
+        }
+    }
+}
+
+/// How a text is compared.
+#[derive(Debug)]
+pub(crate) enum Text {
+    Exact(String),
+    Prefix(String),
+    Suffix(String),
+    Regex(Regex),
+    Present(bool),
+    /// From the first number up to but not including the second.
+    Range(i64, i64),
+}
+
+impl Text {
+    /// Compares a value that may not be there. Of all comparisons only "not present" holds for one that is not.
+    fn holds(&self, value: Option<&str>) -> bool {
+        match (self, value) {
+            (Self::Present(wanted), value) => value.is_some() == *wanted,
+            (_, None) => false,
+            (Self::Exact(exact), Some(value)) => value == exact,
+            (Self::Prefix(prefix), Some(value)) => value.starts_with(prefix.as_str()),
+            (Self::Suffix(suffix), Some(value)) => value.ends_with(suffix.as_str()),
+            (Self::Regex(regex), Some(value)) => regex.is_match(value),
+            (Self::Range(start, end), Some(value)) => value
+                .trim()
+                .parse::<i64>()
+                .is_ok_and(|number| (*start..*end).contains(&number)),
+        }
+    }
+}
+
+/// A condition on a header.
+#[derive(Debug)]
+pub(crate) struct Header {
+    pub(crate) name: HeaderName,
+    pub(crate) text: Text,
+    pub(crate) invert: bool,
+}
+
+impl Header {
+    /// Several lines of one name count as one list, joined by commas (RFC 9110 section 5.3).
+    fn matches(&self, headers: &HeaderMap) -> bool {
+        let mut lines = headers
+            .get_all(&self.name)
+            .iter()
+            .map(|line| String::from_utf8_lossy(line.as_bytes()));
+        let value = lines.next().map(|first| {
+            lines.fold(first, |mut list, line| {
+                list.to_mut().push(',');
+                list.to_mut().push_str(&line);
+                list
+            })
+        });
+        self.text.holds(value.as_deref()) != self.invert
+    }
+}
+
+/// A condition on a query parameter.
+#[derive(Debug)]
+pub(crate) struct Query {
+    pub(crate) name: String,
+    pub(crate) text: Text,
+}
+
+impl Query {
+    /// The first parameter of that name counts, as in Envoy and the Gateway API.
+    fn matches(&self, query: &str) -> bool {
+        let decoded = |text: &str| -> String {
+            let spaced = text.replace('+', " ");
+            percent_decode_str(&spaced).decode_utf8_lossy().into_owned()
+        };
+        let pairs = query
+            .split('&')
+            .map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        let mut named = pairs.filter(|(name, _)| !name.is_empty() && decoded(name) == self.name);
+        let value = named.next().map(|(_, value)| decoded(value));
+        self.text.holds(value.as_deref())
+    }
+}

@@ -1,0 +1,604 @@
+//! Every metric of the sidecar: its name, its help, its labels. The only file that names `prometheus`.
+//!
+//! Handles are resolved when a snapshot is compiled and held by its routes and clusters, so that counting a request
+//! formats no label and takes no lock. Labels come from closed sets: names in the configuration, reasons, status
+//! classes; never from a request. A series goes when the last snapshot that names it goes.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::process_collector::ProcessCollector;
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+use crate::error::Reason;
+
+/// Buckets of every duration, in seconds: doubling from half a millisecond, which is what a hop in one zone takes,
+/// to 16 s, just past the default request timeout.
+const DURATION_BUCKETS: [f64; 16] = [
+    0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192,
+    16.384,
+];
+
+/// Labels of a status class; the last stands for a request that never had a status.
+const CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "none"];
+
+/// What a metric is called, what it means, and what it is told apart by. Every metric of the sidecar is in [`ALL`].
+#[derive(Clone, Copy, Debug)]
+pub struct Definition {
+    /// Its name.
+    pub name: &'static str,
+    /// What it means, as Prometheus shows it.
+    pub help: &'static str,
+    /// Its labels.
+    pub labels: &'static [&'static str],
+}
+
+const REQUESTS: Definition = Definition {
+    name: "outrigger_requests_total",
+    help: "Requests answered, by what became of them; retries are not counted again.",
+    labels: &[
+        "listener",
+        "service",
+        "route",
+        "backend",
+        "status_class",
+        "reason",
+    ],
+};
+const REQUEST_DURATION: Definition = Definition {
+    name: "http_server_request_duration_seconds",
+    help: "From a request's head to the last byte of its answer, all attempts together.",
+    labels: &["listener", "service", "route", "backend"],
+};
+const ATTEMPTS: Definition = Definition {
+    name: "outrigger_attempts_total",
+    help: "Attempts made upstream, each retry by itself.",
+    labels: &["service", "backend", "status_class", "reason"],
+};
+const ATTEMPT_DURATION: Definition = Definition {
+    name: "http_client_request_duration_seconds",
+    help: "From the choice of an endpoint to the head of its answer, each attempt by itself.",
+    labels: &["service", "backend"],
+};
+const RETRIES: Definition = Definition {
+    name: "outrigger_retries_total",
+    help: "Failures that the policy names for a retry, by what was decided: made, budget, limit, not-replayable.",
+    labels: &["service", "route", "result"],
+};
+const ENDPOINTS: Definition = Definition {
+    name: "outrigger_endpoints",
+    help: "Endpoints that discovery knows for a backend.",
+    labels: &["service", "backend"],
+};
+const CONNECTIONS_OPEN: Definition = Definition {
+    name: "outrigger_connections_open",
+    help: "Connections from callers that are open.",
+    labels: &["listener"],
+};
+const CONFIG_INFO: Definition = Definition {
+    name: "outrigger_config_info",
+    help: "The configuration that serves and where it came from: control, file, disk. Its value is always 1.",
+    labels: &["version", "source"],
+};
+const CONFIG_APPLIED_AT: Definition = Definition {
+    name: "outrigger_config_applied_timestamp_seconds",
+    help: "When the configuration that serves was applied, in seconds since 1970.",
+    labels: &[],
+};
+const PUSHES: Definition = Definition {
+    name: "outrigger_config_pushes_total",
+    help: "Configurations received, by how they ended: applied, unchanged, refused.",
+    labels: &["result"],
+};
+const LOG_LINES_LOST: Definition = Definition {
+    name: "outrigger_log_lines_lost_total",
+    help: "Access log lines that standard output did not take in time.",
+    labels: &[],
+};
+
+/// Every metric of the sidecar; those of the process (`process_*`) come beside.
+pub const ALL: [Definition; 11] = [
+    REQUESTS,
+    REQUEST_DURATION,
+    ATTEMPTS,
+    ATTEMPT_DURATION,
+    RETRIES,
+    ENDPOINTS,
+    CONNECTIONS_OPEN,
+    CONFIG_INFO,
+    CONFIG_APPLIED_AT,
+    PUSHES,
+    LOG_LINES_LOST,
+];
+
+impl Definition {
+    fn counters(&self, registry: &Registry) -> prometheus::Result<IntCounterVec> {
+        registered(
+            registry,
+            IntCounterVec::new(Opts::new(self.name, self.help), self.labels)?,
+        )
+    }
+
+    fn gauges(&self, registry: &Registry) -> prometheus::Result<IntGaugeVec> {
+        registered(
+            registry,
+            IntGaugeVec::new(Opts::new(self.name, self.help), self.labels)?,
+        )
+    }
+
+    fn histograms(&self, registry: &Registry) -> prometheus::Result<HistogramVec> {
+        let options = HistogramOpts::new(self.name, self.help).buckets(DURATION_BUCKETS.to_vec());
+        registered(registry, HistogramVec::new(options, self.labels)?)
+    }
+}
+
+/// All metrics of one sidecar. Each sidecar has its own, so that several may live in one process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    process: Registry,
+    requests: IntCounterVec,
+    request_duration: HistogramVec,
+    attempts: IntCounterVec,
+    attempt_duration: HistogramVec,
+    retries: IntCounterVec,
+    endpoints: IntGaugeVec,
+    connections_open: IntGaugeVec,
+    config_info: IntGaugeVec,
+    config_applied_at: IntGauge,
+    pushes: IntCounterVec,
+    log_lines_lost: IntCounter,
+    /// The living handles by their labels, so that two snapshots that overlap count into the same series.
+    routes: Living<RouteLabels, RouteMetrics>,
+    route_retries: Living<RetryLabels, RetryMetrics>,
+    clusters: Living<ClusterLabels, ClusterMetrics>,
+}
+
+/// What names the series of a route.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RouteLabels {
+    /// `inbound` or `outbound`.
+    pub listener: &'static str,
+    /// The service.
+    pub service: String,
+    /// The route; empty for requests that found none.
+    pub route: String,
+    /// The backend; empty for requests that chose none.
+    pub backend: String,
+}
+
+impl RouteLabels {
+    fn values(&self) -> [&str; 4] {
+        [self.listener, &self.service, &self.route, &self.backend]
+    }
+}
+
+/// What names the series of a route's retries.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RetryLabels {
+    /// The service.
+    pub service: String,
+    /// The route.
+    pub route: String,
+}
+
+/// What names the series of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ClusterLabels {
+    /// The service.
+    pub service: String,
+    /// The backend.
+    pub backend: String,
+}
+
+/// How a push ended.
+#[derive(Clone, Copy, Debug)]
+pub enum PushResult {
+    /// It is the configuration now.
+    Applied,
+    /// It says what is said already.
+    Unchanged,
+    /// It was wrong; nothing changed.
+    Refused,
+}
+
+impl Metrics {
+    /// Fresh metrics, all at zero.
+    ///
+    /// # Errors
+    /// When a metric's name or labels are not valid, which is a fault of this file.
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let process = Registry::new();
+        process.register(Box::new(ProcessCollector::for_self()))?;
+        Ok(Self {
+            requests: REQUESTS.counters(&registry)?,
+            request_duration: REQUEST_DURATION.histograms(&registry)?,
+            attempts: ATTEMPTS.counters(&registry)?,
+            attempt_duration: ATTEMPT_DURATION.histograms(&registry)?,
+            retries: RETRIES.counters(&registry)?,
+            endpoints: ENDPOINTS.gauges(&registry)?,
+            connections_open: CONNECTIONS_OPEN.gauges(&registry)?,
+            config_info: CONFIG_INFO.gauges(&registry)?,
+            config_applied_at: CONFIG_APPLIED_AT
+                .gauges(&registry)?
+                .with_label_values::<&str>(&[]),
+            pushes: PUSHES.counters(&registry)?,
+            log_lines_lost: LOG_LINES_LOST.counters(&registry)?.with_label_values::<&str>(&[]),
+            routes: Living::default(),
+            route_retries: Living::default(),
+            clusters: Living::default(),
+            registry,
+            process,
+        })
+    }
+
+    /// Everything in Prometheus's text format.
+    ///
+    /// # Errors
+    /// When the encoder refuses a metric, which is a fault of this file.
+    pub fn encode(&self) -> prometheus::Result<Vec<u8>> {
+        let mut text = Vec::with_capacity(16 * 1024);
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        TextEncoder::new().encode(&self.process.gather(), &mut text)?;
+        Ok(text)
+    }
+
+    /// The content type of [`Self::encode`].
+    pub const CONTENT_TYPE: &'static str = "text/plain; version=0.0.4; charset=utf-8";
+
+    /// The handles of a route for one of its backends: those that live already, or new ones.
+    pub fn route(self: &Arc<Self>, labels: RouteLabels) -> Arc<RouteMetrics> {
+        self.routes
+            .get_or_make(labels, |labels| RouteMetrics::new(self, labels))
+    }
+
+    /// The handles of a route's retries: those that live already, or new ones.
+    pub fn retries(self: &Arc<Self>, labels: RetryLabels) -> Arc<RetryMetrics> {
+        self.route_retries
+            .get_or_make(labels, |labels| RetryMetrics::new(self, labels))
+    }
+
+    /// The handles of a cluster: those that live already, or new ones.
+    pub fn cluster(self: &Arc<Self>, labels: ClusterLabels) -> Arc<ClusterMetrics> {
+        self.clusters
+            .get_or_make(labels, |labels| ClusterMetrics::new(self, labels))
+    }
+
+    /// The gauge of a listener's open connections.
+    pub fn connections_open(&self, listener: &str) -> OpenConnections {
+        OpenConnections(self.connections_open.with_label_values(&[listener]))
+    }
+
+    /// The counter of log lines that were lost.
+    pub fn lost_lines(&self) -> LostLines {
+        LostLines(self.log_lines_lost.clone())
+    }
+
+    /// Counts a push.
+    pub fn pushed(&self, result: PushResult) {
+        let result = match result {
+            PushResult::Applied => "applied",
+            PushResult::Unchanged => "unchanged",
+            PushResult::Refused => "refused",
+        };
+        self.pushes.with_label_values(&[result]).inc();
+    }
+
+    /// Says which configuration serves from now on.
+    pub fn config_serves(&self, version: &str, source: &str) {
+        self.config_info.reset();
+        self.config_info.with_label_values(&[version, source]).set(1.0);
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
+        self.config_applied_at.set(now.as_secs_f64());
+    }
+}
+
+/// Handles that some snapshot still holds, by what names them. Used while a snapshot is compiled and while an old
+/// one is dropped, both on the control thread; never by a request.
+#[derive(Debug)]
+struct Living<K, V>(Mutex<HashMap<K, Weak<V>>>);
+
+impl<K, V> Default for Living<K, V> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: Eq + Hash, V> Living<K, V> {
+    fn get_or_make(&self, key: K, make: impl FnOnce(&K) -> V) -> Arc<V> {
+        let mut living = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(handle) = living.get(&key).and_then(Weak::upgrade) {
+            return handle;
+        }
+        // Making a new handle is rare enough to clear away the dead ones each time.
+        living.retain(|_, handle| handle.strong_count() > 0);
+        let handle = Arc::new(make(&key));
+        living.insert(key, Arc::downgrade(&handle));
+        handle
+    }
+}
+
+fn registered<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> prometheus::Result<C> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}
+
+/// The number of connections open on one listener.
+#[derive(Clone, Debug)]
+pub struct OpenConnections(IntGauge);
+
+impl OpenConnections {
+    /// Counts one until the guard is dropped.
+    pub fn open(&self) -> OpenConnection {
+        self.0.inc();
+        OpenConnection(self.0.clone())
+    }
+}
+
+/// Counts one connection while it lives.
+#[derive(Debug)]
+pub struct OpenConnection(IntGauge);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// How many access log lines were lost.
+#[derive(Clone, Debug)]
+pub struct LostLines(IntCounter);
+
+impl LostLines {
+    /// One more.
+    pub fn count(&self) {
+        self.0.inc();
+    }
+}
+
+/// How a request or an attempt ended, for counting: a status class and, if the proxy was the cause, a reason.
+#[derive(Clone, Copy, Debug)]
+pub struct Ending {
+    class: u8,
+    reason: Option<Reason>,
+}
+
+impl Ending {
+    /// An answer of the upstream.
+    pub fn answered(status: http::StatusCode) -> Self {
+        Self {
+            class: Self::class(status),
+            reason: None,
+        }
+    }
+
+    /// A failure, and the status that the caller saw before it, if it saw one.
+    pub fn failed(status: Option<http::StatusCode>, reason: Reason) -> Self {
+        let none = CLASSES.len() as u8 - 1;
+        Self {
+            class: status.map_or(none, Self::class),
+            reason: Some(reason),
+        }
+    }
+
+    fn class(status: http::StatusCode) -> u8 {
+        // 1xx to 5xx by their first digit; HTTP allows up to 999, which counts with the server's errors.
+        (status.as_u16() / 100).clamp(1, 5) as u8 - 1
+    }
+}
+
+/// One counter for every ending, each made when it is first needed and then kept.
+#[derive(Debug)]
+struct ByEnding {
+    answered: [OnceLock<IntCounter>; CLASSES.len()],
+    failed: Box<[[OnceLock<IntCounter>; CLASSES.len()]; Reason::ALL.len()]>,
+}
+
+impl ByEnding {
+    fn new() -> Self {
+        Self {
+            answered: Default::default(),
+            failed: Box::new(std::array::from_fn(|_| Default::default())),
+        }
+    }
+
+    fn count(&self, ending: Ending, make: impl FnOnce(&'static str, &'static str) -> IntCounter) {
+        let class = usize::from(ending.class);
+        let (cell, word) = match ending.reason {
+            None => (&self.answered[class], ""),
+            Some(reason) => (&self.failed[reason.index()][class], reason.word()),
+        };
+        cell.get_or_init(|| make(CLASSES[class], word)).inc();
+    }
+
+    /// Calls back for each ending that has been counted at least once.
+    fn for_each_counted(&self, mut each: impl FnMut(&'static str, &'static str)) {
+        let answered = self
+            .answered
+            .iter()
+            .enumerate()
+            .map(|(class, cell)| (class, "", cell));
+        let failed = self.failed.iter().enumerate().flat_map(|(reason, classes)| {
+            classes
+                .iter()
+                .enumerate()
+                .map(move |(class, cell)| (class, Reason::ALL[reason].word(), cell))
+        });
+        for (class, reason, cell) in answered.chain(failed) {
+            if cell.get().is_some() {
+                each(CLASSES[class], reason);
+            }
+        }
+    }
+}
+
+/// The handles of a route for one of its backends.
+#[derive(Debug)]
+pub struct RouteMetrics {
+    metrics: Arc<Metrics>,
+    labels: RouteLabels,
+    duration: Histogram,
+    endings: ByEnding,
+}
+
+impl RouteMetrics {
+    fn new(metrics: &Arc<Metrics>, labels: &RouteLabels) -> Self {
+        Self {
+            duration: metrics.request_duration.with_label_values(&labels.values()),
+            endings: ByEnding::new(),
+            metrics: Arc::clone(metrics),
+            labels: labels.clone(),
+        }
+    }
+
+    /// Counts a request: how it ended and how long it took.
+    pub fn request(&self, ending: Ending, took: Duration) {
+        self.duration.observe(took.as_secs_f64());
+        self.endings.count(ending, |class, reason| {
+            let [listener, service, route, backend] = self.labels.values();
+            self.metrics
+                .requests
+                .with_label_values(&[listener, service, route, backend, class, reason])
+        });
+    }
+
+    /// What the series are of, for the log line.
+    pub fn labels(&self) -> &RouteLabels {
+        &self.labels
+    }
+}
+
+impl Drop for RouteMetrics {
+    /// The last snapshot that named this route is gone, and its series go with it. A series that is not there was
+    /// never counted, so a failure to remove it is no failure.
+    fn drop(&mut self) {
+        let [listener, service, route, backend] = self.labels.values();
+        let _ = self
+            .metrics
+            .request_duration
+            .remove_label_values(&[listener, service, route, backend]);
+        self.endings.for_each_counted(|class, reason| {
+            let _ = self
+                .metrics
+                .requests
+                .remove_label_values(&[listener, service, route, backend, class, reason]);
+        });
+    }
+}
+
+/// What was decided about a failure that the policy would retry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetryResult {
+    /// Another attempt was made.
+    Made,
+    /// The budget was spent.
+    Budget,
+    /// The attempts were used up, or the request's time was.
+    Limit,
+    /// The body was too large to be sent again, or the method forbids it.
+    NotReplayable,
+}
+
+impl RetryResult {
+    const ALL: [(Self, &'static str); 4] = [
+        (Self::Made, "made"),
+        (Self::Budget, "budget"),
+        (Self::Limit, "limit"),
+        (Self::NotReplayable, "not-replayable"),
+    ];
+}
+
+/// The handles of a route's retries.
+#[derive(Debug)]
+pub struct RetryMetrics {
+    metrics: Arc<Metrics>,
+    labels: RetryLabels,
+    results: [IntCounter; RetryResult::ALL.len()],
+}
+
+impl RetryMetrics {
+    fn new(metrics: &Arc<Metrics>, labels: &RetryLabels) -> Self {
+        let RetryLabels { service, route } = labels;
+        let results =
+            RetryResult::ALL.map(|(_, word)| metrics.retries.with_label_values(&[service, route, word]));
+        Self {
+            metrics: Arc::clone(metrics),
+            labels: labels.clone(),
+            results,
+        }
+    }
+
+    /// Counts a decision about a retry.
+    pub fn decided(&self, result: RetryResult) {
+        self.results[result as usize].inc();
+    }
+}
+
+impl Drop for RetryMetrics {
+    fn drop(&mut self) {
+        let RetryLabels { service, route } = &self.labels;
+        for (_, word) in RetryResult::ALL {
+            let _ = self.metrics.retries.remove_label_values(&[service, route, word]);
+        }
+    }
+}
+
+/// The handles of one cluster.
+#[derive(Debug)]
+pub struct ClusterMetrics {
+    metrics: Arc<Metrics>,
+    labels: ClusterLabels,
+    endpoints: IntGauge,
+    duration: Histogram,
+    endings: ByEnding,
+}
+
+impl ClusterMetrics {
+    fn new(metrics: &Arc<Metrics>, labels: &ClusterLabels) -> Self {
+        let values = [labels.service.as_str(), &labels.backend];
+        Self {
+            endpoints: metrics.endpoints.with_label_values(&values),
+            duration: metrics.attempt_duration.with_label_values(&values),
+            endings: ByEnding::new(),
+            metrics: Arc::clone(metrics),
+            labels: labels.clone(),
+        }
+    }
+
+    /// Counts an attempt: how it ended, and how long it took to the head of its answer.
+    pub fn attempt(&self, ending: Ending, took: Duration) {
+        self.duration.observe(took.as_secs_f64());
+        self.endings.count(ending, |class, reason| {
+            let values = [self.labels.service.as_str(), &self.labels.backend, class, reason];
+            self.metrics.attempts.with_label_values(&values)
+        });
+    }
+
+    /// Says how many endpoints discovery knows.
+    pub fn endpoints(&self, count: usize) {
+        self.endpoints.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+}
+
+impl Drop for ClusterMetrics {
+    fn drop(&mut self) {
+        let values = [self.labels.service.as_str(), &self.labels.backend];
+        let _ = self.metrics.endpoints.remove_label_values(&values);
+        let _ = self.metrics.attempt_duration.remove_label_values(&values);
+        self.endings.for_each_counted(|class, reason| {
+            let _ = self
+                .metrics
+                .attempts
+                .remove_label_values(&[values[0], values[1], class, reason]);
+        });
+    }
+}

@@ -1,0 +1,179 @@
+//! The body of a request on its way to an endpoint, sent again if need be.
+//!
+//! A body that may have to be sent again is copied while it streams, up to a limit, and never waited for: the first
+//! attempt sees every byte as soon as it arrives. Past the limit, or when the caller broke off, it can only be sent
+//! once. Whether it *is* sent again is decided by `request::retry`.
+
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+/// The most that is kept of a body in order to send it again: covers nearly all unary gRPC and form posts, and is
+/// Linkerd's limit. Frames are shared with the receive buffer, so keeping them copies nothing.
+pub(crate) const REPLAY_MAX: usize = 64 * 1024;
+
+/// The body of a request on its way to an endpoint.
+#[derive(Debug)]
+pub(crate) enum OutgoingBody {
+    /// There is none.
+    Empty,
+    /// It can be sent once.
+    Once(Incoming),
+    /// It is copied while it is sent for the first time.
+    Replayed(Replay),
+}
+
+/// A handle on a body that may be sent again: the place up to which this attempt has sent it.
+#[derive(Debug)]
+pub(crate) struct Replay {
+    shared: Rc<RefCell<Shared>>,
+    sent_frames: usize,
+}
+
+#[derive(Debug)]
+struct Shared {
+    incoming: Incoming,
+    frames: Vec<Bytes>,
+    trailers: Option<http::HeaderMap>,
+    bytes: usize,
+    /// Whether every byte that was read so far is still kept.
+    whole: bool,
+    /// Whether the caller broke off, so that no attempt can be complete.
+    broken: bool,
+    ended: bool,
+    size: SizeHint,
+}
+
+impl OutgoingBody {
+    /// A body of which `replayable` says whether it should be kept for another attempt.
+    pub(crate) fn new(incoming: Incoming, replayable: bool) -> Self {
+        if incoming.is_end_stream() {
+            return Self::Empty;
+        }
+        if !replayable {
+            return Self::Once(incoming);
+        }
+        let size = incoming.size_hint();
+        let shared = Shared {
+            incoming,
+            frames: Vec::new(),
+            trailers: None,
+            bytes: 0,
+            whole: true,
+            broken: false,
+            ended: false,
+            size,
+        };
+        Self::Replayed(Replay {
+            shared: Rc::new(RefCell::new(shared)),
+            sent_frames: 0,
+        })
+    }
+
+    /// A second handle, to be kept while this one is sent; `None` if it cannot be sent again.
+    pub(crate) fn again(&self) -> Option<Self> {
+        match self {
+            Self::Empty => Some(Self::Empty),
+            Self::Once(_) => None,
+            Self::Replayed(replay) => {
+                let shared = Rc::clone(&replay.shared);
+                let can = { shared.borrow().whole && !shared.borrow().broken };
+                can.then(|| {
+                    Self::Replayed(Replay {
+                        shared,
+                        sent_frames: 0,
+                    })
+                })
+            }
+        }
+    }
+}
+
+impl Replay {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let mut shared = self.shared.borrow_mut();
+        let shared = &mut *shared;
+        if let Some(frame) = shared.frames.get(self.sent_frames) {
+            self.sent_frames += 1;
+            return Poll::Ready(Some(Ok(Frame::data(frame.clone()))));
+        }
+        if shared.ended {
+            return Poll::Ready(
+                shared
+                    .trailers
+                    .clone()
+                    .map(|trailers| Ok(Frame::trailers(trailers))),
+            );
+        }
+        let frame = std::task::ready!(Pin::new(&mut shared.incoming).poll_frame(cx));
+        match &frame {
+            None => shared.ended = true,
+            Some(Err(_)) => shared.broken = true,
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    shared.bytes += data.len();
+                    // A body that will be too large is not begun to be kept; it can still be sent again as long
+                    // as none of it has been read.
+                    let fits = shared
+                        .bytes
+                        .max(usize::try_from(shared.size.lower()).unwrap_or(usize::MAX))
+                        <= REPLAY_MAX;
+                    if shared.whole && fits {
+                        shared.frames.push(data.clone());
+                        self.sent_frames += 1;
+                    } else {
+                        shared.whole = false;
+                        shared.frames = Vec::new();
+                        self.sent_frames = 0;
+                    }
+                } else {
+                    shared.trailers = frame.trailers_ref().cloned();
+                    shared.ended = true;
+                }
+            }
+        }
+        Poll::Ready(frame)
+    }
+}
+
+impl Body for OutgoingBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Once(incoming) => Pin::new(incoming).poll_frame(cx),
+            Self::Replayed(replay) => replay.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Once(incoming) => incoming.is_end_stream(),
+            Self::Replayed(replay) => {
+                let shared = replay.shared.borrow();
+                let ended = shared.ended && shared.trailers.is_none() || shared.incoming.is_end_stream();
+                ended && (!shared.whole || replay.sent_frames == shared.frames.len())
+            }
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Once(incoming) => incoming.size_hint(),
+            // hyper asks once, before the first frame, so the size of the whole is the right answer.
+            Self::Replayed(replay) => replay.shared.borrow().size,
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! Connections to endpoints: dialled, used by one request at a time, kept for the next.
+//!
+//! Each worker has its own pool, so nothing here is shared or locked. A connection has no task of its own: the
+//! request that uses it drives it, which saves two wake-ups a request, and while it is idle nobody drives it. It is
+//! driven once more before it is used again, which is when a close by the peer shows. The only place that names
+//! `hyper::client` on the data path. It does not choose endpoints and does not retry.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use crate::error::{Failure, Reason};
+use crate::timer::Deadline;
+use crate::upstream::outgoing::OutgoingBody;
+use crate::upstream::{Endpoint, EndpointSet};
+
+/// An idle connection is closed after this. Node.js closes its side after 5 s by default and many servers follow
+/// it; closing first is what keeps a request from meeting a connection that is being closed.
+const IDLE_MAX: Duration = Duration::from_secs(4);
+
+/// The most idle connections that a worker keeps to one endpoint; more are closed when their request is done.
+const IDLE_CONNECTIONS_MAX: usize = 256;
+
+/// The most connections to one endpoint, over all workers: Envoy's default, a bound on what a slow endpoint can
+/// gather. A request that would need another is answered with `overloaded`.
+const CONNECTIONS_MAX: u32 = 1024;
+
+/// How long the network may take to make a connection. Inside one region an answer takes milliseconds; a second
+/// lets one lost packet be sent again. Linkerd's value.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The read buffer's bound: a head and what came with it. A head that does not fit is refused.
+const BUFFER_MAX: usize = 64 * 1024;
+
+/// A connection to an endpoint.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    sender: http1::SendRequest<OutgoingBody>,
+    driver: http1::Connection<TokioIo<TcpStream>, OutgoingBody>,
+    closed: bool,
+    /// Whether a request has been sent on it before: then the peer may have begun to close it.
+    pub(crate) reused: bool,
+    pub(crate) deadline: Deadline,
+    idle_since: Instant,
+    endpoint: Arc<Endpoint>,
+}
+
+/// Why a request got no answer's head.
+#[derive(Debug)]
+pub(crate) enum SendError {
+    /// The connection was closed before a byte was written; the request comes back whole.
+    NotSent(Box<Request<OutgoingBody>>),
+    /// The connection broke, or what came was not HTTP.
+    Broken(hyper::Error),
+    /// The deadline passed.
+    TimedOut,
+}
+
+impl Connection {
+    /// Dials an endpoint.
+    pub(crate) async fn dial(
+        endpoint: &Arc<Endpoint>,
+        deadline: Option<Instant>,
+    ) -> Result<Box<Self>, Failure> {
+        let counted = Counted::new(endpoint)?;
+        let now = Instant::now();
+        let until = deadline.map_or(now + CONNECT_TIMEOUT, |deadline| {
+            deadline.min(now + CONNECT_TIMEOUT)
+        });
+        let address = endpoint.address;
+        let stream = match tokio::time::timeout_at(until.into(), TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                endpoint.health.connect_failed(Instant::now());
+                return Err(Failure::new(
+                    Reason::ConnectFailed,
+                    format!("connect to {address}: {error}"),
+                ));
+            }
+            Err(_) => {
+                endpoint.health.connect_failed(Instant::now());
+                let waited = now.elapsed().as_millis();
+                let detail = format!("connect to {address}: no answer after {waited} ms");
+                return Err(Failure::new(Reason::ConnectTimeout, detail));
+            }
+        };
+        endpoint.health.connected();
+        // Small writes must leave at once: a request is one write. An error here means that the peer is gone
+        // already, which the first write will tell better.
+        let _ = stream.set_nodelay(true);
+        let (sender, driver) = http1::Builder::new()
+            .max_buf_size(BUFFER_MAX)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| Failure::new(Reason::ConnectFailed, format!("connect to {address}: {error}")))?;
+        counted.keep();
+        Ok(Box::new(Self {
+            sender,
+            driver,
+            closed: false,
+            reused: false,
+            deadline: Deadline::new(until),
+            idle_since: now,
+            endpoint: Arc::clone(endpoint),
+        }))
+    }
+
+    /// Moves what can be moved: writes what is queued, reads what has come.
+    pub(crate) fn drive(&mut self, cx: &mut Context<'_>) {
+        if !self.closed && Pin::new(&mut self.driver).poll(cx).is_ready() {
+            self.closed = true;
+        }
+    }
+
+    /// Whether it can take a request now.
+    fn is_ready(&self) -> bool {
+        !self.closed && self.sender.is_ready()
+    }
+
+    /// Whether it has been closed.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Sends a request and waits for the head of its answer, at most until the deadline.
+    pub(crate) async fn send(
+        &mut self,
+        request: Request<OutgoingBody>,
+        deadline: Option<Instant>,
+    ) -> Result<Response<Incoming>, SendError> {
+        if let Some(deadline) = deadline {
+            self.deadline.set(deadline);
+        }
+        let mut answer = std::pin::pin!(self.sender.try_send_request(request));
+        let (driver, closed, timer) = (&mut self.driver, &mut self.closed, &mut self.deadline);
+        let sent = std::future::poll_fn(|cx| {
+            if !*closed && Pin::new(&mut *driver).poll(cx).is_ready() {
+                *closed = true;
+            }
+            if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
+                return Poll::Ready(Some(answer));
+            }
+            if deadline.is_some() && timer.poll(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            Poll::Pending
+        });
+        match sent.await {
+            Some(Ok(response)) => Ok(response),
+            Some(Err(mut error)) => Err(match error.take_message() {
+                Some(request) => SendError::NotSent(Box::new(request)),
+                None => SendError::Broken(error.into_error()),
+            }),
+            None => Err(SendError::TimedOut),
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.endpoint.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A connection counted on its endpoint while it is being made.
+struct Counted<'a>(Option<&'a Endpoint>);
+
+impl<'a> Counted<'a> {
+    fn new(endpoint: &'a Endpoint) -> Result<Self, Failure> {
+        if endpoint.connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
+            endpoint.connections.fetch_sub(1, Ordering::Relaxed);
+            let detail = format!(
+                "{} has {CONNECTIONS_MAX} connections from this sidecar already",
+                endpoint.address
+            );
+            return Err(Failure::new(Reason::Overloaded, detail));
+        }
+        Ok(Self(Some(endpoint)))
+    }
+
+    /// The connection was made and counts until it is dropped.
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        if let Some(endpoint) = self.0 {
+            endpoint.connections.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The idle connections of one worker.
+#[derive(Debug, Default)]
+#[expect(
+    clippy::vec_box,
+    reason = "a connection is large and moves from the pool into a body and back with every request"
+)]
+pub(crate) struct Pool {
+    idle: RefCell<HashMap<u64, Vec<Box<Connection>>, xxhash_rust::xxh3::Xxh3DefaultBuilder>>,
+}
+
+impl Pool {
+    /// An idle connection that still stands, the one used last first: it is the least likely to be closing, and
+    /// the others may grow old and go.
+    pub(crate) fn checkout(&self, endpoint: &Endpoint, cx: &mut Context<'_>) -> Option<Box<Connection>> {
+        let mut idle = self.idle.borrow_mut();
+        let connections = idle.get_mut(&endpoint.id)?;
+        while let Some(mut connection) = connections.pop() {
+            connection.drive(cx);
+            if connection.is_ready() {
+                connection.reused = true;
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection whose answer is over, if it can take another request.
+    pub(crate) fn give_back(&self, mut connection: Box<Connection>, now: Instant, cx: &mut Context<'_>) {
+        // The last read may have left the end of the answer to be noticed.
+        connection.drive(cx);
+        if !connection.is_ready() {
+            return;
+        }
+        connection.idle_since = now;
+        let mut idle = self.idle.borrow_mut();
+        let connections = idle.entry(connection.endpoint.id).or_default();
+        if connections.len() < IDLE_CONNECTIONS_MAX {
+            connections.push(connection);
+        }
+    }
+
+    /// Closes what has been idle for too long. Called about once a second.
+    pub(crate) fn sweep(&self, now: Instant) {
+        self.idle.borrow_mut().retain(|_, connections| {
+            connections.retain(|connection| now.saturating_duration_since(connection.idle_since) < IDLE_MAX);
+            !connections.is_empty()
+        });
+    }
+}
+
+impl EndpointSet {
+    /// Connections open to all of them, over all workers.
+    pub fn connections(&self) -> u32 {
+        self.endpoints
+            .iter()
+            .map(|endpoint| endpoint.connections.load(Ordering::Relaxed))
+            .sum()
+    }
+}
