@@ -1,1 +1,16 @@
 //! The control API and the operator's tool of Outrigger.
+//!
+//! One way through the house, from the ground up: [`store`] keeps the documents, [`push`] is the journey of one
+//! push, [`nodes`] remembers who polls and what it answered, [`discovery`] decides what a poll is told,
+//! [`server`] is the edge where all of it meets HTTP, [`client`] speaks to that edge, and [`cli`] is what a person
+//! types. A module uses only those named before it.
+//!
+//! **Does not** judge a document: `outrigger_config::check` does, and is asked here before anything is stored.
+
+pub mod cli;
+pub mod client;
+pub mod discovery;
+pub mod nodes;
+pub mod push;
+pub mod server;
+pub mod store;

@@ -1,0 +1,120 @@
+//! What a person types: `outrigger SUBCOMMAND`, one file each.
+//!
+//! **Does not** print: [`output`] is the only place that does. Exit codes are in [`Exit`].
+
+mod answers;
+mod check;
+mod delete;
+mod diff;
+mod files;
+mod get;
+mod output;
+mod push;
+mod serve;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::client::{API_DEFAULT, Api, ClientError};
+use output::Output;
+
+/// The control API of the mesh, and the tool of its operators.
+#[derive(Debug, Parser)]
+#[command(name = "outrigger", version, propagate_version = true)]
+struct Arguments {
+    /// The control API to speak to.
+    #[arg(long, global = true, env = "OUTRIGGER_API", default_value = API_DEFAULT, value_name = "URL")]
+    api: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Serve),
+    Check(check::Check),
+    Push(push::Push),
+    Get(get::Get),
+    Diff(diff::Diff),
+    Delete(delete::Delete),
+    Status(status::Status),
+}
+
+/// How the program ends, for scripts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// What was asked is done.
+    Done,
+    /// The input was refused, files differ, or what was asked could not be done.
+    Failed,
+    /// `diff` cannot tell, or the command line itself is wrong: clap ends with the same.
+    Trouble,
+    /// A sidecar refused what the control API had taken.
+    SidecarRefused,
+    /// A sidecar did not answer in time.
+    NoAnswer,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Done => 0,
+            Exit::Failed => 1,
+            Exit::Trouble => 2,
+            Exit::SidecarRefused => 3,
+            Exit::NoAnswer => 4,
+        })
+    }
+}
+
+/// Why a subcommand could not do its work.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CliError {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Start(#[from] crate::server::StartError),
+    #[error("{0}")]
+    Sentence(String),
+}
+
+/// Runs the program with the arguments of this process.
+pub fn run() -> ExitCode {
+    let arguments = Arguments::parse();
+    let mut output = Output::new();
+    let on_fault = match &arguments.command {
+        Command::Diff(_) => Exit::Trouble,
+        _ => Exit::Failed,
+    };
+    let exit = start(arguments, &mut output).unwrap_or_else(|error| {
+        output.error(&error.to_string());
+        on_fault
+    });
+    exit.into()
+}
+
+/// Gives the subcommand the runtime that it needs: several threads to serve, one to ask.
+fn start(arguments: Arguments, output: &mut Output) -> Result<Exit, CliError> {
+    let mut builder = match &arguments.command {
+        Command::Serve(_) => tokio::runtime::Builder::new_multi_thread(),
+        _ => tokio::runtime::Builder::new_current_thread(),
+    };
+    let runtime = builder.enable_all().build();
+    let runtime = runtime.map_err(|error| CliError::Sentence(format!("cannot start: {error}")))?;
+    runtime.block_on(dispatch(arguments, output))
+}
+
+async fn dispatch(arguments: Arguments, output: &mut Output) -> Result<Exit, CliError> {
+    let api = || Api::new(&arguments.api);
+    match arguments.command {
+        Command::Serve(serve) => serve.run().await,
+        Command::Check(check) => check.run(output),
+        Command::Push(push) => push.run(&api()?, output).await,
+        Command::Get(get) => get.run(&api()?, output).await,
+        Command::Diff(diff) => diff.run(&api()?, output).await,
+        Command::Delete(delete) => delete.run(&api()?, output).await,
+        Command::Status(status) => status.run(&api()?, output).await,
+    }
+}

@@ -1,0 +1,81 @@
+//! `outrigger serve`: the control API, until a signal ends it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+use rustix::process::{Resource, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::{CliError, Exit};
+use crate::server::{self, Config};
+
+/// Run the control API.
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    /// The address to listen on; port 0 lets the system choose.
+    #[arg(
+        long,
+        env = "OUTRIGGER_LISTEN",
+        default_value = "127.0.0.1:9900",
+        value_name = "ADDRESS"
+    )]
+    listen: SocketAddr,
+    /// The folder that keeps the documents and their history; made if it is not there.
+    #[arg(
+        long,
+        env = "OUTRIGGER_DATA",
+        default_value = "./.outrigger",
+        value_name = "FOLDER"
+    )]
+    data: PathBuf,
+    /// What to log: error, warn, info, debug or trace, or a filter such as `outrigger_control=debug`.
+    #[arg(long, env = "OUTRIGGER_LOG", default_value = "info", value_name = "LEVEL")]
+    log: String,
+}
+
+impl Serve {
+    pub(super) async fn run(self) -> Result<Exit, CliError> {
+        let filter = EnvFilter::try_new(&self.log)
+            .map_err(|error| CliError::Sentence(format!("--log `{}` is not a filter: {error}", self.log)))?;
+        tracing_subscriber::fmt()
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false)
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .init();
+        let no_signal = |error| CliError::Sentence(format!("signals cannot be awaited: {error}"));
+        let mut terminate = signal(SignalKind::terminate()).map_err(no_signal)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signal)?;
+        raise_open_files();
+        let config = Config {
+            listen: self.listen,
+            data: self.data,
+        };
+        let handle = server::start(config).await?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+        handle.shutdown().await;
+        tracing::info!("stopped");
+        Ok(Exit::Done)
+    }
+}
+
+/// Takes as many open files as the system allows: each sidecar is a connection, and many systems start a process
+/// with 1,024.
+fn raise_open_files() {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit on open files cannot be raised");
+    }
+}

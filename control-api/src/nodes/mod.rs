@@ -1,0 +1,368 @@
+//! Who polls, what each holds, and what it answered last.
+//!
+//! Kept in memory only: after a restart of the control API the sidecars come back and say it all again.
+//!
+//! **Does not** decide what a poll is told: [`crate::discovery`] does.
+//!
+//! **Invariant:** every poll that [`Nodes::enter`] lets in ends by the drop of its [`Poll`], however it ends.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use outrigger_config::Problem;
+use outrigger_config::discovery::{DiscoveryRequest, Node};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::discovery::{Answer, Sent, answer};
+
+/// How many sidecars are remembered: the size that one control API is measured for. One more is turned away.
+const NODES_MAX: usize = 10_000;
+
+/// How long a sidecar that does not poll is remembered: long enough to see who went during a deployment.
+const FORGET_AFTER: Duration = Duration::from_secs(600);
+
+/// How long a sidecar counts as connected between two polls: it applies what it was told before it asks again.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How many problems of a refusal are kept: more than a person reads at once; the sidecar's own log has all.
+const PROBLEMS_MAX: usize = 100;
+
+/// The longest id, service, version or zone, in bytes: the longest host name.
+const NAME_BYTES_MAX: usize = 253;
+
+/// Everyone who polled lately.
+#[derive(Debug)]
+pub struct Nodes {
+    table: Mutex<HashMap<String, Entry>>,
+    /// Counts the changes that someone who watches the table would want to see.
+    changes: watch::Sender<u64>,
+    /// Begins every nonce of this run, so that none of an earlier run is taken for ours.
+    run: String,
+    nonces: AtomicU64,
+}
+
+/// One node.
+#[derive(Debug)]
+struct Entry {
+    about: Node,
+    holds: String,
+    sent: Option<Sent>,
+    refused: Option<Refused>,
+    open_polls: usize,
+    /// Its last poll ended because the connection did.
+    cut: bool,
+    seen: Instant,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Refused {
+    version: u64,
+    problems: Vec<Problem>,
+}
+
+/// Why a poll is turned away.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NodeError {
+    /// It does not say who it is.
+    #[error("node.id is empty: every sidecar needs an id of its own, set by --node-id")]
+    Nameless,
+    /// It says too much.
+    #[error("a field of `node` is longer than {NAME_BYTES_MAX} bytes")]
+    TooLong,
+    /// There is no room.
+    #[error("{NODES_MAX} sidecars are connected, which is as many as one control API serves")]
+    Full,
+}
+
+/// The answer of `GET /v1/nodes`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeList {
+    /// The version of the whole.
+    pub version: String,
+    /// Counts the changes of this list: asked with `?after=` this number, the next one waits until there is news.
+    pub seen: u64,
+    /// The nodes, by id.
+    pub nodes: Vec<NodeView>,
+}
+
+/// One node as an operator sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Its id.
+    pub id: String,
+    /// The service that it stands beside.
+    pub service: String,
+    /// The version of that instance.
+    pub version: String,
+    /// Where it runs.
+    pub zone: String,
+    /// It polls, or did a moment ago.
+    pub connected: bool,
+    /// How long ago it was last heard of.
+    pub last_seen_seconds: u64,
+    /// The version that it applied last; empty when it has none.
+    pub holds: String,
+    /// How it stands to the current version.
+    pub state: NodeState,
+    /// What it refused, until it accepts something newer.
+    pub refused: Option<RefusedView>,
+}
+
+/// How a node stands to the current version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeState {
+    /// It holds it.
+    InSync,
+    /// It has yet to answer.
+    Behind,
+    /// It refused.
+    Refused,
+    /// It does not poll any more.
+    Gone,
+}
+
+impl NodeState {
+    /// The word for it, the same as on the wire.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::InSync => "in-sync",
+            Self::Behind => "behind",
+            Self::Refused => "refused",
+            Self::Gone => "gone",
+        }
+    }
+}
+
+/// What a node refused, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedView {
+    /// The version of the whole.
+    pub version: String,
+    /// The sidecar's words.
+    pub problems: Vec<Problem>,
+}
+
+impl Default for Nodes {
+    fn default() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self {
+            table: Mutex::default(),
+            changes: watch::Sender::new(1),
+            run: format!("{:x}", since.as_micros()),
+            nonces: AtomicU64::new(1),
+        }
+    }
+}
+
+impl Nodes {
+    /// Takes in a poll: who it is, what it holds, what it answers.
+    pub fn enter(self: &Arc<Self>, request: &DiscoveryRequest) -> Result<Poll, NodeError> {
+        let about = &request.node;
+        if about.id.is_empty() {
+            return Err(NodeError::Nameless);
+        }
+        let fields = [
+            &about.id,
+            &about.service,
+            &about.version,
+            &about.zone,
+            &request.version,
+        ];
+        if fields.iter().any(|field| field.len() > NAME_BYTES_MAX) {
+            return Err(NodeError::TooLong);
+        }
+        let mut table = self.lock();
+        if !table.contains_key(&about.id) && table.len() >= NODES_MAX {
+            make_room(&mut table)?;
+        }
+        let mut news = false;
+        let entry = table.entry(about.id.clone()).or_insert_with(|| {
+            news = true;
+            Entry::new(about)
+        });
+        news |= !entry.connected() || entry.about != *about;
+        entry.about.clone_from(about);
+        news |= entry.take_answer(request);
+        entry.open_polls += 1;
+        entry.cut = false;
+        entry.seen = Instant::now();
+        drop(table);
+        if news {
+            self.tell();
+        }
+        Ok(Poll {
+            nodes: self.clone(),
+            id: about.id.clone(),
+            answered: false,
+        })
+    }
+
+    /// Word of each change of the list.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// The list, as it stands against the revision `head`.
+    pub fn list(&self, head: u64) -> NodeList {
+        let seen = *self.changes.borrow();
+        let mut table = self.lock();
+        table.retain(|_, entry| entry.connected() || entry.seen.elapsed() < FORGET_AFTER);
+        let mut nodes: Vec<NodeView> = table.values().map(|entry| entry.view(head)).collect();
+        drop(table);
+        nodes.sort_by(|one, other| one.id.cmp(&other.id));
+        NodeList {
+            version: head.to_string(),
+            seen,
+            nodes,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+        // Each change of an entry is complete before anything can panic, so the table is usable after one.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self) {
+        self.changes.send_modify(|changes| *changes += 1);
+    }
+}
+
+/// Makes room for one more: whoever has been away longest is forgotten.
+fn make_room(table: &mut HashMap<String, Entry>) -> Result<(), NodeError> {
+    let away = table.iter().filter(|(_, entry)| !entry.connected());
+    let longest = away.min_by_key(|(_, entry)| entry.seen).map(|(id, _)| id.clone());
+    let id = longest.ok_or(NodeError::Full)?;
+    table.remove(&id);
+    Ok(())
+}
+
+impl Entry {
+    fn new(about: &Node) -> Self {
+        Self {
+            about: about.clone(),
+            holds: String::new(),
+            sent: None,
+            refused: None,
+            open_polls: 0,
+            cut: false,
+            seen: Instant::now(),
+        }
+    }
+
+    /// Records what the poll says; true if that is news.
+    fn take_answer(&mut self, request: &DiscoveryRequest) -> bool {
+        let before = (self.holds.clone(), self.refused.clone());
+        match answer(request, self.sent.as_ref()) {
+            Answer::Applied(_) => {
+                self.holds.clone_from(&request.version);
+                self.refused = None;
+            }
+            Answer::Refused(version) => {
+                self.holds.clone_from(&request.version);
+                let problems = request.error.iter().flat_map(|error| &error.problems);
+                let problems = problems.take(PROBLEMS_MAX).cloned().collect();
+                self.refused = Some(Refused { version, problems });
+            }
+            Answer::Holds => {
+                self.holds.clone_from(&request.version);
+                // It came back with a version that an earlier run of it had refused, or a newer one.
+                let holds = request.version.parse::<u64>().ok();
+                self.refused.take_if(|refused| holds >= Some(refused.version));
+            }
+            Answer::Stale => {}
+        }
+        before != (self.holds.clone(), self.refused.clone())
+    }
+
+    fn connected(&self) -> bool {
+        self.open_polls > 0 || (!self.cut && self.seen.elapsed() < GRACE)
+    }
+
+    fn view(&self, head: u64) -> NodeView {
+        let connected = self.connected();
+        let state = match (connected, &self.refused) {
+            (false, _) => NodeState::Gone,
+            (true, Some(_)) => NodeState::Refused,
+            (true, None) if self.holds == head.to_string() => NodeState::InSync,
+            (true, None) => NodeState::Behind,
+        };
+        let idle = if self.open_polls > 0 {
+            Duration::ZERO
+        } else {
+            self.seen.elapsed()
+        };
+        NodeView {
+            id: self.about.id.clone(),
+            service: self.about.service.clone(),
+            version: self.about.version.clone(),
+            zone: self.about.zone.clone(),
+            connected,
+            last_seen_seconds: idle.as_secs(),
+            holds: self.holds.clone(),
+            state,
+            refused: self.refused.as_ref().map(|refused| RefusedView {
+                version: refused.version.to_string(),
+                problems: refused.problems.clone(),
+            }),
+        }
+    }
+}
+
+/// One poll that is being answered or held. Dropped without an answer, its connection was cut.
+#[derive(Debug)]
+pub struct Poll {
+    nodes: Arc<Nodes>,
+    id: String,
+    answered: bool,
+}
+
+impl Poll {
+    /// The version that this node refused last, if it did not accept any since.
+    pub fn refused(&self) -> Option<u64> {
+        let table = self.nodes.lock();
+        let refused = table.get(&self.id)?.refused.as_ref();
+        refused.map(|refused| refused.version)
+    }
+
+    /// The poll is answered with `version`: gives the nonce that names the answer.
+    pub fn answer(mut self, version: u64) -> String {
+        let number = self.nodes.nonces.fetch_add(1, Ordering::Relaxed);
+        let nonce = format!("{}-{number}", self.nodes.run);
+        if let Some(entry) = self.nodes.lock().get_mut(&self.id) {
+            entry.sent = Some(Sent {
+                nonce: nonce.clone(),
+                version,
+            });
+        }
+        self.answered = true;
+        nonce
+    }
+
+    /// The poll ends with nothing to tell.
+    pub fn end(mut self) {
+        self.answered = true;
+    }
+}
+
+impl Drop for Poll {
+    fn drop(&mut self) {
+        let mut left = false;
+        if let Some(entry) = self.nodes.lock().get_mut(&self.id) {
+            entry.open_polls = entry.open_polls.saturating_sub(1);
+            entry.seen = Instant::now();
+            left = !self.answered && entry.open_polls == 0;
+            entry.cut = left;
+        }
+        if left {
+            self.nodes.tell();
+        }
+    }
+}

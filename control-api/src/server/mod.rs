@@ -1,0 +1,207 @@
+//! The edge: HTTP in front of the store and the nodes.
+//!
+//! Connections are accepted here one by one and handed to the router, so that TLS and the peer's identity can be
+//! put between the two without touching a route.
+//!
+//! **Does not** decide anything: pushes are [`crate::push`], polls are [`crate::discovery`].
+//!
+//! **Invariant:** once stopping began, no poll is held and no connection is taken; what was begun is finished.
+
+mod answer;
+mod documents;
+mod polls;
+mod routes;
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+
+use crate::nodes::Nodes;
+use crate::store::{Store, StoreError};
+
+pub(crate) use documents::{AUTHOR, PUSH_BYTES_MAX, WholeConfig, split_all};
+pub use documents::{PushBody, PushText};
+
+/// Connections at a time: every sidecar that one control API serves, and room for those who reconnect before their
+/// old connection is seen to be gone, for operators and for scrapes.
+const CONNECTIONS_MAX: usize = 12_000;
+
+/// How long the head of a request may take, and how long a connection may be idle between two requests.
+const HEAD_WITHIN: Duration = Duration::from_secs(30);
+
+/// How long stopping waits for what was begun: shorter than the 30 s after which orchestrators kill.
+const STOP_WITHIN: Duration = Duration::from_secs(20);
+
+/// How long accepting rests after the system refused a socket, which is mostly for want of file descriptors.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// Where to serve, and from what.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The address to listen on; port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// The folder of the store.
+    pub data: PathBuf,
+}
+
+/// Why the control API did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The address cannot be bound.
+    #[error("cannot listen on {address}: {cause}; name another address with --listen")]
+    Listen {
+        /// The address that was asked for.
+        address: SocketAddr,
+        /// What the system said.
+        cause: std::io::Error,
+    },
+}
+
+/// A control API that runs in this process.
+#[derive(Debug)]
+pub struct Handle {
+    /// Where it listens.
+    pub address: SocketAddr,
+    stop: CancellationToken,
+    served: JoinHandle<()>,
+}
+
+impl Handle {
+    /// Ends held polls at once, finishes what was begun, and gives back the store.
+    pub async fn shutdown(self) {
+        self.stop.cancel();
+        if let Err(error) = self.served.await {
+            tracing::error!(%error, "the accept loop failed");
+        }
+    }
+}
+
+/// What every handler shares.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    store: Store,
+    nodes: Arc<Nodes>,
+    fragments: polls::Fragments,
+    stop: CancellationToken,
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(SocketAddr);
+
+/// Opens the store, binds the address and serves until [`Handle::shutdown`].
+pub async fn start(config: Config) -> Result<Handle, StartError> {
+    let path = config.data.clone();
+    let opened = tokio::task::spawn_blocking(move || Store::open(&path)).await;
+    let store = opened.unwrap_or_else(|fault| {
+        Err(StoreError::Open {
+            path: config.data,
+            cause: fault.to_string(),
+        })
+    })?;
+    let refused = |cause| StartError::Listen {
+        address: config.listen,
+        cause,
+    };
+    let listener = TcpListener::bind(config.listen).await.map_err(refused)?;
+    let address = listener.local_addr().map_err(refused)?;
+    tracing::info!(listener = "api", %address, "listening");
+    let stop = CancellationToken::new();
+    let shared = Arc::new(Shared {
+        store,
+        nodes: Arc::default(),
+        fragments: polls::Fragments::default(),
+        stop: stop.clone(),
+    });
+    let served = tokio::spawn(accept(listener, routes::router(shared), stop.clone()));
+    Ok(Handle {
+        address,
+        stop,
+        served,
+    })
+}
+
+/// Takes connections until stopping begins, then waits for those that are open.
+async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) {
+    let connections = TaskTracker::new();
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let accepted = async {
+            let permit = room.clone().acquire_owned().await;
+            (permit, listener.accept().await)
+        };
+        let (permit, accepted) = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = accepted => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                // Answers are small and people wait for them.
+                let _ = stream.set_nodelay(true);
+                let (router, stop) = (router.clone(), stop.clone());
+                connections.spawn(async move {
+                    serve(stream, Peer(peer), router, stop).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_REST).await;
+            }
+        }
+    }
+    drop(listener);
+    connections.close();
+    if tokio::time::timeout(STOP_WITHIN, connections.wait())
+        .await
+        .is_err()
+    {
+        tracing::warn!(left = connections.len(), "stopped with connections still open");
+    }
+}
+
+/// Serves one connection to its end.
+async fn serve<S>(stream: S, peer: Peer, router: Router, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(move |mut request: http::Request<Incoming>| {
+        request.extensions_mut().insert(peer);
+        router.clone().oneshot(request)
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_WITHIN)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, peer = %peer.0, "connection ended early");
+    }
+}

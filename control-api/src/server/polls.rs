@@ -1,0 +1,245 @@
+//! What waits: the sidecars' discovery polls, and the operators' watch on their answers.
+//!
+//! **Does not** decide what a poll is told: [`crate::discovery::decide`] does; this waits until it has something to
+//! say, or the hold ends, or the connection is cut (which drops the handler and with it the node's poll).
+
+use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::CONTENT_TYPE;
+use http_body::{Frame, SizeHint};
+use outrigger_config::discovery::{DiscoveryRequest, HOLD_DEFAULT, HOLD_MAX};
+use outrigger_config::{Document, units};
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, timeout};
+
+use super::Shared;
+use super::answer::ApiError;
+use super::routes::read_body;
+use crate::discovery::{Base, Decision, Difference, base, decide};
+use crate::nodes::NodeList;
+use crate::store::Head;
+
+/// The longest poll: what a sidecar of ten thousand services has (`have`), or a hundred long problems.
+const POLL_BYTES_MAX: usize = 1024 * 1024;
+
+/// How long the body of a poll may take to arrive.
+const BODY_WITHIN: Duration = Duration::from_secs(10);
+
+/// `POST /v1/discovery`
+pub(super) async fn discovery(State(shared): State<Arc<Shared>>, body: Body) -> Result<Response, ApiError> {
+    let request = read_poll(body).await?;
+    let mut heads = shared.store.subscribe();
+    let poll = shared.nodes.enter(&request)?;
+    if let Some(error) = &request.error {
+        let problem = error
+            .problems
+            .first()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        let problems = error.problems.len();
+        tracing::warn!(
+            node = request.node.id,
+            holds = request.version,
+            problems,
+            problem,
+            "push refused"
+        );
+    }
+    let hold = request.hold.unwrap_or(HOLD_DEFAULT).min(HOLD_MAX);
+    let end = Instant::now() + hold.0;
+    loop {
+        let head = heads.borrow_and_update().clone();
+        match decide(&request, &head, poll.refused()) {
+            Decision::Respond(difference) => {
+                let fragment = shared.fragments.of(&request, &head, &difference)?;
+                let nonce = poll.answer(head.revision);
+                return Ok(respond(head.revision, &nonce, fragment));
+            }
+            Decision::UnknownVersion => {
+                poll.end();
+                return Err(unknown_version(&request, &head));
+            }
+            Decision::Hold => {}
+        }
+        tokio::select! {
+            // The store lives as long as the handler, so its news never ends before.
+            _ = heads.changed() => {}
+            () = tokio::time::sleep_until(end) => break,
+            () = shared.stop.cancelled() => break,
+        }
+    }
+    poll.end();
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+async fn read_poll(body: Body) -> Result<DiscoveryRequest, ApiError> {
+    let bytes = timeout(BODY_WITHIN, read_body(body, POLL_BYTES_MAX)).await;
+    let bytes = bytes.unwrap_or_else(|_| {
+        let sentence = format!("the body did not arrive within {}s", BODY_WITHIN.as_secs());
+        Err(ApiError::Sentence(StatusCode::REQUEST_TIMEOUT, sentence))
+    })?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| ApiError::bad_request(format!("the body is not the JSON of a poll: {error}")))
+}
+
+fn unknown_version(request: &DiscoveryRequest, head: &Head) -> ApiError {
+    let sentence = format!(
+        "version `{}` is not one of this store, which is at {}: poll again with `have`, what you hold of each document",
+        request.version, head.revision
+    );
+    ApiError::Sentence(StatusCode::CONFLICT, sentence)
+}
+
+/// Puts an answer together from its own first part and the part that it shares with others.
+fn respond(version: u64, nonce: &str, fragment: Bytes) -> Response {
+    let own = format!(r#"{{"version":"{version}","nonce":"{nonce}","#);
+    let body = Body::new(Parts(VecDeque::from([Bytes::from(own), fragment])));
+    ([(CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// A body in several parts, none of which is copied: a push to thousands of sidecars is held in memory once.
+struct Parts(VecDeque<Bytes>);
+
+impl http_body::Body for Parts {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.pop_front().map(|part| Ok(Frame::data(part))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.iter().map(|part| part.len() as u64).sum())
+    }
+}
+
+/// How many different answers are kept of one version: sidecars of one mesh are a version or two behind, and want
+/// all or the same few services.
+const FRAGMENTS_MAX: usize = 64;
+
+/// The shared parts of the answers to the current version.
+#[derive(Debug, Default)]
+pub(super) struct Fragments(Mutex<FragmentsOf>);
+
+#[derive(Debug, Default)]
+struct FragmentsOf {
+    revision: u64,
+    known: HashMap<FragmentKey, Bytes>,
+}
+
+/// What an answer depends on, besides the current version: what is held, and what is wanted.
+type FragmentKey = (Option<u64>, Vec<String>);
+
+/// The shared part of an answer: everything of it but the version and the nonce.
+#[derive(Serialize)]
+struct Fragment<'a> {
+    changed: Vec<VersionedRef<'a>>,
+    removed: &'a [String],
+}
+
+/// A `Versioned` without a copy of the document.
+#[derive(Serialize)]
+struct VersionedRef<'a> {
+    version: String,
+    #[serde(flatten)]
+    document: &'a Document,
+}
+
+impl Fragments {
+    /// The shared part of the answer to `request`, written once for all who hold and want the same.
+    fn of(
+        &self,
+        request: &DiscoveryRequest,
+        head: &Head,
+        difference: &Difference,
+    ) -> Result<Bytes, ApiError> {
+        let held = match base(request, head) {
+            Some(Base::Nothing) => Some(None),
+            Some(Base::At(revision)) => Some(Some(revision)),
+            Some(Base::Have(_)) | None => None,
+        };
+        let Some(held) = held else {
+            return write_fragment(head, difference);
+        };
+        let key = (held, request.want.clone());
+        let mut fragments = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if fragments.revision != head.revision || fragments.known.len() >= FRAGMENTS_MAX {
+            fragments.revision = head.revision;
+            fragments.known.clear();
+        }
+        if let Some(fragment) = fragments.known.get(&key) {
+            return Ok(fragment.clone());
+        }
+        let fragment = write_fragment(head, difference)?;
+        fragments.known.insert(key, fragment.clone());
+        Ok(fragment)
+    }
+}
+
+/// Writes `"changed":[…],"removed":[…]}`: an object without its opening brace.
+fn write_fragment(head: &Head, difference: &Difference) -> Result<Bytes, ApiError> {
+    let changed = difference.changed.iter();
+    let changed = changed
+        .filter_map(|key| head.documents.get(key))
+        .map(|stored| VersionedRef {
+            version: stored.version.to_string(),
+            document: &stored.document,
+        });
+    let fragment = Fragment {
+        changed: changed.collect(),
+        removed: &difference.removed,
+    };
+    let written = serde_json::to_vec(&fragment).map_err(|error| {
+        let sentence = format!("the answer could not be written: {error}");
+        ApiError::Sentence(StatusCode::INTERNAL_SERVER_ERROR, sentence)
+    })?;
+    Ok(Bytes::from(written).slice(1..))
+}
+
+/// What may follow the `?` of `GET /v1/nodes`.
+#[derive(Debug, Deserialize)]
+pub(super) struct NodesQuery {
+    after: Option<u64>,
+    hold: Option<units::Duration>,
+}
+
+/// `GET /v1/nodes`
+pub(super) async fn nodes(
+    State(shared): State<Arc<Shared>>,
+    query: Result<Query<NodesQuery>, QueryRejection>,
+) -> Result<Json<NodeList>, ApiError> {
+    let Query(query) = query.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    if let Some(after) = query.after {
+        let hold = query.hold.unwrap_or(HOLD_DEFAULT).min(HOLD_MAX);
+        let mut changes = shared.nodes.subscribe();
+        // Another number than the one that was seen, not a greater one: the count begins again with the server.
+        let news = async {
+            let _ = changes.wait_for(|changes| *changes != after).await;
+        };
+        tokio::select! {
+            () = news => {}
+            () = tokio::time::sleep(hold.0) => {}
+            () = shared.stop.cancelled() => {}
+        }
+    }
+    Ok(Json(shared.nodes.list(shared.store.head().revision)))
+}
