@@ -60,7 +60,7 @@ pub(crate) async fn relay(
         deadline,
         idle,
     } = answer;
-    headers::prepare_response(&mut head.headers);
+    headers::prepare_response(&mut head);
     log.answered(head.status);
     if body.is_end_stream() {
         let now = Instant::now();

@@ -86,8 +86,10 @@ pub(crate) fn prepare_request(head: &mut Parts, authority: Option<&str>, fallbac
 }
 
 /// Takes out of an answer what belongs to the hop that it came by.
-pub(crate) fn prepare_response(headers: &mut HeaderMap) {
-    strip_hop_by_hop(headers);
+pub(crate) fn prepare_response(head: &mut http::response::Parts) {
+    strip_hop_by_hop(&mut head.headers);
+    // RFC 9110 section 2.5: an intermediary sends its own version, not the one that it received.
+    head.version = Version::HTTP_11;
 }
 
 fn accepts_trailers(headers: &HeaderMap) -> bool {

@@ -294,11 +294,12 @@ impl Metrics {
     /// Says which configuration serves from now on.
     pub fn config_serves(&self, version: &str, source: &str) {
         self.config_info.reset();
-        self.config_info.with_label_values(&[version, source]).set(1.0);
+        self.config_info.with_label_values(&[version, source]).set(1);
         let now = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap_or_default();
-        self.config_applied_at.set(now.as_secs_f64());
+        self.config_applied_at
+            .set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
     }
 }
 
@@ -446,14 +447,16 @@ impl ByEnding {
 pub struct RouteMetrics {
     metrics: Arc<Metrics>,
     labels: RouteLabels,
-    duration: Histogram,
+    /// Made when it is first needed: most routes answer by few of their backends, and a series that stays at zero
+    /// costs every scrape eighteen lines.
+    duration: OnceLock<Histogram>,
     endings: ByEnding,
 }
 
 impl RouteMetrics {
     fn new(metrics: &Arc<Metrics>, labels: &RouteLabels) -> Self {
         Self {
-            duration: metrics.request_duration.with_label_values(&labels.values()),
+            duration: OnceLock::new(),
             endings: ByEnding::new(),
             metrics: Arc::clone(metrics),
             labels: labels.clone(),
@@ -462,7 +465,8 @@ impl RouteMetrics {
 
     /// Counts a request: how it ended and how long it took.
     pub fn request(&self, ending: Ending, took: Duration) {
-        self.duration.observe(took.as_secs_f64());
+        let duration = || self.metrics.request_duration.with_label_values(&self.labels.values());
+        self.duration.get_or_init(duration).observe(took.as_secs_f64());
         self.endings.count(ending, |class, reason| {
             let [listener, service, route, backend] = self.labels.values();
             self.metrics
@@ -558,7 +562,7 @@ pub struct ClusterMetrics {
     metrics: Arc<Metrics>,
     labels: ClusterLabels,
     endpoints: IntGauge,
-    duration: Histogram,
+    duration: OnceLock<Histogram>,
     endings: ByEnding,
 }
 
@@ -567,7 +571,7 @@ impl ClusterMetrics {
         let values = [labels.service.as_str(), &labels.backend];
         Self {
             endpoints: metrics.endpoints.with_label_values(&values),
-            duration: metrics.attempt_duration.with_label_values(&values),
+            duration: OnceLock::new(),
             endings: ByEnding::new(),
             metrics: Arc::clone(metrics),
             labels: labels.clone(),
@@ -576,7 +580,11 @@ impl ClusterMetrics {
 
     /// Counts an attempt: how it ended, and how long it took to the head of its answer.
     pub fn attempt(&self, ending: Ending, took: Duration) {
-        self.duration.observe(took.as_secs_f64());
+        let duration = || {
+            let values = [self.labels.service.as_str(), &self.labels.backend];
+            self.metrics.attempt_duration.with_label_values(&values)
+        };
+        self.duration.get_or_init(duration).observe(took.as_secs_f64());
         self.endings.count(ending, |class, reason| {
             let values = [self.labels.service.as_str(), &self.labels.backend, class, reason];
             self.metrics.attempts.with_label_values(&values)
