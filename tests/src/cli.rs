@@ -25,7 +25,6 @@ impl Ended {
     }
 
     /// Ends the test unless it exited with 0.
-    #[must_use]
     pub fn ok(self) -> Self {
         assert_eq!(self.code, 0, "{}\n{}", self.stdout, self.stderr);
         self

@@ -55,8 +55,11 @@ impl ServiceFile {
     /// Adds a backend with this `discover`.
     #[must_use]
     pub fn discover(mut self, name: &str, discover: &str) -> Self {
-        writeln!(self.backends, "  - {{ name: {name}, discover: {{ {discover} }} }}")
-            .expect("a string takes everything");
+        writeln!(
+            self.backends,
+            "  - {{ name: {name}, discover: {{ {discover} }} }}"
+        )
+        .expect("a string takes everything");
         self
     }
 

@@ -40,9 +40,9 @@ pub struct LoadSpec {
     pub rate: Option<u32>,
     /// At most so many requests in all.
     pub requests: Option<u64>,
-    /// Whether a refused connection ends a worker in peace if its last one was closed with notice: for a program
-    /// that is being stopped.
-    pub until_refused: bool,
+    /// Whether a connection that is closed with notice ends its worker: for a program that is being stopped, whose
+    /// callers go elsewhere.
+    pub until_closed: bool,
 }
 
 impl LoadSpec {
@@ -54,7 +54,7 @@ impl LoadSpec {
             connections,
             rate: None,
             requests: None,
-            until_refused: false,
+            until_closed: false,
         }
     }
 }
@@ -152,7 +152,7 @@ impl Load {
         self.has_done(before + count).await;
     }
 
-    /// Lets it run until its bound, or until every worker was turned away in peace.
+    /// Lets it run until its bound, or until every worker was told to go elsewhere.
     pub async fn finish(self) -> Report {
         eventually("the load to end", async || {
             (self.shared.state().workers == 0).then_some(())
@@ -225,7 +225,6 @@ async fn worker(shared: &Shared, number: usize, mut stopped: watch::Receiver<boo
         pace
     });
     let mut connection: Option<Connection> = None;
-    let mut closed_with_notice = false;
     let mut asks = shared.spec.asks.iter().cycle().skip(number);
     while !*stopped.borrow() {
         if let Some(pace) = &mut pace {
@@ -242,7 +241,6 @@ async fn worker(shared: &Shared, number: usize, mut stopped: watch::Receiver<boo
             Some(open) => open,
             None => match Connection::open(shared.spec.address).await {
                 Ok(open) => open,
-                Err(_) if shared.spec.until_refused && closed_with_notice => return,
                 Err(error) => {
                     shared.failed(format!("connect: {error}"));
                     tokio::time::sleep(Duration::from_millis(10)).await;
@@ -254,7 +252,10 @@ async fn worker(shared: &Shared, number: usize, mut stopped: watch::Receiver<boo
         match tokio::time::timeout(REQUEST_MAX, open.send(ask)).await {
             Ok(Ok(reply)) if reply.body.cut.is_none() => {
                 shared.answered(&reply, began.elapsed());
-                closed_with_notice = reply.head.connection_says("close");
+                let closed_with_notice = reply.head.connection_says("close");
+                if closed_with_notice && shared.spec.until_closed {
+                    return;
+                }
                 connection = (!closed_with_notice).then_some(open);
             }
             Ok(Ok(reply)) => {

@@ -31,7 +31,11 @@ async fn held(api: &ControlApi) -> Vec<u64> {
 
 /// Pushes number after number from `first` on, without a pause, until one fails. Gives the last that was
 /// acknowledged, in `acknowledged` as it goes.
-fn push_until_it_fails(api: &ControlApi, texts: Vec<(u64, String)>, acknowledged: &Arc<AtomicU64>) -> Background {
+fn push_until_it_fails(
+    api: &ControlApi,
+    texts: Vec<(u64, String)>,
+    acknowledged: &Arc<AtomicU64>,
+) -> Background {
     let background = Background::start("pusher");
     let (client, acknowledged) = (api.client(), Arc::clone(acknowledged));
     background.spawn(async move {
@@ -78,13 +82,18 @@ async fn no_acknowledged_push_is_lost_and_none_is_half_there() {
         assert_eq!(held.len(), 2, "crash {crash}");
         assert_eq!(held[0], held[1], "crash {crash}: half a push is there");
         // The one that was on its way may have been stored without its answer having come through.
-        assert!((last..=last + 1).contains(&held[0]), "crash {crash}: {last} acknowledged, {held:?} held");
+        assert!(
+            (last..=last + 1).contains(&held[0]),
+            "crash {crash}: {last} acknowledged, {held:?} held"
+        );
         acknowledged.store(held[0], Ordering::SeqCst);
     }
     // The sidecar comes back by itself and gets what is new.
     let number = acknowledged.load(Ordering::SeqCst) + 1;
     let version = api.pushed(&numbered(&upstream, number)).await;
-    sidecar.config_when("the last push", |config| config["version"] == version.as_str()).await;
+    sidecar
+        .config_when("the last push", |config| config["version"] == version.as_str())
+        .await;
     load.stop().await.assert_clean();
 }
 
@@ -111,9 +120,15 @@ async fn a_sidecar_that_is_started_while_the_control_api_is_down_comes_up_from_i
     let second = Sidecar::start(spec).await;
     assert_eq!(second.client().get("reviews", "/").await.upstream(), "a");
     let config = second.config().await;
-    assert_eq!((config["source"].as_str(), config["version"].as_str()), (Some("disk"), Some(version.as_str())));
+    assert_eq!(
+        (config["source"].as_str(), config["version"].as_str()),
+        (Some("disk"), Some(version.as_str()))
+    );
     let from_disk = [("source", "disk"), ("version", version.as_str())];
-    assert_eq!(second.metrics().await.sum("outrigger_config_info", &from_disk), 1.0);
+    assert_eq!(
+        second.metrics().await.sum("outrigger_config_info", &from_disk),
+        1.0
+    );
 
     api.restart().await;
     let newer = api
@@ -124,7 +139,9 @@ async fn a_sidecar_that_is_started_while_the_control_api_is_down_comes_up_from_i
         .await;
     assert_eq!(config["source"], "control");
     let nodes = api
-        .nodes_when("the sidecar in sync", |nodes| nodes["nodes"][0]["state"] == "in-sync")
+        .nodes_when("the sidecar in sync", |nodes| {
+            nodes["nodes"][0]["state"] == "in-sync"
+        })
         .await;
     assert_eq!(nodes["nodes"][0]["id"], "a");
 }
@@ -154,7 +171,10 @@ async fn without_a_disk_and_without_the_control_api_the_sidecar_waits_and_says_s
     let ready = sidecar.page("/ready").await;
     assert_eq!(ready.status(), 503);
     assert!(!ready.text().is_empty());
-    assert_eq!(Client::new(sidecar.scrape()).get("x", "/live").await.status(), 200);
+    assert_eq!(
+        Client::new(sidecar.scrape()).get("x", "/live").await.status(),
+        200
+    );
     api.restart().await;
     api.pushed(&simple("reviews", &[&upstream], "").to_string()).await;
     sidecar.is_ready().await;
@@ -172,6 +192,10 @@ async fn what_the_store_held_is_there_after_a_restart_to_the_letter() {
     assert_eq!((reply.status(), reply.text()), (200, text.clone()));
     assert_eq!(api.nodes().await["version"], version.as_str());
     let again = api.push(&text).await.json();
-    assert_eq!(again["version"], version.as_str(), "the same push is no new version: {again}");
+    assert_eq!(
+        again["version"],
+        version.as_str(),
+        "the same push is no new version: {again}"
+    );
     assert_eq!(again["unchanged"][0], "reviews");
 }

@@ -7,7 +7,11 @@ use outrigger_tests::{Ask, Load, LoadSpec, ServiceFile, Sidecar, SidecarSpec, Up
 
 #[tokio::test]
 async fn one_of_three_dies_under_load_and_no_get_fails() {
-    let mut upstreams = [Upstream::start("a").await, Upstream::start("b").await, Upstream::start("c").await];
+    let mut upstreams = [
+        Upstream::start("a").await,
+        Upstream::start("b").await,
+        Upstream::start("c").await,
+    ];
     let endpoints: Vec<&Upstream> = upstreams.iter().collect();
     let sidecar = Sidecar::of(simple("reviews", &endpoints, "")).await;
     let load = Load::start(LoadSpec::new(sidecar.outbound(), "reviews", 16));
@@ -25,7 +29,11 @@ async fn one_of_three_dies_under_load_and_no_get_fails() {
 
 #[tokio::test]
 async fn with_every_endpoint_dead_there_is_a_503_at_once_that_says_so() {
-    let mut upstreams = [Upstream::start("a").await, Upstream::start("b").await, Upstream::start("c").await];
+    let mut upstreams = [
+        Upstream::start("a").await,
+        Upstream::start("b").await,
+        Upstream::start("c").await,
+    ];
     let endpoints: Vec<&Upstream> = upstreams.iter().collect();
     let sidecar = Sidecar::of(simple("reviews", &endpoints, "")).await;
     assert_eq!(sidecar.client().get("reviews", "/").await.status(), 200);
@@ -38,9 +46,16 @@ async fn with_every_endpoint_dead_there_is_a_503_at_once_that_says_so() {
         let reply = sidecar.client().send(Ask::new(method, "/").host("reviews")).await;
         let reason = reply.reason().unwrap_or_default();
         assert_eq!(reply.status(), 503, "round {round}: {reply:?}");
-        assert!(["connect-failed", "no-endpoint"].contains(&reason), "round {round}: {reason}");
+        assert!(
+            ["connect-failed", "no-endpoint"].contains(&reason),
+            "round {round}: {reason}"
+        );
         // At once is milliseconds; the bound is for a machine that is busy with other tests.
-        assert!(began.elapsed() < Duration::from_secs(3), "round {round}: {:?}", began.elapsed());
+        assert!(
+            began.elapsed() < Duration::from_secs(3),
+            "round {round}: {:?}",
+            began.elapsed()
+        );
     }
     upstreams[1].revive().await;
     eventually("the one that came back to answer", async || {
@@ -52,7 +67,9 @@ async fn with_every_endpoint_dead_there_is_a_503_at_once_that_says_so() {
 #[tokio::test]
 async fn a_dead_application_is_told_from_a_dead_sidecar_by_its_reason() {
     let mut app = Upstream::start("app").await;
-    let file = ServiceFile::new("reviews").app(app.address()).backend("v1", &[app.address()]);
+    let file = ServiceFile::new("reviews")
+        .app(app.address())
+        .backend("v1", &[app.address()]);
     let mut server = Sidecar::start(SidecarSpec::text("server", &file.to_string()).beside("reviews")).await;
     let called = ServiceFile::new("reviews").backend("v1", &[server.inbound()]);
     let client = Sidecar::start(SidecarSpec::text("client", &called.to_string())).await;

@@ -42,7 +42,9 @@ async fn every_record_is_an_endpoint_and_a_new_one_is_found_when_the_time_is_ove
 
     dns.set(NAME, &[ONE], 1).await;
     sidecar
-        .metrics_when("one endpoint", |metrics| metrics.sum("outrigger_endpoints", &cluster) == 1.0)
+        .metrics_when("one endpoint", |metrics| {
+            metrics.sum("outrigger_endpoints", &cluster) == 1.0
+        })
         .await;
     two.kill();
     for _ in 0..5 {

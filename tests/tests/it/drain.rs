@@ -20,7 +20,9 @@ fn gets_and_posts() -> Vec<Ask> {
 #[tokio::test]
 async fn a_server_s_sidecar_stops_under_load_and_no_request_fails() {
     let app = Upstream::start("app").await;
-    let file = ServiceFile::new("reviews").app(app.address()).backend("v1", &[app.address()]);
+    let file = ServiceFile::new("reviews")
+        .app(app.address())
+        .backend("v1", &[app.address()]);
     let server = |id: &str| {
         let spec = SidecarSpec::text(id, &file.to_string()).beside("reviews");
         Sidecar::start(spec.with("--drain", DRAIN))
@@ -48,7 +50,7 @@ async fn a_caller_s_sidecar_stops_under_load_and_no_request_fails() {
     let mut sidecar = Sidecar::start(SidecarSpec::text("a", &file).with("--drain", DRAIN)).await;
     let load = Load::start(LoadSpec {
         asks: gets_and_posts(),
-        until_refused: true,
+        until_closed: true,
         ..LoadSpec::new(sidecar.outbound(), "reviews", 8)
     });
     load.has_done(1_000).await;
@@ -65,18 +67,31 @@ async fn a_long_request_is_finished_and_the_sidecar_says_that_it_is_not_ready() 
     let file = simple("reviews", &[&upstream], "").to_string();
     let mut sidecar = Sidecar::start(SidecarSpec::text("a", &file).with("--drain", DRAIN)).await;
     let mut connection = sidecar.client().connect().await;
-    connection.wire().send(&Ask::get("/").host("reviews").to_bytes()).await.unwrap();
+    connection
+        .wire()
+        .send(&Ask::get("/").host("reviews").to_bytes())
+        .await
+        .unwrap();
     upstream.has_requests(1).await;
     sidecar.program().terminate();
     let page = eventually("/ready to be 503", async || {
         Some(sidecar.page("/ready").await).filter(|page| page.status() == 503)
     })
     .await;
-    assert!(page.text().contains("drain") || page.text().contains("stop"), "{}", page.text());
+    assert!(
+        page.text().contains("drain") || page.text().contains("stop"),
+        "{}",
+        page.text()
+    );
     assert_eq!(sidecar.page("/live").await.status(), 200, "it is still alive");
-    let reply = within("the long answer", connection.reply_to("GET")).await.unwrap();
+    let reply = within("the long answer", connection.reply_to("GET"))
+        .await
+        .unwrap();
     assert_eq!((reply.status(), reply.reason()), (200, None));
-    assert!(reply.head.connection_says("close"), "the caller is told to go elsewhere: {reply:?}");
+    assert!(
+        reply.head.connection_says("close"),
+        "the caller is told to go elsewhere: {reply:?}"
+    );
     assert_eq!(sidecar.program().exited().await.code(), Some(0));
 }
 
@@ -88,8 +103,15 @@ async fn a_body_under_way_is_finished_while_stopping() {
     let file = simple("reviews", &[&upstream], "").to_string();
     let mut sidecar = Sidecar::start(SidecarSpec::text("a", &file).with("--drain", DRAIN)).await;
     let mut connection = sidecar.client().connect().await;
-    connection.wire().send(&Ask::get("/").host("reviews").to_bytes()).await.unwrap();
-    let head = within("the head", connection.wire().head()).await.unwrap().unwrap();
+    connection
+        .wire()
+        .send(&Ask::get("/").host("reviews").to_bytes())
+        .await
+        .unwrap();
+    let head = within("the head", connection.wire().head())
+        .await
+        .unwrap()
+        .unwrap();
     sidecar.program().terminate();
     let framing = head.answer_framing("GET").unwrap();
     let body = within("the body", connection.wire().body(framing, 10_000)).await;
@@ -105,7 +127,11 @@ async fn a_request_without_an_end_does_not_hold_the_sidecar_beyond_its_drain_tim
     let file = simple("reviews", &[&upstream], "timeout: { request: 0s }").to_string();
     let mut sidecar = Sidecar::start(SidecarSpec::text("a", &file).with("--drain", "1s")).await;
     let mut connection = sidecar.client().connect().await;
-    connection.wire().send(&Ask::get("/").host("reviews").to_bytes()).await.unwrap();
+    connection
+        .wire()
+        .send(&Ask::get("/").host("reviews").to_bytes())
+        .await
+        .unwrap();
     upstream.has_requests(1).await;
     let began = Instant::now();
     sidecar.program().terminate();

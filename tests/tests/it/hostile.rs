@@ -43,7 +43,10 @@ async fn requests_with_two_meanings_are_refused_and_never_reach_an_upstream() {
         "CONNECT reviews:443 HTTP/1.1\r\nHost: reviews:443\r\n\r\n".into(),
     ] {
         let (status, _) = told(&sidecar, bytes.as_bytes()).await;
-        assert!(status == 0 || (400..600).contains(&status), "{status} for {bytes:?}");
+        assert!(
+            status == 0 || (400..600).contains(&status),
+            "{status} for {bytes:?}"
+        );
         assert_eq!(upstream.requests(), 0, "the upstream was asked for {bytes:?}");
     }
     assert_eq!(sidecar.client().get("reviews", "/").await.status(), 200);
@@ -94,7 +97,10 @@ async fn noise_never_ends_the_sidecar() {
     let mut sidecar = Sidecar::of(simple("reviews", &[&upstream], "")).await;
     let seed = 20_261_123;
     let mut rng = fastrand::Rng::with_seed(seed);
-    let whole = Ask::post("/a?b=c", "0123456789").host("reviews").chunked().to_bytes();
+    let whole = Ask::post("/a?b=c", "0123456789")
+        .host("reviews")
+        .chunked()
+        .to_bytes();
     for round in 0..300 {
         let mut bytes = whole.clone();
         for _ in 0..rng.usize(1..6) {
@@ -106,10 +112,19 @@ async fn noise_never_ends_the_sidecar() {
             }
         }
         let (status, _) = told(&sidecar, &bytes).await;
-        assert_ne!(status, 500, "round {round} of seed {seed}: {:?}", String::from_utf8_lossy(&bytes));
+        assert_ne!(
+            status,
+            500,
+            "round {round} of seed {seed}: {:?}",
+            String::from_utf8_lossy(&bytes)
+        );
     }
     assert_eq!(sidecar.client().get("reviews", "/").await.status(), 200);
     assert!(sidecar.program().is_running());
-    let panics = sidecar.program().log().into_iter().filter(|line| line.contains("panicked"));
+    let panics = sidecar
+        .program()
+        .log()
+        .into_iter()
+        .filter(|line| line.contains("panicked"));
     assert_eq!(panics.collect::<Vec<_>>(), Vec::<String>::new());
 }

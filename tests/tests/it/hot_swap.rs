@@ -20,8 +20,14 @@ struct Size {
 
 fn size() -> Size {
     match std::env::var_os(LONG) {
-        Some(_) => Size { pushes: 200, time: Duration::from_secs(60) },
-        None => Size { pushes: 40, time: Duration::from_secs(10) },
+        Some(_) => Size {
+            pushes: 200,
+            time: Duration::from_secs(60),
+        },
+        None => Size {
+            pushes: 40,
+            time: Duration::from_secs(10),
+        },
     }
 }
 
@@ -38,13 +44,18 @@ impl Mesh {
     async fn start() -> Self {
         let api = ControlApi::start().await;
         let apps = [Upstream::start("v1").await, Upstream::start("v2").await];
-        let server = |service: &str| {
-            Sidecar::launch(SidecarSpec::control(service, &api.url()).beside(service))
-        };
+        let server =
+            |service: &str| Sidecar::launch(SidecarSpec::control(service, &api.url()).beside(service));
         let servers = [server("reviews-v1").await, server("reviews-v2").await];
         let client = Sidecar::launch(SidecarSpec::control("client", &api.url())).await;
         let third = Upstream::start("v3").await;
-        let mesh = Self { api, client, servers, apps, third };
+        let mesh = Self {
+            api,
+            client,
+            servers,
+            apps,
+            third,
+        };
         mesh.push(50, 0).await;
         for sidecar in mesh.sidecars() {
             sidecar.is_ready().await;
@@ -63,7 +74,10 @@ impl Mesh {
         for (index, app) in self.apps.iter().enumerate() {
             let name = format!("reviews-v{}", index + 1);
             let file = ServiceFile::new(&name).app(app.address());
-            text.push_str(&format!("{}---\n", file.backend("v1", &[self.servers[index].inbound()])));
+            text.push_str(&format!(
+                "{}---\n",
+                file.backend("v1", &[self.servers[index].inbound()])
+            ));
         }
         let mut file = ServiceFile::new("reviews")
             .backend("v1", &[self.servers[0].inbound()])
@@ -104,9 +118,16 @@ async fn weights_routes_and_backends_change_under_load_and_no_request_fails() {
     const CONNECTIONS: u64 = 12;
     let size = size();
     let mesh = Mesh::start().await;
-    let load = Load::start(LoadSpec::new(mesh.client.outbound(), "reviews", CONNECTIONS as usize));
+    let load = Load::start(LoadSpec::new(
+        mesh.client.outbound(),
+        "reviews",
+        CONNECTIONS as usize,
+    ));
     let beta = Load::start(LoadSpec {
-        asks: vec![Ask::get("/beta/x").host("reviews"), Ask::post("/beta/x", "hello").host("reviews")],
+        asks: vec![
+            Ask::get("/beta/x").host("reviews"),
+            Ask::post("/beta/x", "hello").host("reviews"),
+        ],
         rate: Some(100),
         ..LoadSpec::new(mesh.client.outbound(), "reviews", 2)
     });
@@ -152,7 +173,11 @@ async fn weights_routes_and_backends_change_under_load_and_no_request_fails() {
     report.assert_clean();
     beta.assert_clean();
     let off = (expected - actual).abs() / counted;
-    assert!(off <= 0.02, "{:.2} % off the weights over all pushes\n{report}", off * 100.0);
+    assert!(
+        off <= 0.02,
+        "{:.2} % off the weights over all pushes\n{report}",
+        off * 100.0
+    );
     assert!(slowest <= ACKNOWLEDGED_MAX, "{slowest:?}");
 }
 
@@ -163,12 +188,23 @@ async fn a_request_under_way_keeps_the_table_that_it_began_with() {
     old.behave(Behaviour::Answer(Answer::ok().after(Duration::from_secs(2))));
     let sidecar = Sidecar::of(outrigger_tests::simple("reviews", &[&old], "")).await;
     let mut connection = sidecar.client().connect().await;
-    connection.wire().send(&Ask::get("/").host("reviews").to_bytes()).await.unwrap();
+    connection
+        .wire()
+        .send(&Ask::get("/").host("reviews").to_bytes())
+        .await
+        .unwrap();
     old.has_requests(1).await;
     // The backend that it waits for is gone from the table, and so is its service.
-    sidecar.apply(&outrigger_tests::simple("ratings", &[&new], "").to_string()).await;
-    assert_eq!(sidecar.client().get("reviews", "/").await.reason(), Some("no-service"));
-    let reply = outrigger_tests::within("the answer", connection.reply_to("GET")).await.unwrap();
+    sidecar
+        .apply(&outrigger_tests::simple("ratings", &[&new], "").to_string())
+        .await;
+    assert_eq!(
+        sidecar.client().get("reviews", "/").await.reason(),
+        Some("no-service")
+    );
+    let reply = outrigger_tests::within("the answer", connection.reply_to("GET"))
+        .await
+        .unwrap();
     assert_eq!((reply.status(), reply.upstream()), (200, "old"));
     // The connection itself lives on, and its next request sees the new table.
     let reply = connection.send(&Ask::get("/").host("ratings")).await.unwrap();
@@ -190,7 +226,11 @@ async fn a_push_of_something_else_keeps_the_connections_to_an_endpoint() {
     for _ in 0..5 {
         sidecar.client().get("reviews", "/").await;
     }
-    assert_eq!(a.connections(), 1, "the pool survives a push that does not concern it");
+    assert_eq!(
+        a.connections(),
+        1,
+        "the pool survives a push that does not concern it"
+    );
 }
 
 #[tokio::test]
@@ -201,13 +241,25 @@ async fn the_same_push_again_changes_nothing_and_is_acknowledged() {
     let version = api.pushed(&text).await;
     let sidecar = Sidecar::start(SidecarSpec::control("a", &api.url())).await;
     assert_eq!(api.pushed(&text).await, version);
-    let other = api.pushed(&outrigger_tests::simple("ratings", &[&upstream], "").to_string()).await;
+    let other = api
+        .pushed(&outrigger_tests::simple("ratings", &[&upstream], "").to_string())
+        .await;
     assert_ne!(other, version);
-    sidecar.config_when("the other push", |config| config["version"] == other.as_str()).await;
-    let deleted = api.client().send(Ask::new("DELETE", "/v1/services/ratings")).await;
+    sidecar
+        .config_when("the other push", |config| config["version"] == other.as_str())
+        .await;
+    let deleted = api
+        .client()
+        .send(Ask::new("DELETE", "/v1/services/ratings"))
+        .await;
     assert_eq!(deleted.status(), 200, "{}", deleted.text());
     let version = deleted.json()["version"].clone();
-    sidecar.config_when("the deletion", |config| config["version"] == version).await;
-    assert_eq!(sidecar.client().get("ratings", "/").await.reason(), Some("no-service"));
+    sidecar
+        .config_when("the deletion", |config| config["version"] == version)
+        .await;
+    assert_eq!(
+        sidecar.client().get("ratings", "/").await.reason(),
+        Some("no-service")
+    );
     assert_eq!(sidecar.client().get("reviews", "/").await.status(), 200);
 }

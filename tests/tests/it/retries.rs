@@ -6,7 +6,11 @@ use outrigger_tests::upstream::Reuse;
 use outrigger_tests::{Answer, Ask, Behaviour, Load, LoadSpec, Sidecar, Upstream, simple};
 
 /// The three ways to break before the answer.
-const BREAKS: [Behaviour; 3] = [Behaviour::Reset, Behaviour::CloseAfterHead, Behaviour::CloseBeforeAnswer];
+const BREAKS: [Behaviour; 3] = [
+    Behaviour::Reset,
+    Behaviour::CloseAfterHead,
+    Behaviour::CloseBeforeAnswer,
+];
 
 #[tokio::test]
 async fn a_connection_that_cannot_be_made_is_tried_elsewhere_for_any_method() {
@@ -23,7 +27,10 @@ async fn a_connection_that_cannot_be_made_is_tried_elsewhere_for_any_method() {
     assert!(metrics.sum("outrigger_retries_total", &[("result", "made")]) >= 1.0);
     let failed = [("reason", "connect-failed"), ("status_class", "none")];
     assert!(metrics.sum("outrigger_attempts_total", &failed) >= 1.0);
-    assert_eq!(metrics.sum("outrigger_requests_total", &[("status_class", "2xx")]), 20.0);
+    assert_eq!(
+        metrics.sum("outrigger_requests_total", &[("status_class", "2xx")]),
+        20.0
+    );
 }
 
 #[tokio::test]
@@ -46,7 +53,11 @@ async fn a_break_before_the_answer_is_not_retried_for_post() {
         let sidecar = Sidecar::of(simple("reviews", &[&upstream], "")).await;
         upstream.next([behaviour.clone()]);
         let reply = sidecar.client().send(Ask::post("/", "x").host("reviews")).await;
-        assert_eq!((reply.status(), reply.reason()), (502, Some("upstream-reset")), "{behaviour:?}");
+        assert_eq!(
+            (reply.status(), reply.reason()),
+            (502, Some("upstream-reset")),
+            "{behaviour:?}"
+        );
         assert_eq!(upstream.requests(), 1, "{behaviour:?}");
         // Nor on a connection that has answered before: this one has read the request.
         assert_eq!(sidecar.client().get("reviews", "/").await.status(), 200);
@@ -54,7 +65,11 @@ async fn a_break_before_the_answer_is_not_retried_for_post() {
         upstream.next([behaviour.clone()]);
         let reply = sidecar.client().send(Ask::post("/", "x").host("reviews")).await;
         assert_eq!(upstream.requests() - before, 1, "{behaviour:?}, sent twice");
-        assert_eq!((reply.status(), reply.reason()), (502, Some("upstream-reset")), "{behaviour:?}");
+        assert_eq!(
+            (reply.status(), reply.reason()),
+            (502, Some("upstream-reset")),
+            "{behaviour:?}"
+        );
     }
 }
 
@@ -67,7 +82,10 @@ async fn a_503_is_retried_for_get_and_handed_on_for_post() {
         assert_eq!(sidecar.client().get("reviews", "/").await.status(), 200);
         upstream.next([Behaviour::Answer(Answer::status(status).body("mine"))]);
         let reply = sidecar.client().send(Ask::post("/", "x").host("reviews")).await;
-        assert_eq!((reply.status(), reply.reason(), reply.upstream()), (status, None, "a"));
+        assert_eq!(
+            (reply.status(), reply.reason(), reply.upstream()),
+            (status, None, "a")
+        );
         assert_eq!(reply.text(), "mine", "it is the upstream's own answer");
     }
     assert_eq!(upstream.requests(), 3 * (2 + 1));
@@ -116,7 +134,11 @@ async fn no_more_attempts_are_made_than_the_route_says() {
         let retry = format!("retry: {{ attempts: {attempts} }}");
         let sidecar = Sidecar::of(simple("reviews", &[&upstream], &retry)).await;
         let reply = sidecar.client().get("reviews", "/").await;
-        assert_eq!((reply.status(), reply.upstream()), (503, "a"), "the last answer is handed on");
+        assert_eq!(
+            (reply.status(), reply.upstream()),
+            (503, "a"),
+            "the last answer is handed on"
+        );
         assert_eq!(upstream.requests(), attempts);
     }
 }
@@ -152,9 +174,15 @@ async fn a_body_of_64_kib_is_sent_again_and_a_larger_one_is_not() {
     for (chunked, length) in [(false, 1), (false, body.len()), (true, body.len())] {
         upstream.next([Behaviour::CloseBeforeAnswer]);
         let ask = Ask::new("PUT", "/").host("reviews").body(&body[..length]);
-        let reply = sidecar.client().send(if chunked { ask.chunked() } else { ask }).await;
+        let reply = sidecar
+            .client()
+            .send(if chunked { ask.chunked() } else { ask })
+            .await;
         assert_eq!(reply.status(), 200, "{length} bytes, chunked: {chunked}");
-        assert!(upstream.last().body.bytes == body[..length], "the second time is like the first");
+        assert!(
+            upstream.last().body.bytes == body[..length],
+            "the second time is like the first"
+        );
     }
     let before = upstream.requests();
     upstream.next([Behaviour::CloseBeforeAnswer]);
@@ -163,7 +191,10 @@ async fn a_body_of_64_kib_is_sent_again_and_a_larger_one_is_not() {
     assert_eq!((reply.status(), reply.reason()), (502, Some("upstream-reset")));
     assert_eq!(upstream.requests() - before, 1);
     let metrics = sidecar.metrics().await;
-    assert_eq!(metrics.sum("outrigger_retries_total", &[("result", "not-replayable")]), 1.0);
+    assert_eq!(
+        metrics.sum("outrigger_retries_total", &[("result", "not-replayable")]),
+        1.0
+    );
 }
 
 #[tokio::test]
@@ -185,7 +216,10 @@ async fn the_budget_keeps_retries_from_becoming_the_outage() {
     let retries = upstream.requests() - REQUESTS;
     // The floor is paid every second, and what the last ten seconds left over may be spent as well.
     let allowed = REQUESTS / 5 + 10 * (seconds + 10);
-    assert!(retries <= allowed, "{retries} retries in {seconds} s, {allowed} are allowed");
+    assert!(
+        retries <= allowed,
+        "{retries} retries in {seconds} s, {allowed} are allowed"
+    );
     assert!(retries >= 10, "the floor is there to be used: {retries} retries");
     let metrics = sidecar.metrics().await;
     assert!(metrics.sum("outrigger_retries_total", &[("result", "budget")]) > 0.0);

@@ -1,10 +1,10 @@
 //! Which request goes where.
 
+use outrigger_tests::Answer;
 use outrigger_tests::client::Reply;
 use outrigger_tests::{
     Ask, Behaviour, Client, Load, LoadSpec, ServiceFile, Sidecar, SidecarSpec, Upstream, simple,
 };
-use outrigger_tests::Answer;
 use std::time::Duration;
 
 #[tokio::test]
@@ -47,21 +47,51 @@ const MATCHES: &[(&str, &str)] = &[
     ("exact", "match: [{ path: { exact: /exact } }]"),
     ("prefix", "match: [{ path: { prefix: /prefix } }]"),
     ("regex", r#"match: [{ path: { regex: "/v[0-9]+/items" } }]"#),
-    ("header", r#"match: [{ headers: [{ name: x-beta, exact: "1" }] }]"#),
-    ("header-prefix", "match: [{ headers: [{ name: x-agent, prefix: shop/ }] }]"),
-    ("header-suffix", "match: [{ headers: [{ name: x-region, suffix: -west }] }]"),
-    ("header-regex", r#"match: [{ headers: [{ name: x-kind, regex: "a+b" }] }]"#),
-    ("header-range", "match: [{ headers: [{ name: x-build, range: { start: 100, end: 200 } }] }]"),
-    ("header-there", "match: [{ headers: [{ name: x-there, present: true }] }]"),
-    ("query", r#"match: [{ query: [{ name: version, exact: "1 a" }] }]"#),
-    ("query-regex", r#"match: [{ query: [{ name: page, regex: "[0-9]+" }] }]"#),
-    ("query-there", "match: [{ query: [{ name: debug, present: true }] }]"),
+    (
+        "header",
+        r#"match: [{ headers: [{ name: x-beta, exact: "1" }] }]"#,
+    ),
+    (
+        "header-prefix",
+        "match: [{ headers: [{ name: x-agent, prefix: shop/ }] }]",
+    ),
+    (
+        "header-suffix",
+        "match: [{ headers: [{ name: x-region, suffix: -west }] }]",
+    ),
+    (
+        "header-regex",
+        r#"match: [{ headers: [{ name: x-kind, regex: "a+b" }] }]"#,
+    ),
+    (
+        "header-range",
+        "match: [{ headers: [{ name: x-build, range: { start: 100, end: 200 } }] }]",
+    ),
+    (
+        "header-there",
+        "match: [{ headers: [{ name: x-there, present: true }] }]",
+    ),
+    (
+        "query",
+        r#"match: [{ query: [{ name: version, exact: "1 a" }] }]"#,
+    ),
+    (
+        "query-regex",
+        r#"match: [{ query: [{ name: page, regex: "[0-9]+" }] }]"#,
+    ),
+    (
+        "query-there",
+        "match: [{ query: [{ name: debug, present: true }] }]",
+    ),
     ("method", "match: [{ methods: [DELETE, PATCH] }]"),
     (
         "both",
         r#"match: [{ path: { prefix: /both }, headers: [{ name: x-one, exact: "1" }, { name: x-not, present: true, invert: true }] }]"#,
     ),
-    ("either", "match: [{ path: { exact: /either } }, { path: { exact: /or } }]"),
+    (
+        "either",
+        "match: [{ path: { exact: /either } }, { path: { exact: /or } }]",
+    ),
     ("rest", "match: [{ path: { prefix: /rest } }]"),
 ];
 
@@ -135,7 +165,11 @@ async fn the_first_route_that_matches_is_taken_and_every_comparison_means_what_i
             name => (reply.status(), reply.upstream()) == (200, name),
         };
         if !right {
-            let got = (reply.status(), reply.reason().map(str::to_owned), reply.upstream().to_owned());
+            let got = (
+                reply.status(),
+                reply.reason().map(str::to_owned),
+                reply.upstream().to_owned(),
+            );
             wrong.push(format!("{asked:?}: expected {expected:?}, got {got:?}"));
         }
     }
@@ -159,7 +193,11 @@ async fn a_host_that_nobody_has_is_a_404_that_says_so() {
 
 #[tokio::test]
 async fn weights_are_kept_within_two_percent() {
-    let upstreams = [Upstream::start("a").await, Upstream::start("b").await, Upstream::start("c").await];
+    let upstreams = [
+        Upstream::start("a").await,
+        Upstream::start("b").await,
+        Upstream::start("c").await,
+    ];
     let none = Upstream::start("none").await;
     let to = [("a", 70), ("b", 20), ("c", 10), ("none", 0)];
     let file = ServiceFile::new("reviews")
@@ -184,7 +222,11 @@ async fn weights_are_kept_within_two_percent() {
 
 #[tokio::test]
 async fn round_robin_takes_each_in_turn() {
-    let upstreams = [Upstream::start("a").await, Upstream::start("b").await, Upstream::start("c").await];
+    let upstreams = [
+        Upstream::start("a").await,
+        Upstream::start("b").await,
+        Upstream::start("c").await,
+    ];
     let endpoints: Vec<&Upstream> = upstreams.iter().collect();
     let file = simple("reviews", &endpoints, "").field("balance: round_robin");
     let sidecar = Sidecar::start(SidecarSpec::text("a", &file.to_string()).with("--workers", "1")).await;

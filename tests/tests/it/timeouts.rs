@@ -13,10 +13,21 @@ async fn a_request_that_takes_too_long_is_a_504_and_the_upstream_is_let_go() {
     for method in ["GET", "POST"] {
         let began = Instant::now();
         let reply = sidecar.client().send(Ask::new(method, "/").host("reviews")).await;
-        assert_eq!((reply.status(), reply.reason()), (504, Some("request-timeout")), "{method}");
-        assert!(began.elapsed() >= Duration::from_millis(290), "{:?}", began.elapsed());
+        assert_eq!(
+            (reply.status(), reply.reason()),
+            (504, Some("request-timeout")),
+            "{method}"
+        );
+        assert!(
+            began.elapsed() >= Duration::from_millis(290),
+            "{:?}",
+            began.elapsed()
+        );
     }
-    eventually("the upstream to be let go", async || (upstream.given_up() == 2).then_some(())).await;
+    eventually("the upstream to be let go", async || {
+        (upstream.given_up() == 2).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -43,7 +54,13 @@ async fn an_attempt_that_takes_too_long_is_made_again_elsewhere() {
     }
     assert!(slow.requests() > 0);
     let timed_out = [("reason", "attempt-timeout")];
-    assert!(sidecar.metrics().await.sum("outrigger_attempts_total", &timed_out) > 0.0);
+    assert!(
+        sidecar
+            .metrics()
+            .await
+            .sum("outrigger_attempts_total", &timed_out)
+            > 0.0
+    );
 }
 
 #[tokio::test]
@@ -76,17 +93,28 @@ async fn a_body_that_falls_silent_is_cut_where_it_can_be_seen() {
         ("timeout: { request: 0s, idle: 300ms }", "idle-timeout"),
         ("timeout: { request: 300ms, idle: 0s }", "request-timeout"),
     ] {
-        for answer in [Answer::ok().body("0123456789"), Answer::ok().body("0123456789").chunked()] {
+        for answer in [
+            Answer::ok().body("0123456789"),
+            Answer::ok().body("0123456789").chunked(),
+        ] {
             let upstream = Upstream::start("a").await;
             upstream.behave(Behaviour::StallBody(answer));
             let sidecar = Sidecar::of(simple("reviews", &[&upstream], fields)).await;
             let reply = sidecar.client().get("reviews", "/").await;
             assert_eq!(reply.status(), 200);
-            assert!(reply.body.cut.is_some(), "{fields}: the body looks whole: {reply:?}");
-            eventually("the upstream to be let go", async || (upstream.given_up() == 1).then_some(())).await;
+            assert!(
+                reply.body.cut.is_some(),
+                "{fields}: the body looks whole: {reply:?}"
+            );
+            eventually("the upstream to be let go", async || {
+                (upstream.given_up() == 1).then_some(())
+            })
+            .await;
             let counted = [("reason", reason)];
             sidecar
-                .metrics_when(reason, |metrics| metrics.sum("outrigger_requests_total", &counted) == 1.0)
+                .metrics_when(reason, |metrics| {
+                    metrics.sum("outrigger_requests_total", &counted) == 1.0
+                })
                 .await;
         }
     }
