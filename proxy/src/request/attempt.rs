@@ -15,7 +15,7 @@ use crate::request::Worker;
 use crate::request::retry::Progress;
 use crate::upstream::Pick;
 use crate::upstream::outgoing::OutgoingBody;
-use crate::upstream::pool::{Connection, SendError};
+use crate::upstream::pool::{Bounds, Connection, SendError};
 
 /// A request as it will leave, kept for another attempt as long as there may be one.
 #[derive(Debug)]
@@ -82,8 +82,13 @@ pub(crate) async fn send(
     pick: Pick,
     mut request: Request<OutgoingBody>,
     deadline: Option<(Instant, Reason)>,
+    idle: Option<Duration>,
 ) -> Result<Answer, Failure> {
     let until = deadline.map(|(until, _)| until);
+    let bounds = Bounds {
+        deadline: until,
+        idle,
+    };
     loop {
         let kept = std::future::poll_fn(|cx| std::task::Poll::Ready(worker.pool.checkout(&pick, cx))).await;
         let fresh = kept.is_none();
@@ -93,7 +98,7 @@ pub(crate) async fn send(
                 .await
                 .map_err(|failure| in_time(failure, deadline))?,
         };
-        match connection.send(request, until).await {
+        match connection.send(request, bounds).await {
             Ok(response) => {
                 let (head, body) = response.into_parts();
                 return Ok(Answer {
@@ -137,6 +142,10 @@ fn failure(
             let reason = deadline.map_or(Reason::RequestTimeout, |(_, reason)| reason);
             Failure::new(reason, format!("{address} did not answer in time"))
         }
+        SendError::UploadSilent => Failure::new(
+            Reason::IdleTimeout,
+            format!("the request's body to {address} was silent for too long"),
+        ),
         SendError::Broken(error) if error.is_user() || error.is_body_write_aborted() => Failure::new(
             Reason::ClientGone,
             format!("the caller broke off its request: {error}"),

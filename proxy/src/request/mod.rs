@@ -115,7 +115,8 @@ async fn serve(
         log.attempted(pick.address);
         progress.attempt(pick.id, now);
 
-        let outcome = attempt::send(worker, pick, outgoing.next(&progress), progress.deadline()).await;
+        let sent = outgoing.next(&progress);
+        let outcome = attempt::send(worker, pick, sent, progress.deadline(), route.timeouts.idle).await;
         let ended = Instant::now();
         let ending = match &outcome {
             Ok(answer) => Ending::answered(answer.head.status),
