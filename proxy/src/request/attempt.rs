@@ -59,21 +59,6 @@ pub(crate) struct Answer {
     pub(crate) body: Incoming,
     pub(crate) connection: Box<Connection>,
     pub(crate) pick: Pick,
-    /// When the whole must be over.
-    pub(crate) deadline: Option<Instant>,
-    /// The longest silence inside the body.
-    pub(crate) idle: Option<Duration>,
-}
-
-impl Answer {
-    /// The same, with the bounds that its body must keep.
-    pub(crate) fn under(self, deadline: Option<Instant>, idle: Option<Duration>) -> Self {
-        Self {
-            deadline,
-            idle,
-            ..self
-        }
-    }
 }
 
 /// Sends a request to the chosen endpoint and waits for the head of its answer.
@@ -106,8 +91,6 @@ pub(crate) async fn send(
                     body,
                     connection,
                     pick,
-                    deadline: None,
-                    idle: None,
                 });
             }
             Err(SendError::NotSent(back)) if !fresh => request = *back,

@@ -17,10 +17,10 @@ use std::time::{Duration, Instant};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use crate::error::{Failure, Reason};
+use crate::stream::Stream;
 use crate::timer::Deadline;
 use crate::upstream::outgoing::{OutgoingBody, Upload};
 use crate::upstream::{Endpoint, EndpointSet};
@@ -47,7 +47,7 @@ const BUFFER_MAX: usize = 64 * 1024;
 #[derive(Debug)]
 pub(crate) struct Connection {
     sender: http1::SendRequest<OutgoingBody>,
-    driver: http1::Connection<TokioIo<TcpStream>, OutgoingBody>,
+    driver: http1::Connection<Stream, OutgoingBody>,
     closed: bool,
     /// Whether a request has been sent on it before: then the peer may have begun to close it.
     pub(crate) reused: bool,
@@ -103,7 +103,7 @@ impl Connection {
         let _ = stream.set_nodelay(true);
         let (sender, driver) = http1::Builder::new()
             .max_buf_size(BUFFER_MAX)
-            .handshake(TokioIo::new(stream))
+            .handshake(Stream::new(stream))
             .await
             .map_err(|error| Failure::new(Reason::ConnectFailed, format!("connect to {address}: {error}")))?;
         counted.keep();
