@@ -162,7 +162,7 @@ fn judge_one(sheet: &Sheet<'_>, config: &mut Config, taken: &mut Taken) -> Vec<F
         return faults;
     };
     if let (Some((kind, name)), Some(kept_as)) = (identify(&root), sheet.kept_as)
-        && (kind, name.as_str()) != kept_as
+        && (kind != kept_as.0 || kind == Kind::Service && name != kept_as.1)
     {
         let kept_as = format!("{} `{}`", kept_as.0.word(), shown(kept_as.1));
         faults.push(At::root(&root).fault(format!(

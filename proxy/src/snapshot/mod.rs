@@ -6,6 +6,8 @@
 
 pub mod compile;
 pub mod routes;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::rc::Rc;
