@@ -296,7 +296,7 @@ impl Wire {
         let mut byte = [0_u8];
         if let Ok(1..) = self.stream.peek(&mut byte).await {
             // It sent something ahead: whether it is still there cannot be seen past that.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

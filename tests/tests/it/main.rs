@@ -8,6 +8,7 @@
 )]
 
 mod bad_push;
+mod bootstrap;
 mod cli;
 mod clients;
 mod crash;
