@@ -157,11 +157,6 @@ impl Wire {
         &self.stream
     }
 
-    /// Gives the socket back, with what was read too far.
-    pub fn into_stream(self) -> TcpStream {
-        self.stream
-    }
-
     /// Sends these bytes.
     pub async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes).await
@@ -284,11 +279,6 @@ impl Wire {
         let mut bytes = Vec::new();
         let end = self.rest(&mut bytes, usize::MAX).await;
         (bytes, end.err())
-    }
-
-    /// Whether nothing that was read waits to be understood.
-    pub fn is_at_rest(&self) -> bool {
-        self.unread.is_empty()
     }
 
     /// Waits until the other side has gone. Bytes that it sends ahead are left where they are.
