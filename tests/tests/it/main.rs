@@ -13,6 +13,7 @@ mod cli;
 mod clients;
 mod crash;
 mod dead_endpoints;
+mod discovery;
 mod dns;
 mod drain;
 mod examples;
