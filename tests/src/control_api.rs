@@ -113,21 +113,23 @@ async fn serve(listen: &str, data: &Path) -> (Program, SocketAddr) {
 pub async fn scripted(responses: &[Value]) -> Upstream {
     let api = Upstream::start("scripted control API").await;
     for (index, documents) in responses.iter().enumerate() {
-        let number = index + 1;
-        let body = json!({
-            "version": number.to_string(),
-            "nonce": format!("n{number}"),
-            "changed": documents,
-            "removed": [],
-        });
-        let answer = Answer::ok()
-            .header("content-type", "application/json")
-            .body(body.to_string());
-        api.next([Behaviour::Answer(answer)]);
+        api.next([told(index + 1, documents, &json!([]))]);
     }
     // Nothing changes any more: a poll is held until it is given up.
     api.behave(Behaviour::Hang);
     api
+}
+
+/// An answer to a poll: version and nonce of this number, these documents changed, these keys gone.
+pub fn told(number: usize, changed: &Value, removed: &Value) -> Behaviour {
+    let body = json!({
+        "version": number.to_string(),
+        "nonce": format!("n{number}"),
+        "changed": changed,
+        "removed": removed,
+    });
+    let answer = Answer::ok().header("content-type", "application/json");
+    Behaviour::Answer(answer.body(body.to_string()))
 }
 
 /// A document as the control API sends it.

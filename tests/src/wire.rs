@@ -157,11 +157,6 @@ impl Wire {
         &self.stream
     }
 
-    /// Gives the socket back, with what was read too far.
-    pub fn into_stream(self) -> TcpStream {
-        self.stream
-    }
-
     /// Sends these bytes.
     pub async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes).await
@@ -286,17 +281,12 @@ impl Wire {
         (bytes, end.err())
     }
 
-    /// Whether nothing that was read waits to be understood.
-    pub fn is_at_rest(&self) -> bool {
-        self.unread.is_empty()
-    }
-
     /// Waits until the other side has gone. Bytes that it sends ahead are left where they are.
     pub async fn gone(&self) {
         let mut byte = [0_u8];
         if let Ok(1..) = self.stream.peek(&mut byte).await {
             // It sent something ahead: whether it is still there cannot be seen past that.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

@@ -110,6 +110,8 @@ pub enum Behaviour {
     },
     /// Sends these bytes, then closes.
     Raw(Vec<u8>),
+    /// Sends these bytes, and keeps the connection as if they had been one answer.
+    RawKept(Vec<u8>),
     /// Reads the whole request, then says nothing until the other side goes.
     Hang,
 }
@@ -332,6 +334,41 @@ impl Shared {
             state.received.pop_front();
         }
         state.received.push_back(received);
+    }
+}
+
+/// A listening socket that never takes a connection and has no room for one more, so that the attempt to connect
+/// is neither accepted nor refused.
+#[derive(Debug)]
+pub struct Deaf {
+    socket: Socket,
+    _waiting: Vec<Socket>,
+}
+
+impl Deaf {
+    /// Opens it and fills it up.
+    pub fn start() -> Self {
+        let socket = bound(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        socket.listen(0).expect("a bound socket can listen");
+        let address = socket.local_addr().expect("a bound socket has an address");
+        // Linux takes one more than the backlog says; what is more than that waits for ever, as is wanted.
+        let connect = |_| {
+            let waiting = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).expect("a socket");
+            // It does not block, so that it is on its way and nothing more.
+            let _ = waiting.connect(&address);
+            waiting
+        };
+        let waiting = (0..3).map(connect).collect();
+        Self {
+            socket,
+            _waiting: waiting,
+        }
+    }
+
+    /// Where it does not answer.
+    pub fn address(&self) -> SocketAddr {
+        let address = self.socket.local_addr().expect("a bound socket has an address");
+        address.as_socket().expect("an address of IPv4")
     }
 }
 

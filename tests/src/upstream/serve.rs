@@ -140,6 +140,10 @@ async fn respond(
             wire.send(bytes).await?;
             Ok(Then::Close)
         }
+        Behaviour::RawKept(bytes) => {
+            wire.send(bytes).await?;
+            Ok(Then::Next)
+        }
         Behaviour::Hang => given_up(wire, shared).await,
     }
 }

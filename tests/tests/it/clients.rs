@@ -56,7 +56,7 @@ async fn curl(arguments: &[&str]) -> Ended {
 
 #[tokio::test]
 async fn curl_asks_by_host_by_http_proxy_and_by_the_local_port() {
-    let (reviews, _, sidecar) = mesh().await;
+    let (reviews, _ratings, sidecar) = mesh().await;
     let outbound = format!("http://{}", sidecar.outbound());
     let local = format!("http://{}/x", sidecar.local("reviews"));
     let url = format!("{outbound}/x");
@@ -87,7 +87,7 @@ async fn curl_asks_by_host_by_http_proxy_and_by_the_local_port() {
 
 #[tokio::test]
 async fn curl_uploads_downloads_and_sees_a_cut_body() {
-    let (reviews, _, sidecar) = mesh().await;
+    let (reviews, _ratings, sidecar) = mesh().await;
     let url = format!("http://{}/x", sidecar.local("reviews"));
     let folder = tempfile::tempdir().unwrap();
     let (sent, got) = (folder.path().join("sent"), folder.path().join("got"));
@@ -195,7 +195,7 @@ const fetched = async (path, options) => {
 
 #[tokio::test]
 async fn node_asks_in_all_three_ways() {
-    let (reviews, _, sidecar) = mesh().await;
+    let (reviews, _ratings, sidecar) = mesh().await;
     let outbound = format!("http://{}", sidecar.outbound());
     let local = format!("http://{}", sidecar.local("reviews"));
     let ended = run(program("node", "nodejs"), &["-e", NODE, &outbound, &local])
@@ -213,7 +213,7 @@ async fn node_asks_in_all_three_ways() {
 
 #[tokio::test]
 async fn wrk_finds_no_error_under_load() {
-    let (reviews, _, sidecar) = mesh().await;
+    let (reviews, _ratings, sidecar) = mesh().await;
     let url = format!("http://{}/", sidecar.outbound());
     let arguments = ["-t1", "-c16", "-d2s", "-H", "Host: reviews", &url];
     let out = run(program("wrk", "wrk"), &arguments).await.ok().stdout;
@@ -239,7 +239,7 @@ async fn wrk_finds_no_error_under_load() {
 
 #[tokio::test]
 async fn a_client_that_hangs_up_in_the_middle_leaves_the_sidecar_well() {
-    let (reviews, _, sidecar) = mesh().await;
+    let (reviews, _ratings, sidecar) = mesh().await;
     reviews.behave(Behaviour::Answer(Answer::ok().after(Duration::from_secs(10))));
     let url = format!("http://{}/x", sidecar.local("reviews"));
     // 28: the time was over.

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use outrigger_tests::upstream::Deaf;
 use outrigger_tests::wait::eventually;
 use outrigger_tests::{Ask, Load, LoadSpec, ServiceFile, Sidecar, SidecarSpec, Upstream, simple};
 
@@ -87,4 +88,26 @@ async fn a_dead_application_is_told_from_a_dead_sidecar_by_its_reason() {
     let reply = client.client().send(Ask::post("/", "x").host("reviews")).await;
     assert_eq!(reply.status(), 503);
     assert!(["connect-failed", "no-endpoint"].contains(&reply.reason().unwrap_or_default()));
+}
+
+#[tokio::test]
+async fn an_endpoint_that_neither_takes_nor_refuses_a_connection_is_left_for_another() {
+    let (deaf, good) = (Deaf::start(), Upstream::start("good").await);
+    let file = ServiceFile::new("reviews")
+        .field("balance: round_robin")
+        .backend("v1", &[deaf.address(), good.address()])
+        .backend("deaf", &[deaf.address()])
+        .route(
+            "deaf",
+            &[("deaf", 1)],
+            "match: [{ path: { exact: /deaf } }]\nretry: { attempts: 1 }",
+        )
+        .route("default", &[("v1", 1)], "");
+    let sidecar = Sidecar::of(file).await;
+    for method in ["GET", "POST", "GET"] {
+        let reply = sidecar.client().send(Ask::new(method, "/").host("reviews")).await;
+        assert_eq!((reply.status(), reply.upstream()), (200, "good"), "{method}");
+    }
+    let reply = sidecar.client().get("reviews", "/deaf").await;
+    assert_eq!((reply.status(), reply.reason()), (503, Some("connect-timeout")));
 }

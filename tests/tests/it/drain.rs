@@ -153,3 +153,15 @@ async fn an_idle_sidecar_stops_without_waiting_for_its_drain_time() {
     assert_eq!(sidecar.program().exited().await.code(), Some(0));
     assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
 }
+
+#[tokio::test]
+async fn a_sidecar_that_is_told_to_stop_as_soon_as_it_listens_stops_in_peace() {
+    let upstream = Upstream::start("a").await;
+    let file = simple("reviews", &[&upstream], "").to_string();
+    for round in 0..10 {
+        let mut sidecar = Sidecar::launch(SidecarSpec::text("a", &file)).await;
+        sidecar.program().terminate();
+        let status = sidecar.program().exited().await;
+        assert_eq!(status.code(), Some(0), "round {round}: {status}");
+    }
+}

@@ -1,7 +1,7 @@
 //! Bytes that no honest client sends. Whatever comes, the sidecar answers or closes, and serves the next.
 
-use outrigger_tests::wait::within;
-use outrigger_tests::{Ask, Sidecar, Upstream, simple};
+use outrigger_tests::wait::{eventually, within};
+use outrigger_tests::{Answer, Ask, Behaviour, Sidecar, SidecarSpec, Upstream, simple};
 
 /// What comes back for these bytes: the status, and the reason; 0 for a connection that is closed without a word.
 async fn told(sidecar: &Sidecar, bytes: &[u8]) -> (u16, Option<String>) {
@@ -127,4 +127,58 @@ async fn noise_never_ends_the_sidecar() {
         .into_iter()
         .filter(|line| line.contains("panicked"));
     assert_eq!(panics.collect::<Vec<_>>(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn an_upstream_that_says_more_than_it_was_asked_answers_nobody_else() {
+    let upstream = Upstream::start("a").await;
+    let file = simple("reviews", &[&upstream], "").to_string();
+    let sidecar = Sidecar::start(SidecarSpec::text("a", &file).with("--workers", "1")).await;
+    let answer = |body: &str| format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    for more in [answer("for another"), "noise".into(), "\r\n".into()] {
+        let bytes = format!("{}{more}", answer("mine"));
+        upstream.next([Behaviour::RawKept(bytes.into_bytes())]);
+        assert_eq!(sidecar.client().get("reviews", "/").await.text(), "mine");
+        for _ in 0..3 {
+            let reply = sidecar.client().get("reviews", "/").await;
+            assert_eq!(
+                (reply.status(), reply.text().as_str()),
+                (200, "status 200\n"),
+                "{more:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_reader_that_is_slow_does_not_fill_the_sidecar() {
+    const BODY: usize = 128 * 1024 * 1024;
+    // The sockets of the kernel take some megabytes by themselves; those are not the sidecar's.
+    const MEMORY_MAX: f64 = 64.0 * 1024.0 * 1024.0;
+    let upstream = Upstream::start("a").await;
+    upstream.behave(Behaviour::Answer(Answer::ok().body(vec![7; BODY])));
+    let sidecar = Sidecar::of(simple("reviews", &[&upstream], "timeout: { request: 0s }")).await;
+    let mut connection = sidecar.client().connect().await;
+    connection
+        .wire()
+        .send(&Ask::get("/").host("reviews").to_bytes())
+        .await
+        .unwrap();
+    let head = within("the head", connection.wire().head())
+        .await
+        .unwrap()
+        .unwrap();
+    // Until the sidecar has stopped taking more from the upstream: its memory is the same twice in a row.
+    let mut before = 0.0;
+    let memory = eventually("the sidecar to stop taking more", async || {
+        let now = sidecar.metrics().await.sum("process_resident_memory_bytes", &[]);
+        let settled = (now - before).abs() < 1.0;
+        before = now;
+        settled.then_some(now)
+    })
+    .await;
+    assert!(memory < MEMORY_MAX, "{memory} bytes for a body that nobody reads");
+    let framing = head.answer_framing("GET").unwrap();
+    let body = within("the body", connection.wire().body(framing, 1)).await;
+    assert_eq!(body.cut, None);
 }

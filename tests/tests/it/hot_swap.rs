@@ -83,7 +83,7 @@ impl Mesh {
             .backend("v1", &[self.servers[0].inbound()])
             .backend("v2", &[self.servers[1].inbound()]);
         let beta = "match: [{ path: { prefix: /beta } }]";
-        if number % 3 == 0 {
+        if number.is_multiple_of(3) {
             file = file.backend("v3", &[self.third.address()]);
             file = file.route("beta", &[("v3", 1)], beta);
         } else if number % 3 == 1 {

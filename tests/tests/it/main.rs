@@ -8,10 +8,12 @@
 )]
 
 mod bad_push;
+mod bootstrap;
 mod cli;
 mod clients;
 mod crash;
 mod dead_endpoints;
+mod discovery;
 mod dns;
 mod drain;
 mod examples;

@@ -47,6 +47,28 @@ async fn a_break_before_the_answer_is_retried_for_get() {
 }
 
 #[tokio::test]
+async fn a_break_before_the_answer_is_retried_for_put_with_its_whole_body() {
+    let upstream = Upstream::start("a").await;
+    let sidecar = Sidecar::of(simple("reviews", &[&upstream], "")).await;
+    let body = "0123456789".repeat(4_000);
+    for behaviour in BREAKS {
+        for chunked in [false, true] {
+            upstream.next([behaviour.clone()]);
+            let ask = Ask::new("PUT", "/").host("reviews").body(body.clone());
+            let reply = sidecar
+                .client()
+                .send(if chunked { ask.chunked() } else { ask })
+                .await;
+            assert_eq!(reply.status(), 200, "{behaviour:?}, chunked: {chunked}");
+            assert!(
+                upstream.last().body.bytes == body.as_bytes(),
+                "{behaviour:?}, chunked: {chunked}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_break_before_the_answer_is_not_retried_for_post() {
     for behaviour in BREAKS {
         let upstream = Upstream::start("a").await;
