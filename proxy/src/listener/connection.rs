@@ -77,11 +77,14 @@ struct Told<'a> {
 }
 
 impl<'a> Told<'a> {
+    /// A connection that begins after it was said is not told: it has come for one request, whose answer says that
+    /// there is no second.
     fn new(hang_up: &'a HangUp) -> Self {
+        let told = hang_up.was_said();
         Self {
             hang_up,
             place: None,
-            told: false,
+            told,
         }
     }
 

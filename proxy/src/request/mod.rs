@@ -51,7 +51,7 @@ pub(crate) struct HangUp {
 }
 
 impl HangUp {
-    /// Tells all connections, those to come too.
+    /// Tells all connections that there are.
     pub(crate) fn say(&self) {
         self.said.set(true);
         self.waiting.take().into_values().for_each(Waker::wake);
