@@ -42,10 +42,8 @@ pub(crate) struct Progress {
 /// What to do after an attempt.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// Hand the outcome to the caller.
-    Answer,
-    /// Hand a failure to the caller, for this reason.
-    Fail(Reason),
+    /// Hand the outcome to the caller, be it an answer or a failure.
+    HandOver,
     /// Make another attempt, after a wait.
     Again { after: Duration },
 }
@@ -135,24 +133,20 @@ impl Progress {
         policy: &RetryPolicy,
         budget: &Budget,
     ) -> (Decision, Option<RetryResult>) {
-        let give_up = match event {
-            Event::Answered(_) => Decision::Answer,
-            Event::Failed(reason) => Decision::Fail(reason),
-        };
         if !event
             .condition()
             .is_some_and(|condition| policy.on.contains(&condition))
         {
-            return (give_up, None);
+            return (Decision::HandOver, None);
         }
         let unseen = event.reached() == Reached::No;
         if !unseen && !self.idempotent || !body_is_kept && self.attempts < self.attempts_max {
-            return (give_up, Some(RetryResult::NotReplayable));
+            return (Decision::HandOver, Some(RetryResult::NotReplayable));
         }
         // A request whose time is nearly over would only be cut off again.
         let time_left = self.request_deadline.is_none_or(|deadline| deadline > self.now);
         if self.attempts >= self.attempts_max || !time_left {
-            return (give_up, Some(RetryResult::Limit));
+            return (Decision::HandOver, Some(RetryResult::Limit));
         }
         if unseen {
             return (
@@ -163,7 +157,7 @@ impl Progress {
             );
         }
         if !budget.spend(self.now) {
-            return (give_up, Some(RetryResult::Budget));
+            return (Decision::HandOver, Some(RetryResult::Budget));
         }
         let ceiling = BACKOFF_BASE
             .saturating_mul(1 << (self.attempts - 1).min(8))
@@ -340,10 +334,10 @@ mod tests {
         let policy = policy(3, &[RetryOn::Reset]);
         let budget = Budget::new(policy.budget);
         let judged = |event| progress(&policy, &Method::GET, 1).judge(event, true, &policy, &budget);
-        assert_eq!(judged(Event::Answered(503)), (Decision::Answer, None));
+        assert_eq!(judged(Event::Answered(503)), (Decision::HandOver, None));
         assert_eq!(
             judged(Event::Failed(Reason::ConnectFailed)),
-            (Decision::Fail(Reason::ConnectFailed), None)
+            (Decision::HandOver, None)
         );
         assert!(matches!(
             judged(Event::Failed(Reason::UpstreamReset)).0,
@@ -376,7 +370,7 @@ mod tests {
         let policy = policy(3, &ALL);
         let budget = Budget::new(policy.budget);
         let judged = progress(&policy, &Method::PUT, 1).judge(Event::Answered(503), false, &policy, &budget);
-        assert_eq!(judged, (Decision::Answer, Some(RetryResult::NotReplayable)));
+        assert_eq!(judged, (Decision::HandOver, Some(RetryResult::NotReplayable)));
     }
 
     #[test]
@@ -393,7 +387,7 @@ mod tests {
         let judged = |event| progress(&policy, &Method::GET, 1).judge(event, true, &policy, &budget);
         assert_eq!(
             judged(Event::Answered(503)),
-            (Decision::Answer, Some(RetryResult::Budget))
+            (Decision::HandOver, Some(RetryResult::Budget))
         );
         assert!(matches!(
             judged(Event::Failed(Reason::ConnectFailed)).0,

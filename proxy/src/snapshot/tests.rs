@@ -74,7 +74,8 @@ backends: [{ name: only, discover: { static: [127.0.0.1:3] } }]
 #[test]
 fn a_request_takes_the_first_route_that_matches() {
     let snapshot = compiled(TWO, &metrics(), None);
-    let cases: &[(&str, &[(&str, &str)], Result<&str, Reason>)] = &[
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], Result<&'a str, Reason>);
+    let cases: &[Case<'_>] = &[
         ("GET /reviews/1", &[("x-beta", "1")], Ok("beta")),
         ("GET /reviews/1", &[("x-beta", "2")], Ok("numbers")),
         ("GET /reviewsx", &[("x-beta", "1")], Ok("default")),
