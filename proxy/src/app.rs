@@ -53,11 +53,11 @@ pub struct Sidecar {
 }
 
 impl Sidecar {
-    /// Binds every socket.
+    /// Binds every socket. [`Drain::start`] on `drain` makes [`Self::run`] finish what it has and return.
     ///
     /// # Errors
     /// When an address is taken, with its name and address.
-    pub fn bind(start: Start) -> anyhow::Result<Self> {
+    pub fn bind(start: Start, drain: Drain) -> anyhow::Result<Self> {
         let bootstrap = &start.bootstrap;
         let mut listeners = Vec::new();
         if bootstrap.node.service.is_some() {
@@ -83,13 +83,8 @@ impl Sidecar {
             scrape,
             admin,
             start,
-            drain: Drain::default(),
+            drain,
         })
-    }
-
-    /// How to stop it: [`Drain::start`] makes [`Self::run`] finish what it has and return.
-    pub fn drain(&self) -> Drain {
-        self.drain.clone()
     }
 
     /// The addresses of the traffic listeners by name: `inbound`, `outbound`, `local:<service>`.

@@ -79,6 +79,17 @@ pub fn check(documents: &[Document]) -> Result<Config, Vec<Problem>> {
     }
 }
 
+/// Whether a file says that it is a proxy's bootstrap: its first document is of the kind `Proxy`.
+pub fn is_bootstrap(text: &str) -> bool {
+    let mut roots = pieces(text)
+        .into_iter()
+        .filter_map(|piece| parse(&piece.text, piece.line).root);
+    let kind = roots
+        .next()
+        .and_then(|root| Some(root.get("kind")?.value.text()? == "Proxy"));
+    kind.unwrap_or(false)
+}
+
 /// Reads a bootstrap file. One that holds nothing but comments is all defaults.
 pub fn read_bootstrap(file: &str, text: &str) -> Result<Bootstrap, Vec<Problem>> {
     let mut faults = Vec::new();
