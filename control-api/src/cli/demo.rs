@@ -66,27 +66,26 @@ impl Demo {
 
 fn show(summary: &Summary, output: &mut Output) {
     let header = [
-        "CALLER → ANSWERS",
-        "REQUESTS",
+        "WHO → WHOM",
+        "SENT",
         "SHARE",
         "SUCCESS",
-        "EACH TRY",
+        "PER TRY",
         "RETRIES",
-        "P50 MS",
-        "P99 MS",
+        "P50ms",
+        "P99ms",
     ];
     output.table(&header, summary.edges.iter().map(row).collect());
     let shoppers = summary.shoppers;
-    let failed = shoppers.errors + shoppers.unanswered;
-    let tone = if failed == 0 { Tone::Good } else { Tone::Attention };
-    let failed = output.paint(tone, format!("{failed} errors"));
-    let held_back = match shoppers.held_back {
-        0 => String::new(),
-        some => format!("; {some} requests were held back, for too many were under way"),
+    let tone = if shoppers.failed() == 0 {
+        Tone::Good
+    } else {
+        Tone::Attention
     };
+    let saw = output.paint(tone, shoppers.words());
     output.line(format!(
-        "in {:.0}s the shoppers saw {} pages and {failed}{held_back}; version {} served at the end",
-        summary.seconds, shoppers.pages, summary.version
+        "in {:.0}s the shoppers saw {saw}; version {} served at the end",
+        summary.seconds, summary.version
     ));
 }
 
@@ -98,7 +97,7 @@ fn row(row: &Row) -> Vec<String> {
         percent(row.success, 2),
         percent(row.attempt_success, 2),
         row.retries.to_string(),
-        millis(row.p50_ms),
-        millis(row.p99_ms),
+        millis(row.p50_ms).trim().to_owned(),
+        millis(row.p99_ms).trim().to_owned(),
     ]
 }

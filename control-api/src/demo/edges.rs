@@ -198,7 +198,7 @@ impl Edges {
             }
             (name, sum, seconds)
         });
-        rows(tallies.collect())
+        rows(&tallies.collect::<Vec<_>>())
     }
 
     /// The rows of the whole time.
@@ -207,7 +207,7 @@ impl Edges {
             .edges
             .iter()
             .map(|(name, edge)| (name, edge.whole.clone(), self.seconds));
-        rows(tallies.collect())
+        rows(&tallies.collect::<Vec<_>>())
     }
 
     /// How many requests a second each edge had, scrape by scrape, in the order of the rows.
@@ -274,9 +274,9 @@ fn count(tally: &mut Tally, sample: &Sample, grown: f64) {
 }
 
 /// Rows, each with its share of what its caller sends to its service.
-fn rows(tallies: Vec<(&EdgeName, Tally, f64)>) -> Vec<Row> {
+fn rows(tallies: &[(&EdgeName, Tally, f64)]) -> Vec<Row> {
     let mut sent: HashMap<(&str, &str), f64> = HashMap::new();
-    for (name, tally, _) in &tallies {
+    for (name, tally, _) in tallies {
         *sent.entry((&name.caller, &name.service)).or_default() += tally.requests;
     }
     let row = |(name, tally, seconds): &(&EdgeName, Tally, f64)| {

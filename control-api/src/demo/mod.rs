@@ -4,8 +4,8 @@
 //!
 //! The parts, from the ground up: [`places`] says where everything listens, [`caller`] is an HTTP client, [`shop`] the
 //! applications, [`sidecars`] the sidecars, [`traffic`] those who shop, [`exposition`] and [`edges`] make rows of
-//! counters, [`watch`] gathers what is known, [`hints`] says what to type next, [`view`] draws, and [`run`] here is
-//! the order of all that.
+//! counters, [`watch`] gathers what is known, [`hints`] says what to type next, [`view`] draws, [`stage`] is the
+//! time while it is shown, and [`run`] here is the order of all that.
 //!
 //! **Does not** print: what is to be printed is given to whoever runs it.
 //!
@@ -18,6 +18,7 @@ mod hints;
 mod places;
 mod shop;
 mod sidecars;
+mod stage;
 #[cfg(test)]
 mod tests;
 mod traffic;
@@ -32,32 +33,24 @@ use http::StatusCode;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 
 pub(crate) use edges::Row;
 pub(crate) use places::{PORT_BASE_DEFAULT, PORT_BASE_MAX};
+pub(crate) use stage::Audience;
 pub(crate) use traffic::Shoppers;
 pub(crate) use view::{edge, millis, percent};
 
 use crate::client::{Api, Ask, ClientError};
 use crate::push::Outcome;
 use crate::server::{self, Handle, PushBody, PushText, StartError};
-use hints::{Here, Hint};
+use hints::Here;
 use places::{Instance, Moved, Ports, SHOP};
 use shop::Shop;
 use sidecars::{Bound, Running};
+use stage::Stage;
 use traffic::Traffic;
-use view::Screen;
 use watch::Watch;
-
-/// How often everything is scraped: often enough that a push is seen as it arrives.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-
-/// How often keys are read and the view is drawn.
-const FRAME_EVERY: Duration = Duration::from_millis(100);
-
-/// How many looks there are between two reports in plain lines.
-const LOOKS_PER_REPORT: u64 = 5;
 
 /// How long the sidecars may take to have their first configuration; on a machine that is not overwhelmed it is a
 /// tenth of a second.
@@ -77,16 +70,6 @@ pub(crate) struct Settings {
     pub(crate) port_base: u16,
     /// Requests a second.
     pub(crate) rate: u32,
-}
-
-/// Who looks on while it runs.
-pub(crate) enum Audience<'a> {
-    /// A person at a terminal.
-    Screen,
-    /// Whoever reads these lines.
-    Lines(&'a mut dyn FnMut(&str)),
-    /// Nobody.
-    Nobody,
 }
 
 /// What it came to.
@@ -153,8 +136,11 @@ pub(crate) async fn run(settings: &Settings, audience: Audience<'_>) -> Result<S
     let mut mesh = Mesh::start_control(settings, folder.path()).await?;
     let outcome = Box::pin(perform(&mut mesh, settings, folder.path(), audience, &mut ends)).await;
     let stopped = mesh.stop().await;
-    let summary = outcome?;
-    stopped?;
+    let summary = match (outcome, stopped) {
+        // How a sidecar ended says more than that it did.
+        (Ok(_) | Err(DemoError::Sidecar(..)), Err(fault)) => return Err(fault),
+        (outcome, _) => outcome?,
+    };
     folder
         .close()
         .map_err(|error| DemoError::Start(format!("its temporary folder stays behind: {error}")))?;
@@ -176,13 +162,15 @@ async fn perform(
         mesh.sidecars.push(sidecar.run()?);
     }
     let admins = admins(&found.ports)?;
-    ready(&admins).await?;
+    mesh.ready(&admins).await?;
     let frontend = found.ports[0].1;
     let hints = Here::find()
         .and_then(|here| hints::hints(&here, &found.moved, data, mesh.control.address, &frontend))
         .map_err(|error| DemoError::Start(format!("the examples cannot be written: {error}")))?;
 
     let mut watch = Watch::new(admins, control);
+    // Before there is traffic, so that no number is taken over next to no time.
+    watch.look().await?;
     let traffic = Traffic::start(frontend.inbound, settings.rate);
     let started = Instant::now();
     let mut stage = Stage::open(audience, hints)?;
@@ -277,9 +265,34 @@ impl Mesh {
     /// A sidecar that ended by itself ends the demo.
     fn check(&self) -> Result<(), DemoError> {
         match self.sidecars.iter().find(|sidecar| sidecar.is_over()) {
-            Some(over) => Err(DemoError::Sidecar(over.name(), "ended by itself".into())),
+            Some(over) => Err(DemoError::Sidecar(
+                over.name(),
+                "ended before the demo did".into(),
+            )),
             None => Ok(()),
         }
+    }
+
+    /// Waits until every sidecar says that it is ready.
+    async fn ready(&self, admins: &[(Instance, Api)]) -> Result<(), DemoError> {
+        let until = Instant::now() + READY_WITHIN;
+        for (instance, admin) in admins {
+            loop {
+                self.check()?;
+                let said = match admin.exchange(Ask::get("/ready"), "*/*").await {
+                    Ok((StatusCode::OK, _)) => break,
+                    Ok((_, body)) => String::from_utf8_lossy(&body).trim().to_owned(),
+                    Err(error) => error.to_string(),
+                };
+                if Instant::now() > until {
+                    let waited = READY_WITHIN.as_secs();
+                    let what = format!("is not ready after {waited}s: {said}");
+                    return Err(DemoError::Sidecar(instance.name(), what));
+                }
+                sleep(READY_ASKED_EVERY).await;
+            }
+        }
+        Ok(())
     }
 
     /// Callers before those they call, and the control API last. All are stopped, whatever befalls one.
@@ -348,135 +361,4 @@ fn admins(ports: &[(Instance, Ports)]) -> Result<Vec<(Instance, Api)>, ClientErr
         Ok((*instance, api))
     };
     ports.iter().map(admin).collect()
-}
-
-/// Waits until every sidecar says that it is ready.
-async fn ready(admins: &[(Instance, Api)]) -> Result<(), DemoError> {
-    let until = Instant::now() + READY_WITHIN;
-    for (instance, admin) in admins {
-        loop {
-            let said = match admin.exchange(Ask::get("/ready"), "*/*").await {
-                Ok((StatusCode::OK, _)) => break,
-                Ok((_, body)) => String::from_utf8_lossy(&body).trim().to_owned(),
-                Err(error) => error.to_string(),
-            };
-            if Instant::now() > until {
-                let waited = READY_WITHIN.as_secs();
-                let what = format!("is not ready after {waited}s: {said}");
-                return Err(DemoError::Sidecar(instance.name(), what));
-            }
-            sleep(READY_ASKED_EVERY).await;
-        }
-    }
-    Ok(())
-}
-
-/// What the audience sees.
-struct Stage<'a> {
-    screen: Option<Screen>,
-    lines: Option<&'a mut dyn FnMut(&str)>,
-    hints: Vec<Hint>,
-    looks: u64,
-}
-
-impl<'a> Stage<'a> {
-    fn open(audience: Audience<'a>, hints: Vec<Hint>) -> Result<Self, DemoError> {
-        let mut stage = Self {
-            screen: None,
-            lines: None,
-            hints,
-            looks: 0,
-        };
-        match audience {
-            Audience::Nobody => {}
-            Audience::Lines(lines) => {
-                lines("Type next, in another terminal:");
-                for hint in &stage.hints {
-                    lines(&format!("  {}   {}", hint.command, hint.what));
-                }
-                stage.lines = Some(lines);
-            }
-            Audience::Screen => stage.screen = Some(Screen::open().map_err(no_terminal)?),
-        }
-        Ok(stage)
-    }
-
-    /// Looks and shows until the time is over, somebody ends it, or a part fails.
-    async fn play(
-        &mut self,
-        watch: &mut Watch,
-        traffic: &Traffic,
-        mesh: &Mesh,
-        (time, ends): (Option<Duration>, &mut Ends),
-    ) -> Result<(), DemoError> {
-        let over = async {
-            match time {
-                Some(time) => sleep_until(Instant::now() + time).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::pin!(over);
-        let mut look = interval(LOOK_EVERY);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut frame = interval(FRAME_EVERY);
-        frame.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        loop {
-            tokio::select! {
-                () = &mut over => return Ok(()),
-                () = ends.come() => return Ok(()),
-                _ = look.tick() => {
-                    mesh.check()?;
-                    watch.look().await?;
-                    self.report(watch, traffic);
-                }
-                _ = frame.tick(), if self.screen.is_some() => {
-                    if self.show(watch, traffic).map_err(no_terminal)? {
-                        return Ok(());
-                    }
-                }
-            }
-        }
-    }
-
-    /// Draws the view, and says whether a key ends it.
-    fn show(&mut self, watch: &Watch, traffic: &Traffic) -> std::io::Result<bool> {
-        let Some(screen) = &mut self.screen else {
-            return Ok(false);
-        };
-        screen.draw(&watch.board(traffic.so_far()), &self.hints)?;
-        screen.ends()
-    }
-
-    /// Writes some lines now and then.
-    fn report(&mut self, watch: &Watch, traffic: &Traffic) {
-        let Some(lines) = &mut self.lines else { return };
-        // The first look finds nothing but the configuration.
-        let due = self.looks.is_multiple_of(LOOKS_PER_REPORT) && self.looks > 0;
-        self.looks += 1;
-        if !due {
-            return;
-        }
-        let board = watch.board(traffic.so_far());
-        let Shoppers {
-            pages,
-            errors,
-            unanswered,
-            ..
-        } = board.shoppers;
-        lines(&format!(
-            "{}  version {} on {} of {} sidecars; the shoppers saw {pages} pages, {} errors",
-            watch::clock(board.running),
-            board.version,
-            board.serving,
-            board.sidecars,
-            errors + unanswered
-        ));
-        for line in &board.lines {
-            lines(&format!("  {}", view::plain(line)));
-        }
-    }
-}
-
-fn no_terminal(error: std::io::Error) -> DemoError {
-    DemoError::Start(format!("the terminal cannot be used: {error}"))
 }

@@ -60,7 +60,36 @@ async fn three_seconds_of_the_demo_add_up() {
     }
     assert!(v2.attempt_success <= v2.success, "{v2:?}");
     assert!(lines.iter().any(|line| line.contains("push")), "{lines:?}");
+    no_thread_of_a_sidecar_is_left().await;
 }
+
+/// The data threads end a moment after their sidecar has.
+#[cfg(target_os = "linux")]
+async fn no_thread_of_a_sidecar_is_left() {
+    let names = || -> Vec<String> {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        // A thread may end between the two reads.
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        names
+            .filter(|name| {
+                matches!(
+                    name.trim(),
+                    "frontend" | "ratings" | "accept" | "worker-0" | "access-log"
+                )
+            })
+            .collect()
+    };
+    let gone = async {
+        while !names().is_empty() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(10), gone).await;
+    assert!(waited.is_ok(), "left: {:?}", names());
+}
+
+#[cfg(not(target_os = "linux"))]
+async fn no_thread_of_a_sidecar_is_left() {}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_that_is_taken_is_told_in_a_sentence() {

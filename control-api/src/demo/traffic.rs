@@ -34,6 +34,25 @@ pub(crate) struct Shoppers {
     pub(crate) held_back: u64,
 }
 
+impl Shoppers {
+    /// What they saw, in words.
+    pub(crate) fn words(&self) -> String {
+        let failed = self.failed();
+        let plural = if failed == 1 { "" } else { "s" };
+        let mut words = format!("{} pages, {failed} error{plural}", self.pages);
+        if self.held_back > 0 {
+            let held_back = format!(", {} requests held back for too many under way", self.held_back);
+            words.push_str(&held_back);
+        }
+        words
+    }
+
+    /// Requests that got no page.
+    pub(crate) fn failed(&self) -> u64 {
+        self.errors + self.unanswered
+    }
+}
+
 #[derive(Debug, Default)]
 struct Counts {
     sent: AtomicU64,
@@ -113,7 +132,7 @@ async fn send(shopper: Arc<Caller>, every: Duration, counts: Arc<Counts>, tasks:
                 Ok((status, _)) if status.is_success() => &counts.pages,
                 Ok(_) => &counts.errors,
                 Err(error) => {
-                    tracing::warn!(%error, "a shopper was not answered");
+                    tracing::debug!(%error, "a shopper was not answered");
                     &counts.unanswered
                 }
             };

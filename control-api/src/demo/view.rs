@@ -28,7 +28,10 @@ const BAR_WIDTH: usize = 12;
 const WIDE: u16 = 90;
 
 /// How wide a terminal must be for the line of the rate as well.
-const WIDER: u16 = 104;
+const WIDER: u16 = 108;
+
+/// How wide that line is at least: as its title.
+const HISTORY_MIN: u16 = 18;
 
 /// A success below this is worth a look.
 const SUCCESS_FAIR: f64 = 0.99;
@@ -55,8 +58,9 @@ impl Screen {
         Ok(())
     }
 
-    /// Whether somebody pressed a key that ends the demo. Does not wait.
-    pub(super) fn ends(&mut self) -> std::io::Result<bool> {
+    /// Whether somebody pressed a key that ends the demo. Does not wait. Keys are only to be had while a screen is
+    /// open.
+    pub(super) fn ends() -> std::io::Result<bool> {
         for _ in 0..KEYS_MAX {
             if !event::poll(Duration::ZERO)? {
                 return Ok(false);
@@ -82,7 +86,7 @@ fn draw(frame: &mut Frame<'_>, board: &Board, hints: &[Hint]) {
         .unwrap_or(u16::MAX)
         .saturating_add(2);
     let hints_height = height_of(hints, frame.area().width);
-    let hints = paragraph(hints);
+    let hints = paragraph(hints, frame.area().width);
     let areas = Layout::vertical([
         Constraint::Length(2),
         Constraint::Length(table_height),
@@ -121,12 +125,11 @@ fn header(board: &Board) -> Paragraph<'_> {
     } else {
         serving.yellow()
     };
-    let shoppers = board.shoppers;
-    let errors = shoppers.errors + shoppers.unanswered;
-    let errors_text = format!("{errors} errors");
-    let held_back = match shoppers.held_back {
-        0 => String::new(),
-        some => format!(", {some} held back"),
+    let shoppers = board.shoppers.words();
+    let shoppers = if board.shoppers.failed() == 0 {
+        shoppers.green()
+    } else {
+        shoppers.yellow()
     };
     Paragraph::new(vec![
         Line::from(vec![
@@ -135,60 +138,44 @@ fn header(board: &Board) -> Paragraph<'_> {
             serving,
             "   q ends".dim(),
         ]),
-        Line::from(vec![
-            format!(" the shoppers saw {} pages, ", shoppers.pages).into(),
-            if errors == 0 {
-                errors_text.green()
-            } else {
-                errors_text.yellow()
-            },
-            held_back.into(),
-        ]),
+        Line::from(vec![" the shoppers saw ".into(), shoppers]),
     ])
 }
 
 fn edges_table(frame: &mut Frame<'_>, area: Rect, board: &Board) {
-    let (median, history) = (area.width >= WIDE, area.width >= WIDER);
-    let mut header = vec![
-        "", "req/s", "share", "", "weight", "success", "each try", "p99 ms",
+    let bar = u16::try_from(BAR_WIDTH).unwrap_or(u16::MAX);
+    let mut columns = vec![
+        ("", Constraint::Length(23)),
+        (" req/s", Constraint::Length(6)),
+        ("share", Constraint::Length(5)),
+        ("", Constraint::Length(bar)),
+        ("weight", Constraint::Length(6)),
+        ("success", Constraint::Length(7)),
+        ("per try", Constraint::Length(7)),
+        ("p99 ms", Constraint::Length(6)),
     ];
-    let bar = Constraint::Length(u16::try_from(BAR_WIDTH).unwrap_or(u16::MAX));
-    let mut widths = vec![
-        Constraint::Length(23),
-        Constraint::Length(6),
-        Constraint::Length(6),
-        bar,
-        Constraint::Length(6),
-        Constraint::Length(8),
-        Constraint::Length(8),
-        Constraint::Length(6),
-    ];
-    if median {
-        header.push("p50 ms");
-        widths.push(Constraint::Length(6));
+    if area.width >= WIDE {
+        columns.push(("p50 ms", Constraint::Length(6)));
     }
-    if history {
-        header.push("req/s, last minute");
-        widths.push(Constraint::Min(10));
+    if area.width >= WIDER {
+        columns.push(("req/s, last minute", Constraint::Min(HISTORY_MIN)));
     }
-    let columns = header.len();
-    let history_width = usize::from(area.width.saturating_sub(WIDER - 18)).min(60);
+    let shown = columns.len();
+    let history = usize::from(area.width.saturating_sub(WIDER - HISTORY_MIN));
     let rows = board.lines.iter().map(|line| {
-        let mut cells = edge_cells(line);
-        cells.push(Cell::from(sparkline(&line.rates, history_width).blue()));
-        if !median {
-            cells.remove(8);
-        }
-        cells.truncate(columns);
+        let mut cells = edge_cells(line, history);
+        cells.truncate(shown);
         Row::new(cells)
     });
+    let (header, widths): (Vec<_>, Vec<_>) = columns.into_iter().unzip();
     let table = Table::new(rows.collect::<Vec<_>>(), widths)
         .header(Row::new(header).dim())
         .block(titled("who answers whom, over the last 5 s"));
     frame.render_widget(table, area);
 }
 
-fn edge_cells(line: &BoardLine) -> Vec<Cell<'_>> {
+/// The cells of an edge, those that a narrow terminal has no room for last.
+fn edge_cells(line: &BoardLine, history: usize) -> Vec<Cell<'_>> {
     let row = &line.row;
     let success = |part: Option<f64>| Cell::from(Span::styled(percent(part, 2), success_style(part)));
     let colour = if row.backend == "v2" {
@@ -202,13 +189,14 @@ fn edge_cells(line: &BoardLine) -> Vec<Cell<'_>> {
             format!(" {}", row.backend).fg(colour).bold(),
         ])),
         Cell::from(format!("{:>6.0}", row.rate)),
-        Cell::from(percent(row.share, 0)),
+        Cell::from(format!(" {}", percent(row.share, 0))),
         Cell::from(bar(row.share.unwrap_or(0.0), BAR_WIDTH).fg(colour)),
-        Cell::from(percent(line.weight, 0).dim()),
+        Cell::from(format!("  {}", percent(line.weight, 0)).dim()),
         success(row.success),
         success(row.attempt_success),
         Cell::from(millis(row.p99_ms)),
         Cell::from(millis(row.p50_ms)),
+        Cell::from(sparkline(&line.rates, history).blue()),
     ]
 }
 
@@ -221,22 +209,27 @@ fn success_style(part: Option<f64>) -> Style {
     }
 }
 
-fn paragraph(hints: &[Hint]) -> Paragraph<'_> {
+/// The commands whole, and what they do where there is room beside them.
+fn paragraph(hints: &[Hint], width: u16) -> Paragraph<'_> {
+    let longest = |text: fn(&Hint) -> &str| hints.iter().map(|hint| text(hint).chars().count()).max();
+    let command_width = longest(|hint| &hint.command).unwrap_or(0) + 3;
+    let room = command_width + longest(|hint| hint.what).unwrap_or(0) <= usize::from(width);
     let lines = hints.iter().map(|hint| {
-        Line::from(vec![
-            hint.command.as_str().into(),
-            format!("   {}", hint.what).dim(),
-        ])
+        if !room {
+            return Line::raw(&hint.command);
+        }
+        let command = format!("{:<command_width$}", hint.command);
+        Line::from(vec![command.into(), hint.what.dim()])
     });
     Paragraph::new(lines.collect::<Vec<_>>())
         .wrap(Wrap { trim: false })
         .block(titled("type next, in another terminal"))
 }
 
-/// How many lines the hints take, their title included.
+/// How many lines that takes, the title included.
 fn height_of(hints: &[Hint], width: u16) -> u16 {
     let lines = hints.iter().map(|hint| {
-        let chars = hint.command.chars().count() + 3 + hint.what.chars().count();
+        let chars = hint.command.chars().count();
         chars.div_ceil(usize::from(width.max(1)))
     });
     u16::try_from(1 + lines.sum::<usize>()).unwrap_or(u16::MAX)
@@ -246,7 +239,7 @@ fn height_of(hints: &[Hint], width: u16) -> u16 {
 pub(super) fn plain(line: &BoardLine) -> String {
     let row = &line.row;
     format!(
-        "{:<23} {:>5.0}/s  share {} (weight {})  success {} (each try {})  p50 {} ms  p99 {} ms",
+        "{:<23} {:>5.0}/s  share {} (weight {})  success {} (per try {})  p50 {} ms  p99 {} ms",
         edge(row),
         row.rate,
         percent(row.share, 0).trim(),

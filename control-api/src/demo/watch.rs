@@ -184,14 +184,15 @@ impl Watch {
                 let backends = service.backends.iter().filter_map(|backend| {
                     let key = (service.name.clone(), backend.name.clone());
                     let weight = self.weights.get(&key)?;
-                    Some(format!("{} {:.0} %", backend.name, weight * 100.0))
+                    Some(format!("{} {:.0}%", backend.name, weight * 100.0))
                 });
                 let backends: Vec<String> = backends.collect();
                 format!("{} {}", service.name, backends.join(", "))
             })
             .collect();
         let said = said.join("; ");
-        Ok(format!("version {version} serves on every sidecar: {said}"))
+        let colon = if said.is_empty() { "" } else { ": " };
+        Ok(format!("version {version} serves on every sidecar{colon}{said}"))
     }
 
     fn tell(&mut self, news: &str) {
