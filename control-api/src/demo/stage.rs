@@ -4,12 +4,13 @@
 
 use std::time::Duration;
 
+use tokio::sync::watch::{Receiver, Sender};
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep};
 
 use super::hints::Hint;
 use super::traffic::Traffic;
 use super::view::{self, Screen};
-use super::watch::{Watch, clock};
+use super::watch::{Board, Watch, clock};
 use super::{DemoError, Ends, Mesh};
 
 /// How often everything is scraped: often enough that a push is seen as it arrives.
@@ -76,21 +77,25 @@ impl<'a> Stage<'a> {
             }
         };
         tokio::pin!(over);
-        let mut look = interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (boards, mut news) = tokio::sync::watch::channel(watch.board());
+        // Beside the keys, not between them: a look may take seconds where the machine is overwhelmed.
+        let looking = keep_looking(watch, mesh, boards);
+        tokio::pin!(looking);
         let mut frame = interval(FRAME_EVERY);
         frame.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let started = Instant::now();
         loop {
             tokio::select! {
                 () = &mut over => return Ok(()),
                 () = ends.come() => return Ok(()),
-                _ = look.tick() => {
-                    mesh.check()?;
-                    watch.look().await?;
-                    self.report(watch, traffic);
+                fault = &mut looking => return Err(fault),
+                Ok(()) = news.changed() => {
+                    let board = now(&news, started, traffic);
+                    self.report(&board);
                 }
                 _ = frame.tick(), if self.screen.is_some() => {
-                    if self.show(watch, traffic).map_err(|error| no_terminal(&error))? {
+                    let board = now(&news, started, traffic);
+                    if self.show(&board).map_err(|error| no_terminal(&error))? {
                         return Ok(());
                     }
                 }
@@ -99,22 +104,21 @@ impl<'a> Stage<'a> {
     }
 
     /// Draws the view, and says whether a key ends it.
-    fn show(&mut self, watch: &Watch, traffic: &Traffic) -> std::io::Result<bool> {
+    fn show(&mut self, board: &Board) -> std::io::Result<bool> {
         let Some(screen) = &mut self.screen else {
             return Ok(false);
         };
-        screen.draw(&watch.board(traffic.so_far()), &self.hints)?;
+        screen.draw(board, &self.hints)?;
         Screen::ends()
     }
 
     /// Writes some lines now and then.
-    fn report(&mut self, watch: &Watch, traffic: &Traffic) {
+    fn report(&mut self, board: &Board) {
         let Some(lines) = &mut self.lines else { return };
         self.looks += 1;
         if !self.looks.is_multiple_of(LOOKS_PER_REPORT) {
             return;
         }
-        let board = watch.board(traffic.so_far());
         lines(&format!(
             "{}  version {} on {} of {} sidecars; the shoppers saw {}",
             clock(board.running),
@@ -126,6 +130,32 @@ impl<'a> Stage<'a> {
         for line in &board.lines {
             lines(&format!("  {}", view::plain(line)));
         }
+    }
+}
+
+/// Looks each second, until something fails.
+async fn keep_looking(watch: &mut Watch, mesh: &Mesh, boards: Sender<Board>) -> DemoError {
+    let mut look = interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        look.tick().await;
+        let looked = match mesh.check() {
+            Ok(()) => watch.look().await,
+            fault => fault,
+        };
+        if let Err(fault) = looked {
+            return fault;
+        }
+        boards.send_replace(watch.board());
+    }
+}
+
+/// The last board, with what is known without a look.
+fn now(boards: &Receiver<Board>, started: Instant, traffic: &Traffic) -> Board {
+    Board {
+        running: started.elapsed(),
+        shoppers: traffic.so_far(),
+        ..boards.borrow().clone()
     }
 }
 

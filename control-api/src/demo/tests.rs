@@ -11,7 +11,8 @@ fn settings(time: Duration) -> Settings {
         time: Some(time),
         api: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         port_base: 0,
-        rate: 150,
+        // Few, so that the numbers hold on a machine that is busy with other tests.
+        rate: 60,
     }
 }
 

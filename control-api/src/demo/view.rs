@@ -5,6 +5,7 @@
 //! **Invariant:** the terminal is as it was when [`Screen`] is dropped, and also after a panic, by the hook that
 //! opening it sets.
 
+use std::mem::ManuallyDrop;
 use std::time::Duration;
 
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyModifiers};
@@ -42,13 +43,16 @@ const SUCCESS_BAD: f64 = 0.95;
 /// The terminal, while it is ours.
 #[derive(Debug)]
 pub(super) struct Screen {
-    terminal: DefaultTerminal,
+    /// Never dropped: its own drop prints to standard error if the terminal is gone, and where standard error was that
+    /// terminal, printing panics. What it would do is done by the drop of [`Screen`]. Two buffers of one screen stay
+    /// behind, in a program that ends.
+    terminal: ManuallyDrop<DefaultTerminal>,
 }
 
 impl Screen {
     /// Takes the terminal.
     pub(super) fn open() -> std::io::Result<Self> {
-        let terminal = ratatui::try_init()?;
+        let terminal = ManuallyDrop::new(ratatui::try_init()?);
         Ok(Self { terminal })
     }
 
@@ -77,7 +81,9 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        ratatui::restore();
+        // Where the terminal is gone there is nothing to put back, and nobody to tell.
+        let _ = self.terminal.show_cursor();
+        let _ = ratatui::try_restore();
     }
 }
 

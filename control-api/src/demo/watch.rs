@@ -127,8 +127,8 @@ impl Watch {
         Ok(())
     }
 
-    /// What is to be shown now.
-    pub(super) fn board(&self, shoppers: Shoppers) -> Board {
+    /// What is to be shown, but for what is known without a look: the time and what the shoppers saw.
+    pub(super) fn board(&self) -> Board {
         let (version, serving) = self.version();
         let rows = self.edges.recent().into_iter().zip(self.edges.rates());
         let line = |(row, rates): (Row, Vec<f64>)| BoardLine {
@@ -140,13 +140,12 @@ impl Watch {
             rates,
         };
         Board {
-            running: self.started.elapsed(),
             version,
             serving,
             sidecars: self.sidecars.len(),
-            shoppers,
             lines: rows.map(line).collect(),
             events: self.events.iter().cloned().collect(),
+            ..Board::default()
         }
     }
 
