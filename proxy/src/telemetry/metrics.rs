@@ -465,11 +465,7 @@ impl RouteMetrics {
 
     /// Counts a request: how it ended and how long it took.
     pub fn request(&self, ending: Ending, took: Duration) {
-        let duration = || {
-            self.metrics
-                .request_duration
-                .with_label_values(&self.labels.values())
-        };
+        let duration = || self.metrics.request_duration.with_label_values(&self.labels.values());
         self.duration.get_or_init(duration).observe(took.as_secs_f64());
         self.endings.count(ending, |class, reason| {
             let [listener, service, route, backend] = self.labels.values();
