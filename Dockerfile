@@ -15,7 +15,8 @@ WORKDIR /src
 COPY . .
 # Linked statically. --target is named although it is the host's, because only then are build scripts and procedural
 # macros, which must stay dynamic, built without these flags. uname is that of the image's platform, so that
-# `docker buildx build --platform linux/amd64,linux/arm64` builds each for itself.
+# `docker buildx build --platform linux/amd64,linux/arm64` builds each for itself. Names still resolve: glibc has had
+# /etc/hosts and DNS built in since 2.34, so a static program needs no library of the system for them.
 ENV RUSTFLAGS="-C target-feature=+crt-static"
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \

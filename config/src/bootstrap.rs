@@ -54,12 +54,16 @@ impl Default for Bootstrap {
 #[serde(deny_unknown_fields, default)]
 pub struct Node {
     /// Unique among the sidecars of the mesh. Default: the host's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// The service whose instance it stands beside. Without one there is no inbound side.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
     /// The version of that instance, as its operator calls it.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
     /// Where it runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
 }
 
@@ -100,13 +104,16 @@ pub struct LocalListener {
 #[serde(deny_unknown_fields, default)]
 pub struct Source {
     /// The control API, such as `http://127.0.0.1:9900`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub control: Option<String>,
     /// A YAML file, or a folder of them, that is watched.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
     /// The services this sidecar calls, where its table should be small. Default: all.
     pub want: Vec<String>,
     /// Where the last good configuration is kept, for a start while the control API is away. Without it nothing
     /// is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub last_good: Option<PathBuf>,
 }
 

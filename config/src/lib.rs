@@ -20,7 +20,7 @@ pub mod units;
 pub use bootstrap::Bootstrap;
 pub use mesh::Mesh;
 pub use problem::Problem;
-pub use read::{check, read_bootstrap, split};
+pub use read::{check, is_bootstrap, read_bootstrap, split};
 pub use service::Service;
 
 use serde::{Deserialize, Serialize};

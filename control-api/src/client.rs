@@ -12,10 +12,11 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use outrigger_config::Problem;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+
+use crate::server::{AUTHOR, ErrorBody};
 
 /// Where the control API listens unless it is told otherwise.
 pub const API_DEFAULT: &str = "http://127.0.0.1:9900";
@@ -35,9 +36,6 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'.')
     .remove(b'_')
     .remove(b'@');
-
-/// The header in which a pusher says who it is.
-const AUTHOR: &str = crate::server::AUTHOR;
 
 /// A control API, by its address.
 #[derive(Clone, Debug)]
@@ -98,15 +96,6 @@ pub enum ClientError {
         /// What is wrong with it.
         what: String,
     },
-}
-
-/// The body of an answer that is an error.
-#[derive(Deserialize)]
-struct ErrorBody {
-    #[serde(default)]
-    error: Option<String>,
-    #[serde(default)]
-    problems: Vec<Problem>,
 }
 
 impl Ask {

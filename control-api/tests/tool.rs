@@ -223,17 +223,22 @@ async fn a_push_tells_what_every_sidecar_said_and_ends_accordingly() {
     good.abort();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_sidecar_that_does_not_answer_in_time_ends_a_push_with_4() {
     let folder = tempfile::tempdir().unwrap();
     let served = Served::new(&folder);
     let api = served.api();
-    // It polls once, is told, and is never heard of again: for a moment it still counts as connected.
-    let silent = r#"{"node":{"id":"silent"},"want":["*"]}"#;
-    let ask = Ask::post("/v1/discovery", "application/json", silent.into());
-    api.json::<DiscoveryResponse>(ask).await.unwrap();
+    let silent = api.clone();
+    // It waits for news, is told, and is never heard of again.
+    let held = tokio::spawn(async move {
+        let poll = r#"{"node":{"id":"silent"},"want":["*"],"version":"0"}"#;
+        let ask = Ask::post("/v1/discovery", "application/json", poll.into());
+        silent.json::<DiscoveryResponse>(ask).await
+    });
+    nodes_until(&api, |list| !list.nodes.is_empty()).await;
     let pushed = served.run(&["push", "-", "--timeout", "50ms"], &service("reviews", 1));
     expect(&pushed, 4, &["silent: no answer", "1 did not answer within 50ms"]);
+    assert_eq!(held.await.unwrap().unwrap().version, "1");
 }
 
 #[test]

@@ -19,9 +19,8 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use tokio::net::TcpListener;
 
-use crate::apply::Refused;
 use crate::drain::Drain;
-use crate::snapshot::{Origin, Snapshots};
+use crate::snapshot::{Origin, Refused, Snapshots};
 use crate::telemetry::metrics::Metrics;
 use crate::timer::Timer;
 

@@ -13,7 +13,7 @@ use outrigger_config::discovery::Node;
 use tokio::runtime::LocalOptions;
 
 use crate::admin::{self, Admin, Pages};
-use crate::apply::{self, Applier};
+use crate::apply::{self, Applier, Retired};
 use crate::control::files::Files;
 use crate::control::{ControlApi, Source};
 use crate::drain::Drain;
@@ -53,11 +53,11 @@ pub struct Sidecar {
 }
 
 impl Sidecar {
-    /// Binds every socket.
+    /// Binds every socket. [`Drain::start`] on `drain` makes [`Self::run`] finish what it has and return.
     ///
     /// # Errors
     /// When an address is taken, with its name and address.
-    pub fn bind(start: Start) -> anyhow::Result<Self> {
+    pub fn bind(start: Start, drain: Drain) -> anyhow::Result<Self> {
         let bootstrap = &start.bootstrap;
         let mut listeners = Vec::new();
         if bootstrap.node.service.is_some() {
@@ -83,13 +83,8 @@ impl Sidecar {
             scrape,
             admin,
             start,
-            drain: Drain::default(),
+            drain,
         })
-    }
-
-    /// How to stop it: [`Drain::start`] makes [`Self::run`] finish what it has and return.
-    pub fn drain(&self) -> Drain {
-        self.drain.clone()
     }
 
     /// The addresses of the traffic listeners by name: `inbound`, `outbound`, `local:<service>`.
@@ -151,6 +146,7 @@ impl Sidecar {
             tokio::task::spawn_local(admin::serve(Rc::clone(&pages), socket, which));
         }
         listener::start_accepting(listeners, &workers, &metrics, &drain)?;
+        tokio::task::spawn_local(bury(applier.retired.clone()));
         tokio::task::spawn_local(keep_configured(applier, source));
 
         drain.draining().await;
@@ -159,17 +155,22 @@ impl Sidecar {
     }
 }
 
-/// The one writer of the configuration.
+/// The one writer of the configuration. Waiting for the next push is never broken off: a poll that is cut short loses
+/// the answer that is on its way.
 async fn keep_configured(mut applier: Applier, mut source: Source) {
-    let mut bury = tokio::time::interval(BURY_EVERY);
     loop {
-        tokio::select! {
-            push = source.next() => {
-                let verdict = apply::apply(&mut applier, push).await;
-                source.answer(verdict);
-            }
-            _ = bury.tick() => applier.bury(),
-        }
+        let push = source.next().await;
+        let verdict = apply::apply(&mut applier, push).await;
+        source.answer(verdict);
+    }
+}
+
+/// Drops, about once a second, the snapshots that no request holds any more.
+async fn bury(retired: Retired) {
+    let mut tick = tokio::time::interval(BURY_EVERY);
+    loop {
+        tick.tick().await;
+        retired.bury();
     }
 }
 

@@ -3,30 +3,22 @@
 //! Runs on the control thread, one push at a time. A push is applied whole or refused whole; a refusal changes
 //! nothing but the count of refusals. Sockets are fixed by the bootstrap, so there is none to bind here yet.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use outrigger_config::{Config, Problem};
-use serde::Serialize;
 
 use crate::control::{Push, Verdict};
 use crate::snapshot::compile::{self, Said};
-use crate::snapshot::{Snapshot, Snapshots};
+use crate::snapshot::{Refused, Snapshot, Snapshots};
 use crate::telemetry::metrics::{Metrics, PushResult};
 use crate::upstream::discovery::Resolver;
 
 /// How long a push waits for the first answers of DNS before it serves without them: a table whose backend cannot
 /// be found must not hold back the ones that can.
 const WARM_MAX: Duration = Duration::from_secs(5);
-
-/// The last push that was refused, for `/config`.
-#[derive(Clone, Debug, Serialize)]
-pub struct Refused {
-    /// Its version.
-    pub version: String,
-    /// Why.
-    pub problems: Vec<Problem>,
-}
 
 /// What a push is applied to.
 #[derive(Debug)]
@@ -38,9 +30,25 @@ pub(crate) struct Applier {
     pub(crate) refused: Arc<Mutex<Option<Refused>>>,
     /// What the snapshot that serves was made of.
     config: Config,
-    /// Snapshots that no longer serve but are still held by a request. They are dropped here, not on a data thread:
-    /// a large table takes a while.
-    retired: Vec<Arc<Snapshot>>,
+    pub(crate) retired: Retired,
+}
+
+/// Snapshots that no longer serve but may still be held by a request. They are dropped on the control thread, not on
+/// a data thread: dropping a large table takes a while.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Retired(Rc<RefCell<Vec<Arc<Snapshot>>>>);
+
+impl Retired {
+    /// Lets go of those that nobody else holds any more.
+    pub(crate) fn bury(&self) {
+        self.0
+            .borrow_mut()
+            .retain(|snapshot| Arc::strong_count(snapshot) > 1);
+    }
+
+    fn push(&self, snapshot: Arc<Snapshot>) {
+        self.0.borrow_mut().push(snapshot);
+    }
 }
 
 impl Applier {
@@ -58,13 +66,8 @@ impl Applier {
             node_service,
             refused,
             config: Config::default(),
-            retired: Vec::new(),
+            retired: Retired::default(),
         }
-    }
-
-    /// Lets go of what no request holds any more.
-    pub(crate) fn bury(&mut self) {
-        self.retired.retain(|snapshot| Arc::strong_count(snapshot) > 1);
     }
 }
 
@@ -114,7 +117,7 @@ pub(crate) async fn apply(to: &mut Applier, push: Push) -> Verdict {
     drop(current);
     let old = to.snapshots.swap(Arc::new(next));
     to.retired.push(old);
-    to.bury();
+    to.retired.bury();
     to.config = config;
     *to.refused.lock().unwrap_or_else(PoisonError::into_inner) = None;
     Verdict::Applied

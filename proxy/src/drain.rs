@@ -55,15 +55,9 @@ impl Drain {
         self.ended.cancelled().await;
     }
 
-    /// Runs a task on this thread's runtime until it is done or the end comes.
+    /// Runs a task on this thread's runtime. It ends with the runtime, which ends when the end comes.
     pub(crate) fn spawn_local(&self, task: impl Future<Output = ()> + 'static) {
-        let ended = self.ended.clone();
-        tokio::task::spawn_local(self.tasks.track_future(async move {
-            tokio::select! {
-                () = task => {}
-                () = ended.cancelled() => {}
-            }
-        }));
+        tokio::task::spawn_local(self.tasks.track_future(task));
     }
 
     /// How many tasks still run.

@@ -9,7 +9,8 @@
 //! * [`snapshot`] is config as it runs, and the routing table.
 //! * [`upstream`] is clusters, endpoints, balancing, discovery, pools.
 //! * [`telemetry`] is metrics and the access log.
-//! * [`error`], [`drain`], `timer` are the ground: the one table of reasons, how everything stops, deadlines.
+//! * [`error`], [`drain`], `timer`, `stream` are the ground: the one table of reasons, how everything stops,
+//!   deadlines, sockets as hyper is handed them.
 
 mod admin;
 pub mod app;
@@ -20,6 +21,7 @@ pub mod error;
 mod listener;
 mod request;
 pub mod snapshot;
+mod stream;
 pub mod telemetry;
 mod timer;
 pub mod upstream;

@@ -167,9 +167,10 @@ fn main() -> ExitCode {
 }
 
 fn run(start: Start) -> anyhow::Result<()> {
-    let sidecar = Sidecar::bind(start)?;
-    drain_on_signals(sidecar.drain())?;
-    sidecar.run()
+    let drain = Drain::default();
+    // Before the first socket is bound: whoever sees it listening may tell it to stop.
+    drain_on_signals(drain.clone())?;
+    Sidecar::bind(start, drain)?.run()
 }
 
 /// SIGTERM and Ctrl-C begin the drain; a second one ends the process at once.

@@ -79,6 +79,17 @@ pub fn check(documents: &[Document]) -> Result<Config, Vec<Problem>> {
     }
 }
 
+/// Whether a file says that it is a proxy's bootstrap: its first document is of the kind `Proxy`.
+pub fn is_bootstrap(text: &str) -> bool {
+    let mut roots = pieces(text)
+        .into_iter()
+        .filter_map(|piece| parse(&piece.text, piece.line).root);
+    let kind = roots
+        .next()
+        .and_then(|root| Some(root.get("kind")?.value.text()? == "Proxy"));
+    kind.unwrap_or(false)
+}
+
 /// Reads a bootstrap file. One that holds nothing but comments is all defaults.
 pub fn read_bootstrap(file: &str, text: &str) -> Result<Bootstrap, Vec<Problem>> {
     let mut faults = Vec::new();
@@ -162,7 +173,7 @@ fn judge_one(sheet: &Sheet<'_>, config: &mut Config, taken: &mut Taken) -> Vec<F
         return faults;
     };
     if let (Some((kind, name)), Some(kept_as)) = (identify(&root), sheet.kept_as)
-        && (kind, name.as_str()) != kept_as
+        && (kind != kept_as.0 || kind == Kind::Service && name != kept_as.1)
     {
         let kept_as = format!("{} `{}`", kept_as.0.word(), shown(kept_as.1));
         faults.push(At::root(&root).fault(format!(

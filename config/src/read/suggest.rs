@@ -8,6 +8,7 @@ pub(super) fn nearest<'a>(word: &str, allowed: impl IntoIterator<Item = &'a str>
     let word = word.to_lowercase();
     allowed
         .into_iter()
+        .take(CANDIDATES_MAX)
         .filter(|candidate| candidate.len() <= WORD_MAX)
         .map(|candidate| (distance(&word, &candidate.to_lowercase()), candidate))
         .filter(|(distance, candidate)| {
@@ -16,6 +17,9 @@ pub(super) fn nearest<'a>(word: &str, allowed: impl IntoIterator<Item = &'a str>
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }
+
+/// Of a longer list only the beginning is compared: a file may name thousands of backends and misspell each.
+const CANDIDATES_MAX: usize = 256;
 
 /// Longer words are not compared: the cost is the product of the lengths, and no field is half as long.
 const WORD_MAX: usize = 64;

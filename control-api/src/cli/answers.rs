@@ -52,13 +52,31 @@ impl Answers {
         })
     }
 
-    /// Waits until each has answered to `version`, at most until `within` is over.
+    /// Waits until each has answered to `version`, at most until `within` is over. Whoever has not answered by then,
+    /// or when the control API went away, did not.
     pub(super) async fn wait(
         &mut self,
         api: &Api,
         version: &str,
         within: units::Duration,
         mut show: Show<'_>,
+    ) -> Result<(), CliError> {
+        let heard = self.hear(api, version, within, &mut show).await;
+        for (_, node) in std::mem::take(&mut self.awaited) {
+            let answer = SidecarAnswer::of(&node, Said::NoAnswer);
+            show.answer(&answer);
+            self.given.push(answer);
+        }
+        heard
+    }
+
+    /// Takes in answers as they come.
+    async fn hear(
+        &mut self,
+        api: &Api,
+        version: &str,
+        within: units::Duration,
+        show: &mut Show<'_>,
     ) -> Result<(), CliError> {
         let version: u64 = version
             .parse()
@@ -84,11 +102,6 @@ impl Answers {
                     self.given.push(answer);
                 }
             }
-        }
-        for (_, node) in std::mem::take(&mut self.awaited) {
-            let answer = SidecarAnswer::of(&node, Said::NoAnswer);
-            show.answer(&answer);
-            self.given.push(answer);
         }
         Ok(())
     }

@@ -29,13 +29,24 @@ struct Report {
 impl Check {
     pub(super) fn run(self, output: &mut Output) -> Result<Exit, CliError> {
         let texts = self.files.read()?;
-        let (documents, problems) = match split_all(&texts) {
-            Ok(documents) => {
-                let problems = outrigger_config::check(&documents).err().unwrap_or_default();
-                (documents.len(), problems)
+        // A proxy's bootstrap may lie beside what is pushed. It is no part of a push, so it is read by itself.
+        let (bootstraps, pushed): (Vec<_>, Vec<_>) = texts
+            .iter()
+            .cloned()
+            .partition(|text| outrigger_config::is_bootstrap(&text.text));
+        let mut problems: Vec<Problem> = bootstraps
+            .iter()
+            .filter_map(|text| outrigger_config::read_bootstrap(&text.file, &text.text).err())
+            .flatten()
+            .collect();
+        let mut documents = bootstraps.len();
+        match split_all(&pushed) {
+            Ok(split) => {
+                documents += split.len();
+                problems.extend(outrigger_config::check(&split).err().unwrap_or_default());
             }
-            Err(problems) => (0, problems),
-        };
+            Err(found) => problems.extend(found),
+        }
         let exit = if problems.is_empty() {
             Exit::Done
         } else {

@@ -1,6 +1,6 @@
 //! What a person types: `outrigger SUBCOMMAND`, one file each.
 //!
-//! **Does not** print: [`output`] is the only place that does. Exit codes are in [`Exit`].
+//! **Does not** print: `output` is the only place that does. Exit codes are in `Exit`.
 
 mod answers;
 mod check;

@@ -151,7 +151,7 @@ impl Output {
 
     /// Shows how far along something is, on a terminal.
     pub(super) fn progress(&mut self, done: usize, of: usize, what: &str) {
-        if !self.terminal || of == 0 {
+        if !self.terminal || !stderr().is_terminal() || of == 0 {
             return;
         }
         let filled = done * BAR_WIDTH / of;

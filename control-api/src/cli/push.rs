@@ -113,7 +113,12 @@ impl Wait {
             sources,
             quiet: self.json,
         };
-        answers.wait(api, &outcome.version, self.timeout, show).await?;
+        if let Err(error) = answers.wait(api, &outcome.version, self.timeout, show).await {
+            let version = &outcome.version;
+            output.error(&format!(
+                "version {version} is stored, but not every answer could be awaited: {error}"
+            ));
+        }
         output.clear_bar();
         if self.json {
             output.json(&Report {
@@ -157,20 +162,18 @@ fn show_changes(outcome: &Outcome, pushed: &[Document], before: &WholeConfig, ou
         }
         let Some(old) = before.get(key) else {
             let sign = output.paint(Tone::Good, "+");
-            output.line(format!(
-                "{sign} {key} new, {} lines",
-                document.text.lines().count()
-            ));
+            let lines = count(document.text.lines().count(), "line");
+            output.line(format!("{sign} {key} new, {lines}"));
             continue;
         };
         let difference = TextDiff::from_lines(*old, document.text.as_str());
-        let count = |tag| {
+        let changed = |tag| {
             let changes = difference.iter_all_changes();
             changes.filter(|change| change.tag() == tag).count()
         };
         let sign = output.paint(Tone::Attention, "~");
-        let more = output.paint(Tone::Good, format!("+{}", count(ChangeTag::Insert)));
-        let less = output.paint(Tone::Bad, format!("-{}", count(ChangeTag::Delete)));
+        let more = output.paint(Tone::Good, format!("+{}", changed(ChangeTag::Insert)));
+        let less = output.paint(Tone::Bad, format!("-{}", changed(ChangeTag::Delete)));
         output.line(format!("{sign} {key} {more} {less}"));
     }
 }

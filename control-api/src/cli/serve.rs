@@ -61,8 +61,12 @@ impl Serve {
             _ = interrupt.recv() => {}
         }
         tracing::info!("stopping");
-        handle.shutdown().await;
-        tracing::info!("stopped");
+        tokio::select! {
+            () = handle.shutdown() => tracing::info!("stopped"),
+            // Who asks twice will not wait. What was acknowledged is on disk already.
+            _ = terminate.recv() => tracing::warn!("stopped at once"),
+            _ = interrupt.recv() => tracing::warn!("stopped at once"),
+        }
         Ok(Exit::Done)
     }
 }

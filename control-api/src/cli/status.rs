@@ -60,7 +60,7 @@ fn row(node: &NodeView, output: &Output) -> Vec<String> {
         if text.is_empty() {
             "-".to_owned()
         } else {
-            text.to_owned()
+            harmless(text)
         }
     };
     vec![

@@ -22,6 +22,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 pub(super) struct Bound {
     instance: Instance,
     sidecar: Sidecar,
+    drain: Drain,
     /// Where it listens, with the ports that the system chose.
     pub(super) ports: Ports,
 }
@@ -64,8 +65,13 @@ impl Bound {
             bootstrap,
             dns: Vec::new(),
         };
-        let name = instance.name();
-        let sidecar = Sidecar::bind(start).map_err(|error| DemoError::Ports(format!("{name}: {error}")))?;
+        let (name, drain) = (instance.name(), Drain::default());
+        let sidecar = Sidecar::bind(start, drain.clone()).map_err(|error| {
+            let (first, last, cause) = (ports.inbound, ports.scrape.port(), error.root_cause());
+            DemoError::Ports(format!(
+                "{name}: cannot listen on {first} and up to port {last} for its sidecar: {cause}"
+            ))
+        })?;
         let found = |listener: &str| {
             let addresses = sidecar.addresses();
             let found = addresses.into_iter().find(|(name, _)| name == listener);
@@ -80,6 +86,7 @@ impl Bound {
         Ok(Self {
             instance,
             sidecar,
+            drain,
             ports,
         })
     }
@@ -87,7 +94,6 @@ impl Bound {
     /// Lets it serve.
     pub(super) fn run(self) -> Result<Running, DemoError> {
         let (sidecar, instance) = (self.sidecar, self.instance);
-        let drain = sidecar.drain();
         let thread = std::thread::Builder::new()
             .name(instance.name().to_owned())
             .spawn(move || sidecar.run().map_err(|error| format!("{error:#}")))
@@ -96,7 +102,7 @@ impl Bound {
             })?;
         Ok(Running {
             instance,
-            drain,
+            drain: self.drain,
             thread,
         })
     }

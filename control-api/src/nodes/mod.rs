@@ -183,18 +183,30 @@ impl Nodes {
         if !table.contains_key(&about.id) && table.len() >= NODES_MAX {
             make_room(&mut table)?;
         }
-        let mut news = false;
-        let entry = table.entry(about.id.clone()).or_insert_with(|| {
-            news = true;
-            Entry::new(about)
-        });
-        news |= !entry.connected() || entry.about != *about;
+        let known = table.contains_key(&about.id);
+        let entry = table.entry(about.id.clone()).or_insert_with(|| Entry::new(about));
+        let mut news = !known || !entry.connected() || entry.about != *about;
         entry.about.clone_from(about);
-        news |= entry.take_answer(request);
+        let answered = entry.take_answer(request);
+        news |= answered;
+        let refused = entry.refused.clone().filter(|_| answered);
         entry.open_polls += 1;
         entry.cut = false;
         entry.seen = Instant::now();
         drop(table);
+        if !known {
+            tracing::info!(
+                node = about.id,
+                service = about.service,
+                holds = request.version,
+                "sidecar came"
+            );
+        }
+        if let Some(refused) = refused {
+            let (version, problems) = (refused.version, refused.problems.len());
+            let problem = refused.problems.first().map(ToString::to_string);
+            tracing::warn!(node = about.id, version, problems, problem, "sidecar refused");
+        }
         if news {
             self.tell();
         }
@@ -362,6 +374,7 @@ impl Drop for Poll {
             entry.cut = left;
         }
         if left {
+            tracing::info!(node = self.id, "sidecar went");
             self.nodes.tell();
         }
     }

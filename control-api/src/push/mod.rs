@@ -48,6 +48,9 @@ pub enum Since {
     Document(String, String),
 }
 
+/// Stands for any version, as long as there is one (RFC 9110, section 13.1.1).
+const ANY: &str = "*";
+
 /// What a push did, or with `dry_run` would do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
@@ -130,16 +133,17 @@ impl Since {
         let (what, is, expected, holds) = match self {
             Self::Whole(expected) => {
                 let is = head.revision.to_string();
-                let holds = is == *expected;
+                let holds = is == *expected || expected == ANY;
                 ("the configuration".to_owned(), is, expected, holds)
             }
             Self::Document(key, expected) => {
                 let version = head.documents.get(key).map(|stored| stored.version);
                 // A later version of the whole says the same as long as this document did not change since.
-                let holds = match (version, expected.parse::<u64>()) {
-                    (Some(version), Ok(expected)) => (version..=head.revision).contains(&expected),
-                    _ => false,
+                let unchanged = |version: u64| {
+                    let seen = expected.parse::<u64>();
+                    expected == ANY || seen.is_ok_and(|seen| (version..=head.revision).contains(&seen))
                 };
+                let holds = version.is_some_and(unchanged);
                 let is = version.map_or_else(|| "none".to_owned(), |version| version.to_string());
                 (format!("`{key}`"), is, expected, holds)
             }

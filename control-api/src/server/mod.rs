@@ -26,7 +26,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -36,12 +36,17 @@ use tower::ServiceExt;
 use crate::nodes::Nodes;
 use crate::store::{Store, StoreError};
 
+pub(crate) use answer::ErrorBody;
 pub(crate) use documents::{AUTHOR, PUSH_BYTES_MAX, WholeConfig, split_all};
 pub use documents::{PushBody, PushText};
 
 /// Connections at a time: every sidecar that one control API serves, and room for those who reconnect before their
 /// old connection is seen to be gone, for operators and for scrapes.
 const CONNECTIONS_MAX: usize = 12_000;
+
+/// Connections that may wait to be accepted: after a restart every sidecar comes back at once. The system cuts it to
+/// its own limit, which is 4,096 on Linux today.
+const BACKLOG: u32 = 8192;
 
 /// How long the head of a request may take, and how long a connection may be idle between two requests.
 const HEAD_WITHIN: Duration = Duration::from_secs(30);
@@ -123,7 +128,7 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
         address: config.listen,
         cause,
     };
-    let listener = TcpListener::bind(config.listen).await.map_err(refused)?;
+    let listener = bind(config.listen).map_err(refused)?;
     let address = listener.local_addr().map_err(refused)?;
     tracing::info!(listener = "api", %address, "listening");
     let stop = CancellationToken::new();
@@ -139,6 +144,17 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
         stop,
         served,
     })
+}
+
+/// Binds the address. It may be bound again at once after a stop, and many may knock together.
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Takes connections until stopping begins, then waits for those that are open.

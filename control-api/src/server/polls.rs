@@ -42,21 +42,6 @@ pub(super) async fn discovery(State(shared): State<Arc<Shared>>, body: Body) -> 
     let request = read_poll(body).await?;
     let mut heads = shared.store.subscribe();
     let poll = shared.nodes.enter(&request)?;
-    if let Some(error) = &request.error {
-        let problem = error
-            .problems
-            .first()
-            .map(ToString::to_string)
-            .unwrap_or_default();
-        let problems = error.problems.len();
-        tracing::warn!(
-            node = request.node.id,
-            holds = request.version,
-            problems,
-            problem,
-            "push refused"
-        );
-    }
     let hold = request.hold.unwrap_or(HOLD_DEFAULT).min(HOLD_MAX);
     let end = Instant::now() + hold.0;
     loop {

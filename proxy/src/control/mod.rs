@@ -217,8 +217,8 @@ impl ControlApi {
                 None
             }
             Reply::NothingNew => {
+                // The nonce is said again with the next poll: it goes on being the last one, and so does a refusal.
                 self.unsure = false;
-                self.nonce.clear();
                 // What was on disk is what the API holds: from now on it counts as the API's.
                 (self.origin == Origin::Disk).then(|| {
                     let (version, held) = (self.version.clone(), self.held.clone());

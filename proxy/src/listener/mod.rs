@@ -97,9 +97,17 @@ async fn accept(
     entry: Arc<Entry>,
     open: OpenConnections,
     seats: Vec<Seat>,
+    drain: Drain,
 ) {
     loop {
-        let stream = match listener.accept().await.and_then(|(stream, _)| stream.into_std()) {
+        let accepted = tokio::select! {
+            // First, so that the door is closed only when nobody waits in it: a connection that the kernel has made
+            // already would be reset.
+            biased;
+            accepted = listener.accept() => accepted,
+            () = drain.closed() => return,
+        };
+        let stream = match accepted.and_then(|(stream, _)| stream.into_std()) {
             Ok(stream) => stream,
             Err(error) => {
                 // EMFILE and its like pass when connections close; a connection that was reset while it waited is
@@ -149,14 +157,15 @@ pub(crate) fn start_accepting(
             for (listener, open) in listeners.into_iter().zip(opened) {
                 match tokio::net::TcpListener::from_std(listener.socket) {
                     Ok(socket) => {
-                        accepting.spawn(accept(socket, Arc::new(listener.entry), open, seats.clone()));
+                        let entry = Arc::new(listener.entry);
+                        accepting.spawn(accept(socket, entry, open, seats.clone(), drain.clone()));
                     }
                     Err(error) => {
                         tracing::error!(listener = listener.name, %error, "cannot accept on this listener");
                     }
                 }
             }
-            drain.closed().await;
+            while accepting.join_next().await.is_some() {}
         });
     })?;
     Ok(())

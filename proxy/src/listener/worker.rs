@@ -21,6 +21,10 @@ const ARRIVALS_MAX: usize = 1024;
 /// How often a worker looks for idle connections to close: often enough for their few seconds of life.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
+/// A kept connection that is silent when draining begins is left open this long: a caller that is about to use it
+/// learns from the answer to close it, and none finds it closed under its hands.
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
+
 /// How many turns a worker's loop takes before it asks the kernel for news again. Tokio's default of 61 favours
 /// throughput of many small tasks; here a turn is a whole request, and a wait of 61 of them would show in p99.
 const EVENT_INTERVAL: u32 = 31;
@@ -77,6 +81,12 @@ impl Workers {
 async fn run(worker: Rc<Worker>, mut arriving: mpsc::Receiver<Arrival>, connections: Arc<AtomicUsize>) {
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let telling = Rc::clone(&worker);
+    tokio::task::spawn_local(async move {
+        telling.drain.draining().await;
+        tokio::time::sleep(DRAIN_GRACE).await;
+        telling.hang_up.say();
+    });
     loop {
         tokio::select! {
             arrival = arriving.recv() => {

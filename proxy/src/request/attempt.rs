@@ -15,7 +15,7 @@ use crate::request::Worker;
 use crate::request::retry::Progress;
 use crate::upstream::Pick;
 use crate::upstream::outgoing::OutgoingBody;
-use crate::upstream::pool::{Connection, SendError};
+use crate::upstream::pool::{Bounds, Connection, SendError};
 
 /// A request as it will leave, kept for another attempt as long as there may be one.
 #[derive(Debug)]
@@ -59,21 +59,6 @@ pub(crate) struct Answer {
     pub(crate) body: Incoming,
     pub(crate) connection: Box<Connection>,
     pub(crate) pick: Pick,
-    /// When the whole must be over.
-    pub(crate) deadline: Option<Instant>,
-    /// The longest silence inside the body.
-    pub(crate) idle: Option<Duration>,
-}
-
-impl Answer {
-    /// The same, with the bounds that its body must keep.
-    pub(crate) fn under(self, deadline: Option<Instant>, idle: Option<Duration>) -> Self {
-        Self {
-            deadline,
-            idle,
-            ..self
-        }
-    }
 }
 
 /// Sends a request to the chosen endpoint and waits for the head of its answer.
@@ -82,8 +67,13 @@ pub(crate) async fn send(
     pick: Pick,
     mut request: Request<OutgoingBody>,
     deadline: Option<(Instant, Reason)>,
+    idle: Option<Duration>,
 ) -> Result<Answer, Failure> {
     let until = deadline.map(|(until, _)| until);
+    let bounds = Bounds {
+        deadline: until,
+        idle,
+    };
     loop {
         let kept = std::future::poll_fn(|cx| std::task::Poll::Ready(worker.pool.checkout(&pick, cx))).await;
         let fresh = kept.is_none();
@@ -93,7 +83,7 @@ pub(crate) async fn send(
                 .await
                 .map_err(|failure| in_time(failure, deadline))?,
         };
-        match connection.send(request, until).await {
+        match connection.send(request, bounds).await {
             Ok(response) => {
                 let (head, body) = response.into_parts();
                 return Ok(Answer {
@@ -101,8 +91,6 @@ pub(crate) async fn send(
                     body,
                     connection,
                     pick,
-                    deadline: None,
-                    idle: None,
                 });
             }
             Err(SendError::NotSent(back)) if !fresh => request = *back,
@@ -137,6 +125,10 @@ fn failure(
             let reason = deadline.map_or(Reason::RequestTimeout, |(_, reason)| reason);
             Failure::new(reason, format!("{address} did not answer in time"))
         }
+        SendError::UploadSilent => Failure::new(
+            Reason::IdleTimeout,
+            format!("the request's body to {address} was silent for too long"),
+        ),
         SendError::Broken(error) if error.is_user() || error.is_body_write_aborted() => Failure::new(
             Reason::ClientGone,
             format!("the caller broke off its request: {error}"),

@@ -13,7 +13,9 @@ use hyper::body::Incoming;
 
 use crate::error::{Failure, Reason};
 use crate::request::attempt::Answer;
+use crate::request::retry::Progress;
 use crate::request::{Worker, headers};
+use crate::snapshot::routes::Route;
 use crate::telemetry::request_log::RequestLog;
 use crate::upstream::Pick;
 use crate::upstream::pool::Connection;
@@ -40,8 +42,7 @@ pub(crate) struct Relayed {
     pick: Pick,
     worker: Rc<Worker>,
     log: RequestLog,
-    deadline: Option<Instant>,
-    idle: Option<Duration>,
+    bounds: Bounds,
     /// Whether anything has come since the idle time was last set.
     progress: bool,
 }
@@ -50,6 +51,7 @@ pub(crate) struct Relayed {
 pub(crate) async fn relay(
     worker: &Rc<Worker>,
     answer: Answer,
+    bounds: Bounds,
     mut log: RequestLog,
 ) -> Response<ResponseBody> {
     let Answer {
@@ -57,8 +59,6 @@ pub(crate) async fn relay(
         body,
         mut connection,
         pick,
-        deadline,
-        idle,
     } = answer;
     headers::prepare_response(&mut head);
     log.answered(head.status);
@@ -76,7 +76,7 @@ pub(crate) async fn relay(
         given_back.await;
         return Response::from_parts(head, ResponseBody::Empty);
     }
-    if let Some(until) = bound(deadline, idle) {
+    if let Some(until) = bounds.next(bounds.at) {
         connection.deadline.set(until);
     }
     let worker = Rc::clone(worker);
@@ -86,8 +86,7 @@ pub(crate) async fn relay(
         pick,
         worker,
         log,
-        deadline,
-        idle,
+        bounds,
         progress: false,
     };
     Response::from_parts(head, ResponseBody::Relayed(relayed))
@@ -112,12 +111,34 @@ pub(crate) fn refusal(failure: &Failure, mut log: RequestLog) -> Response<Respon
     response
 }
 
-/// The nearer of the two: the end of the request, and the end of a silence that begins now.
-fn bound(deadline: Option<Instant>, idle: Option<Duration>) -> Option<Instant> {
-    let silence = idle.map(|idle| Instant::now() + idle);
-    match (deadline, silence) {
-        (Some(deadline), Some(silence)) => Some(deadline.min(silence)),
-        (deadline, silence) => deadline.or(silence),
+/// How long the body of an answer may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// When its head was there.
+    at: Instant,
+    /// When the whole request must be over.
+    deadline: Option<Instant>,
+    /// The longest silence.
+    idle: Option<Duration>,
+}
+
+impl Bounds {
+    /// The bounds of a body whose head was there at that time.
+    pub(crate) fn of_body(at: Instant, progress: &Progress, route: &Route) -> Self {
+        Self {
+            at,
+            deadline: progress.request_deadline(),
+            idle: route.timeouts.idle,
+        }
+    }
+
+    /// The nearer of the two: the end of the request, and the end of a silence that begins now.
+    fn next(&self, now: Instant) -> Option<Instant> {
+        let silence = self.idle.map(|idle| now + idle);
+        match (self.deadline, silence) {
+            (Some(deadline), Some(silence)) => Some(deadline.min(silence)),
+            (deadline, silence) => deadline.or(silence),
+        }
     }
 }
 
@@ -158,12 +179,13 @@ impl Relayed {
 
     /// Nothing has come: is there still time to wait?
     fn poll_bounds(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        if self.deadline.is_none() && self.idle.is_none() {
+        if self.bounds.deadline.is_none() && self.bounds.idle.is_none() {
             return Poll::Pending;
         }
         while self.connection.deadline.poll(cx).is_ready() {
             let address = self.pick.address;
-            if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            let now = Instant::now();
+            if self.bounds.deadline.is_some_and(|deadline| now >= deadline) {
                 let detail =
                     format!("{address} had not finished its answer when the request's time was over");
                 return Poll::Ready(Some(Err(self.cut(Reason::RequestTimeout, detail))));
@@ -174,7 +196,7 @@ impl Relayed {
                 let detail = format!("{address} was silent in the middle of its answer");
                 return Poll::Ready(Some(Err(self.cut(Reason::IdleTimeout, detail))));
             }
-            if let Some(until) = bound(self.deadline, self.idle) {
+            if let Some(until) = self.bounds.next(now) {
                 self.connection.deadline.set(until);
             }
         }

@@ -16,7 +16,7 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 
 /// The name of the host that a request is for: from its URL if it has one (RFC 9112 section 3.2.2), else from
 /// `Host`. `None` for an HTTP/1.0 request that names none.
-pub(crate) fn authority(head: &Parts) -> Result<Option<String>, Failure> {
+pub(crate) fn authority(head: &Parts) -> Result<Option<&str>, Failure> {
     if head.method == Method::CONNECT {
         return Err(bad(
             "CONNECT is not served: send the request itself, as to an HTTP proxy for http:// URLs",
@@ -29,11 +29,11 @@ pub(crate) fn authority(head: &Parts) -> Result<Option<String>, Failure> {
         return Err(bad("the request has more than one Host"));
     }
     if let Some(authority) = head.uri.authority() {
-        return Ok(Some(authority.as_str().to_owned()));
+        return Ok(Some(authority.as_str()));
     }
     match host {
         Some(host) => match host.to_str() {
-            Ok(host) => Ok(Some(host.to_owned())),
+            Ok(host) => Ok(Some(host)),
             Err(_) => Err(bad("Host has bytes that no host name has")),
         },
         // RFC 9112 section 3.2.
@@ -48,7 +48,7 @@ fn bad(detail: &'static str) -> Failure {
 
 /// Makes a received head into one to send: HTTP/1.1, origin form, `Host` set, headers of the last hop gone.
 /// `fallback` is the host of a request that named none.
-pub(crate) fn prepare_request(head: &mut Parts, authority: Option<&str>, fallback: &str) {
+pub(crate) fn prepare_request(head: &mut Parts, fallback: &str) {
     let chunked = head.headers.contains_key(TRANSFER_ENCODING);
     let trailers_wanted = accepts_trailers(&head.headers);
     strip_hop_by_hop(&mut head.headers);
@@ -67,7 +67,10 @@ pub(crate) fn prepare_request(head: &mut Parts, authority: Option<&str>, fallbac
             .insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
     if head.uri.authority().is_some() || !head.headers.contains_key(HOST) {
-        let host = authority.unwrap_or(fallback);
+        let host = head
+            .uri
+            .authority()
+            .map_or(fallback, |authority| authority.as_str());
         // The authority may hold a user (`user@host`), which Host may not (RFC 9110 section 7.2).
         let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
         if let Ok(host) = HeaderValue::from_str(host) {
@@ -140,8 +143,8 @@ mod tests {
 
     fn prepared(uri: &str, headers: &[(&str, &str)]) -> Parts {
         let mut head = head(uri, headers);
-        let authority = authority(&head).unwrap();
-        prepare_request(&mut head, authority.as_deref(), "fallback");
+        authority(&head).unwrap();
+        prepare_request(&mut head, "fallback");
         head
     }
 
@@ -229,9 +232,8 @@ mod tests {
     fn a_request_of_http_1_0_may_have_no_host_and_is_given_one() {
         let mut head = head("/", &[]);
         head.version = Version::HTTP_10;
-        let authority = authority(&head).unwrap();
-        assert_eq!(authority, None);
-        prepare_request(&mut head, authority.as_deref(), "reviews");
+        assert_eq!(authority(&head).unwrap(), None);
+        prepare_request(&mut head, "reviews");
         assert_eq!(head.headers["host"], "reviews");
         assert_eq!(head.version, Version::HTTP_11);
     }

@@ -8,9 +8,11 @@ pub(crate) mod body;
 pub(crate) mod headers;
 pub(crate) mod retry;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::Instant;
 
 use http::request::Parts;
@@ -20,7 +22,7 @@ use hyper::body::Incoming;
 use crate::drain::Drain;
 use crate::error::{Failure, Reason};
 use crate::request::attempt::{Answer, Outgoing};
-use crate::request::body::ResponseBody;
+use crate::request::body::{Bounds, ResponseBody};
 use crate::request::retry::{Decision, Progress};
 use crate::snapshot::{Entry, Lease, Matched, Reader, Snapshots};
 use crate::telemetry::metrics::Ending;
@@ -35,6 +37,43 @@ pub(crate) struct Worker {
     logger: Rc<AccessLogger>,
     pub(crate) pool: Pool,
     pub(crate) drain: Drain,
+    pub(crate) hang_up: HangUp,
+}
+
+/// Tells the connections of one worker to close once they are silent. A flag, and the tasks to wake: a connection
+/// looks at the flag whenever it runs, which costs nothing, where waiting for a signal that threads share would take
+/// a lock each time.
+#[derive(Debug, Default)]
+pub(crate) struct HangUp {
+    said: Cell<bool>,
+    next: Cell<u64>,
+    waiting: RefCell<HashMap<u64, Waker>>,
+}
+
+impl HangUp {
+    /// Tells all connections that there are.
+    pub(crate) fn say(&self) {
+        self.said.set(true);
+        self.waiting.take().into_values().for_each(Waker::wake);
+    }
+
+    /// Whether it has been said.
+    pub(crate) fn was_said(&self) -> bool {
+        self.said.get()
+    }
+
+    /// A place among those who are told, to be left by [`Self::leave`].
+    pub(crate) fn join(&self, waker: Waker) -> u64 {
+        let place = self.next.get();
+        self.next.set(place + 1);
+        self.waiting.borrow_mut().insert(place, waker);
+        place
+    }
+
+    /// Leaves a place.
+    pub(crate) fn leave(&self, place: u64) {
+        self.waiting.borrow_mut().remove(&place);
+    }
 }
 
 impl Worker {
@@ -45,6 +84,7 @@ impl Worker {
             logger: Rc::new(logger),
             pool: Pool::default(),
             drain,
+            hang_up: HangUp::default(),
         }
     }
 
@@ -70,7 +110,7 @@ pub(crate) async fn handle(
     let series = Arc::clone(lease.unmatched(entry));
     let mut log = RequestLog::start(Rc::clone(&worker.logger), Instant::now(), &head, series);
     let mut response = match serve(worker, &lease, entry, (head, body), &mut log).await {
-        Ok(answer) => body::relay(worker, answer, log).await,
+        Ok((answer, bounds)) => body::relay(worker, answer, bounds, log).await,
         Err(failure) => body::refusal(&failure, log),
     };
     if worker.drain.is_draining() {
@@ -90,19 +130,14 @@ async fn serve(
     entry: &Entry,
     (mut head, body): (Parts, Incoming),
     log: &mut RequestLog,
-) -> Result<Answer, Failure> {
-    let authority = headers::authority(&head)?;
-    let virtual_host = lease.virtual_host(entry, authority.as_deref().unwrap_or(""))?;
+) -> Result<(Answer, Bounds), Failure> {
+    let virtual_host = lease.virtual_host(entry, headers::authority(&head)?.unwrap_or(""))?;
     log.counts_as(&lease.virtual_hosts[virtual_host].unrouted);
     let route = Matched::find(lease, virtual_host, &head).ok_or_else(|| no_route(&head))?;
     let target = route.choose();
     log.counts_as(&target.series);
 
-    headers::prepare_request(
-        &mut head,
-        authority.as_deref(),
-        &lease.virtual_hosts[virtual_host].authority,
-    );
+    headers::prepare_request(&mut head, &lease.virtual_hosts[virtual_host].authority);
     let mut progress = Progress::start(&route, &head.method, log.started());
     let mut outgoing = Outgoing::new(head, body, progress.may_go_again());
     route.budget.request();
@@ -115,7 +150,8 @@ async fn serve(
         log.attempted(pick.address);
         progress.attempt(pick.id, now);
 
-        let outcome = attempt::send(worker, pick, outgoing.next(&progress), progress.deadline()).await;
+        let sent = outgoing.next(&progress);
+        let outcome = attempt::send(worker, pick, sent, progress.deadline(), route.timeouts.idle).await;
         let ended = Instant::now();
         let ending = match &outcome {
             Ok(answer) => Ending::answered(answer.head.status),
@@ -127,12 +163,8 @@ async fn serve(
             .attempt(ending, ended.saturating_duration_since(now));
 
         match progress.decide(&outcome, outgoing.is_kept(), ended, &route) {
-            Decision::Answer => {
-                return outcome.map(|answer| answer.under(progress.request_deadline(), route.timeouts.idle));
-            }
-            Decision::Fail(reason) => {
-                let Err(failure) = outcome else { return outcome };
-                return Err(Failure { reason, ..failure });
+            Decision::HandOver => {
+                return outcome.map(|answer| (answer, Bounds::of_body(ended, &progress, &route)));
             }
             Decision::Again { after } => {
                 drop(outcome);

@@ -42,10 +42,8 @@ pub(crate) struct Progress {
 /// What to do after an attempt.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// Hand the outcome to the caller.
-    Answer,
-    /// Hand a failure to the caller, for this reason.
-    Fail(Reason),
+    /// Hand the outcome to the caller, be it an answer or a failure.
+    HandOver,
     /// Make another attempt, after a wait.
     Again { after: Duration },
 }
@@ -135,24 +133,20 @@ impl Progress {
         policy: &RetryPolicy,
         budget: &Budget,
     ) -> (Decision, Option<RetryResult>) {
-        let give_up = match event {
-            Event::Answered(_) => Decision::Answer,
-            Event::Failed(reason) => Decision::Fail(reason),
-        };
         if !event
             .condition()
             .is_some_and(|condition| policy.on.contains(&condition))
         {
-            return (give_up, None);
+            return (Decision::HandOver, None);
         }
         let unseen = event.reached() == Reached::No;
         if !unseen && !self.idempotent || !body_is_kept && self.attempts < self.attempts_max {
-            return (give_up, Some(RetryResult::NotReplayable));
+            return (Decision::HandOver, Some(RetryResult::NotReplayable));
         }
         // A request whose time is nearly over would only be cut off again.
         let time_left = self.request_deadline.is_none_or(|deadline| deadline > self.now);
         if self.attempts >= self.attempts_max || !time_left {
-            return (give_up, Some(RetryResult::Limit));
+            return (Decision::HandOver, Some(RetryResult::Limit));
         }
         if unseen {
             return (
@@ -163,7 +157,7 @@ impl Progress {
             );
         }
         if !budget.spend(self.now) {
-            return (give_up, Some(RetryResult::Budget));
+            return (Decision::HandOver, Some(RetryResult::Budget));
         }
         let ceiling = BACKOFF_BASE
             .saturating_mul(1 << (self.attempts - 1).min(8))
@@ -235,4 +229,215 @@ fn is_idempotent(method: &Method) -> bool {
         *method,
         Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use outrigger_config::service;
+    use outrigger_config::units::{Percent, Rate};
+
+    use super::*;
+
+    const ALL: [RetryOn; 4] = [
+        RetryOn::ConnectFailure,
+        RetryOn::RefusedStream,
+        RetryOn::Reset,
+        RetryOn::GatewayError,
+    ];
+
+    fn policy(attempts: u32, on: &[RetryOn]) -> RetryPolicy {
+        RetryPolicy {
+            attempts,
+            on: on.to_vec(),
+            budget: service::Budget::default(),
+        }
+    }
+
+    fn progress(policy: &RetryPolicy, method: &Method, attempts: u32) -> Progress {
+        let now = Instant::now();
+        Progress {
+            attempts_max: policy.attempts,
+            attempts,
+            idempotent: is_idempotent(method),
+            tried: [0; ATTEMPTS_MAX],
+            now,
+            request_deadline: Some(now + Duration::from_secs(15)),
+            attempt_timeout: None,
+            attempt_deadline: None,
+        }
+    }
+
+    /// After the first attempt of `method` ended in `event`, with everything else in favour.
+    fn again(method: &Method, event: Event) -> bool {
+        let policy = policy(3, &ALL);
+        let budget = Budget::new(policy.budget);
+        matches!(
+            progress(&policy, method, 1)
+                .judge(event, true, &policy, &budget)
+                .0,
+            Decision::Again { .. }
+        )
+    }
+
+    #[test]
+    fn what_never_left_is_tried_again_for_any_method() {
+        for reason in [Reason::ConnectFailed, Reason::ConnectTimeout, Reason::Overloaded] {
+            assert!(again(&Method::POST, Event::Failed(reason)), "{reason:?}");
+            assert!(again(&Method::GET, Event::Failed(reason)), "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn what_may_have_been_done_is_tried_again_only_if_it_may_be_done_twice() {
+        let events = [
+            Event::Failed(Reason::UpstreamReset),
+            Event::Failed(Reason::UpstreamProtocol),
+            Event::Failed(Reason::AttemptTimeout),
+            Event::Answered(502),
+            Event::Answered(503),
+            Event::Answered(504),
+        ];
+        for event in events {
+            for method in [
+                Method::GET,
+                Method::HEAD,
+                Method::OPTIONS,
+                Method::PUT,
+                Method::DELETE,
+                Method::TRACE,
+            ] {
+                assert!(again(&method, event), "{method} {event:?}");
+            }
+            for method in [Method::POST, Method::PATCH] {
+                assert!(!again(&method, event), "{method} {event:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn answers_that_are_answers_are_not_tried_again() {
+        for status in [200, 301, 400, 404, 429, 500, 501, 505] {
+            assert!(!again(&Method::GET, Event::Answered(status)), "{status}");
+        }
+        for reason in [
+            Reason::BadRequest,
+            Reason::NoEndpoint,
+            Reason::RequestTimeout,
+            Reason::ClientGone,
+        ] {
+            assert!(!again(&Method::GET, Event::Failed(reason)), "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_the_policy_names_is_tried_again() {
+        let policy = policy(3, &[RetryOn::Reset]);
+        let budget = Budget::new(policy.budget);
+        let judged = |event| progress(&policy, &Method::GET, 1).judge(event, true, &policy, &budget);
+        assert_eq!(judged(Event::Answered(503)), (Decision::HandOver, None));
+        assert_eq!(
+            judged(Event::Failed(Reason::ConnectFailed)),
+            (Decision::HandOver, None)
+        );
+        assert!(matches!(
+            judged(Event::Failed(Reason::UpstreamReset)).0,
+            Decision::Again { .. }
+        ));
+    }
+
+    #[test]
+    fn attempts_count_the_first_one() {
+        let policy = policy(3, &ALL);
+        let budget = Budget::new(policy.budget);
+        let event = Event::Failed(Reason::ConnectFailed);
+        for (made, again) in [(1, true), (2, true), (3, false)] {
+            let (decision, result) =
+                progress(&policy, &Method::GET, made).judge(event, true, &policy, &budget);
+            assert_eq!(matches!(decision, Decision::Again { .. }), again, "after {made}");
+            assert_eq!(
+                result,
+                Some(if again {
+                    RetryResult::Made
+                } else {
+                    RetryResult::Limit
+                })
+            );
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_no_longer_whole_is_not_sent_again() {
+        let policy = policy(3, &ALL);
+        let budget = Budget::new(policy.budget);
+        let judged = progress(&policy, &Method::PUT, 1).judge(Event::Answered(503), false, &policy, &budget);
+        assert_eq!(judged, (Decision::HandOver, Some(RetryResult::NotReplayable)));
+    }
+
+    #[test]
+    fn a_spent_budget_stops_retries_but_not_those_of_what_never_left() {
+        let nothing = service::Budget {
+            ratio: Percent(0),
+            floor: Rate(0),
+        };
+        let policy = RetryPolicy {
+            budget: nothing,
+            ..policy(3, &ALL)
+        };
+        let budget = Budget::new(nothing);
+        let judged = |event| progress(&policy, &Method::GET, 1).judge(event, true, &policy, &budget);
+        assert_eq!(
+            judged(Event::Answered(503)),
+            (Decision::HandOver, Some(RetryResult::Budget))
+        );
+        assert!(matches!(
+            judged(Event::Failed(Reason::ConnectFailed)).0,
+            Decision::Again { .. }
+        ));
+    }
+
+    #[test]
+    fn a_request_whose_time_is_over_is_not_tried_again() {
+        let policy = policy(3, &ALL);
+        let budget = Budget::new(policy.budget);
+        let mut late = progress(&policy, &Method::GET, 1);
+        late.request_deadline = Some(late.now);
+        assert_eq!(
+            late.judge(Event::Answered(503), true, &policy, &budget).1,
+            Some(RetryResult::Limit)
+        );
+    }
+
+    #[test]
+    fn waits_grow_from_nothing_to_at_most_a_quarter_of_a_second() {
+        let policy = policy(10, &ALL);
+        for made in 1..10 {
+            let budget = Budget::new(policy.budget);
+            let (decision, _) =
+                progress(&policy, &Method::GET, made).judge(Event::Answered(503), true, &policy, &budget);
+            let Decision::Again { after } = decision else {
+                panic!("after {made}: {decision:?}")
+            };
+            let ceiling = (BACKOFF_BASE * 2_u32.pow(made - 1)).min(BACKOFF_MAX);
+            assert!(after <= ceiling, "after {made}: {after:?}");
+        }
+    }
+
+    #[test]
+    fn on_the_last_attempt_the_attempts_own_bound_gives_way_to_the_requests() {
+        let policy = policy(2, &ALL);
+        let mut progress = progress(&policy, &Method::GET, 0);
+        progress.attempt_timeout = Some(Duration::from_millis(100));
+        let now = progress.now;
+        progress.attempt(1, now);
+        assert_eq!(
+            progress.deadline(),
+            Some((now + Duration::from_millis(100), Reason::AttemptTimeout))
+        );
+        progress.attempt(2, now);
+        assert_eq!(
+            progress.deadline(),
+            Some((now + Duration::from_secs(15), Reason::RequestTimeout))
+        );
+        assert_eq!(progress.tried(), [1, 2]);
+    }
 }

@@ -452,12 +452,10 @@ impl<'a> Compiler<'a> {
 
     /// A pattern that the whole text must match.
     fn regex(&mut self, service: &str, pattern: &str) -> Option<Regex> {
-        match Regex::new(&format!("^(?:{pattern})$")) {
+        match outrigger_config::pattern::whole_match(pattern) {
             Ok(regex) => Some(regex),
-            Err(error) => {
-                self.problems.push(format!(
-                    "{service}: `{pattern}` is not a regular expression: {error}"
-                ));
+            Err(problem) => {
+                self.problems.push(format!("{service}: {problem}"));
                 None
             }
         }

@@ -6,6 +6,8 @@
 
 pub mod compile;
 pub mod routes;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -13,7 +15,8 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use http::request::Parts;
-use outrigger_config::Document;
+use outrigger_config::{Document, Problem};
+use serde::Serialize;
 
 use crate::error::{Failure, Reason};
 use crate::snapshot::routes::{HostTable, Route, VirtualHost};
@@ -43,6 +46,15 @@ impl Origin {
             Self::Disk => "disk",
         }
     }
+}
+
+/// The last configuration that was refused, for operators.
+#[derive(Clone, Debug, Serialize)]
+pub struct Refused {
+    /// Its version.
+    pub version: String,
+    /// Why.
+    pub problems: Vec<Problem>,
 }
 
 /// Through which door a request came. It says which table is asked; nothing later asks which it was.

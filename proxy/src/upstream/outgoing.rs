@@ -4,7 +4,7 @@
 //! attempt sees every byte as soon as it arrives. Past the limit, or when the caller broke off, it can only be sent
 //! once. Whether it *is* sent again is decided by `request::retry`.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -23,9 +23,46 @@ pub(crate) enum OutgoingBody {
     /// There is none.
     Empty,
     /// It can be sent once.
-    Once(Incoming),
+    Once(Incoming, Upload),
     /// It is copied while it is sent for the first time.
     Replayed(Replay),
+}
+
+/// How far a body has come, for whoever watches that it does not fall silent.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Upload(Rc<Cell<Stage>>);
+
+/// A stage of an upload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    /// Nothing has come since it was last asked.
+    #[default]
+    Quiet,
+    /// Something has come since it was last asked.
+    Moved,
+    /// All of it has come.
+    Ended,
+}
+
+impl Upload {
+    /// Whether it has moved since this was last asked, or has nothing left to move.
+    pub(crate) fn moves(&self) -> bool {
+        let stage = self.0.get();
+        if stage == Stage::Moved {
+            self.0.set(Stage::Quiet);
+        }
+        stage != Stage::Quiet
+    }
+
+    /// Whether all of it has come.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.0.get() == Stage::Ended
+    }
+
+    fn saw(&self, frame: Option<&Result<Frame<Bytes>, hyper::Error>>, ended: bool) {
+        let over = ended || !matches!(frame, Some(Ok(_)));
+        self.0.set(if over { Stage::Ended } else { Stage::Moved });
+    }
 }
 
 /// A handle on a body that may be sent again: the place up to which this attempt has sent it.
@@ -38,6 +75,7 @@ pub(crate) struct Replay {
 #[derive(Debug)]
 struct Shared {
     incoming: Incoming,
+    upload: Upload,
     frames: Vec<Bytes>,
     trailers: Option<http::HeaderMap>,
     bytes: usize,
@@ -56,11 +94,12 @@ impl OutgoingBody {
             return Self::Empty;
         }
         if !replayable {
-            return Self::Once(incoming);
+            return Self::Once(incoming, Upload::default());
         }
         let size = incoming.size_hint();
         let shared = Shared {
             incoming,
+            upload: Upload::default(),
             frames: Vec::new(),
             trailers: None,
             bytes: 0,
@@ -75,11 +114,20 @@ impl OutgoingBody {
         })
     }
 
+    /// How far it has come; `None` if there is nothing to come.
+    pub(crate) fn upload(&self) -> Option<Upload> {
+        match self {
+            Self::Empty => None,
+            Self::Once(_, upload) => Some(upload.clone()),
+            Self::Replayed(replay) => Some(replay.shared.borrow().upload.clone()),
+        }
+    }
+
     /// A second handle, to be kept while this one is sent; `None` if it cannot be sent again.
     pub(crate) fn again(&self) -> Option<Self> {
         match self {
             Self::Empty => Some(Self::Empty),
-            Self::Once(_) => None,
+            Self::Once(..) => None,
             Self::Replayed(replay) => {
                 let shared = Rc::clone(&replay.shared);
                 let can = { shared.borrow().whole && !shared.borrow().broken };
@@ -111,6 +159,7 @@ impl Replay {
             );
         }
         let frame = std::task::ready!(Pin::new(&mut shared.incoming).poll_frame(cx));
+        shared.upload.saw(frame.as_ref(), shared.incoming.is_end_stream());
         match &frame {
             None => shared.ended = true,
             Some(Err(_)) => shared.broken = true,
@@ -151,7 +200,11 @@ impl Body for OutgoingBody {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
-            Self::Once(incoming) => Pin::new(incoming).poll_frame(cx),
+            Self::Once(incoming, upload) => {
+                let frame = std::task::ready!(Pin::new(&mut *incoming).poll_frame(cx));
+                upload.saw(frame.as_ref(), incoming.is_end_stream());
+                Poll::Ready(frame)
+            }
             Self::Replayed(replay) => replay.poll(cx),
         }
     }
@@ -159,7 +212,7 @@ impl Body for OutgoingBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Once(incoming) => incoming.is_end_stream(),
+            Self::Once(incoming, _) => incoming.is_end_stream(),
             Self::Replayed(replay) => {
                 let shared = replay.shared.borrow();
                 let ended = shared.ended && shared.trailers.is_none() || shared.incoming.is_end_stream();
@@ -171,7 +224,7 @@ impl Body for OutgoingBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
-            Self::Once(incoming) => incoming.size_hint(),
+            Self::Once(incoming, _) => incoming.size_hint(),
             // hyper asks once, before the first frame, so the size of the whole is the right answer.
             Self::Replayed(replay) => replay.shared.borrow().size,
         }

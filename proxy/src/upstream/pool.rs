@@ -17,12 +17,12 @@ use std::time::{Duration, Instant};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use crate::error::{Failure, Reason};
+use crate::stream::Stream;
 use crate::timer::Deadline;
-use crate::upstream::outgoing::OutgoingBody;
+use crate::upstream::outgoing::{OutgoingBody, Upload};
 use crate::upstream::{Endpoint, EndpointSet};
 
 /// An idle connection is closed after this. Node.js closes its side after 5 s by default and many servers follow
@@ -47,7 +47,7 @@ const BUFFER_MAX: usize = 64 * 1024;
 #[derive(Debug)]
 pub(crate) struct Connection {
     sender: http1::SendRequest<OutgoingBody>,
-    driver: http1::Connection<TokioIo<TcpStream>, OutgoingBody>,
+    driver: http1::Connection<Stream, OutgoingBody>,
     closed: bool,
     /// Whether a request has been sent on it before: then the peer may have begun to close it.
     pub(crate) reused: bool,
@@ -65,6 +65,8 @@ pub(crate) enum SendError {
     Broken(hyper::Error),
     /// The deadline passed.
     TimedOut,
+    /// The request's body was silent for too long.
+    UploadSilent,
 }
 
 impl Connection {
@@ -101,7 +103,7 @@ impl Connection {
         let _ = stream.set_nodelay(true);
         let (sender, driver) = http1::Builder::new()
             .max_buf_size(BUFFER_MAX)
-            .handshake(TokioIo::new(stream))
+            .handshake(Stream::new(stream))
             .await
             .map_err(|error| Failure::new(Reason::ConnectFailed, format!("connect to {address}: {error}")))?;
         counted.keep();
@@ -133,14 +135,15 @@ impl Connection {
         self.closed
     }
 
-    /// Sends a request and waits for the head of its answer, at most until the deadline.
+    /// Sends a request and waits for the head of its answer, within bounds.
     pub(crate) async fn send(
         &mut self,
         request: Request<OutgoingBody>,
-        deadline: Option<Instant>,
+        bounds: Bounds,
     ) -> Result<Response<Incoming>, SendError> {
-        if let Some(deadline) = deadline {
-            self.deadline.set(deadline);
+        let upload = bounds.idle.and_then(|_| request.body().upload());
+        if let Some(until) = bounds.next(upload.as_ref()) {
+            self.deadline.set(until);
         }
         let mut answer = std::pin::pin!(self.sender.try_send_request(request));
         let (driver, closed, timer) = (&mut self.driver, &mut self.closed, &mut self.deadline);
@@ -149,21 +152,55 @@ impl Connection {
                 *closed = true;
             }
             if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
-                return Poll::Ready(Some(answer));
+                return Poll::Ready(answer.map_err(|mut error| match error.take_message() {
+                    Some(request) => SendError::NotSent(Box::new(request)),
+                    None => SendError::Broken(error.into_error()),
+                }));
             }
-            if deadline.is_some() && timer.poll(cx).is_ready() {
-                return Poll::Ready(None);
-            }
-            Poll::Pending
+            bounds.poll(timer, upload.as_ref(), cx).map(Err)
         });
-        match sent.await {
-            Some(Ok(response)) => Ok(response),
-            Some(Err(mut error)) => Err(match error.take_message() {
-                Some(request) => SendError::NotSent(Box::new(request)),
-                None => SendError::Broken(error.into_error()),
-            }),
-            None => Err(SendError::TimedOut),
+        sent.await
+    }
+}
+
+/// How long an attempt may wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// When the head of the answer must be there.
+    pub(crate) deadline: Option<Instant>,
+    /// The longest silence of the request's body while it is sent.
+    pub(crate) idle: Option<Duration>,
+}
+
+impl Bounds {
+    /// The moment of the next look: the deadline, or the end of a silence that would begin now.
+    fn next(&self, upload: Option<&Upload>) -> Option<Instant> {
+        let uploading = upload.is_some_and(|upload| !upload.has_ended());
+        let silence = self.idle.filter(|_| uploading).map(|idle| Instant::now() + idle);
+        match (self.deadline, silence) {
+            (Some(deadline), Some(silence)) => Some(deadline.min(silence)),
+            (deadline, silence) => deadline.or(silence),
         }
+    }
+
+    /// Ready when a bound is reached.
+    fn poll(&self, timer: &mut Deadline, upload: Option<&Upload>, cx: &mut Context<'_>) -> Poll<SendError> {
+        if self.deadline.is_none() && upload.is_none() {
+            return Poll::Pending;
+        }
+        while timer.poll(cx).is_ready() {
+            if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Poll::Ready(SendError::TimedOut);
+            }
+            if upload.is_some_and(|upload| !upload.moves()) {
+                return Poll::Ready(SendError::UploadSilent);
+            }
+            match self.next(upload) {
+                Some(until) => timer.set(until),
+                None => return Poll::Pending,
+            }
+        }
+        Poll::Pending
     }
 }
 

@@ -146,8 +146,7 @@ impl<'de> Deserializer<'de> for De<'de> {
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
         match &self.node.value {
             Value::Scalar { text, plain: true } => match resolve(text) {
-                Plain::Null => visitor.visit_none(),
-                Plain::Empty if !self.is_filler() => Err(DecodeError::new(Wrong::Other(
+                Plain::Empty | Plain::Null if !self.is_filler() => Err(DecodeError::new(Wrong::Other(
                     "nothing is written here; give a value or leave the field out".to_owned(),
                 ))),
                 _ => visitor.visit_some(self),

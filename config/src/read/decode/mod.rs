@@ -168,13 +168,21 @@ fn give_up_item(root: &mut Node, address: &[usize]) -> bool {
     false
 }
 
+/// How many allowed words are listed: no closed set of the language is longer, and nobody reads more.
+const LISTED_MAX: usize = 16;
+
 /// `; did you mean …? (allowed: …)`.
 pub(super) fn options(meant: Option<&str>, first: Option<&str>, allowed: &[&str]) -> String {
     let meant = meant
         .map(|word| format!("; did you mean `{word}`?"))
         .unwrap_or_default();
-    let all: Vec<&str> = first.into_iter().chain(allowed.iter().copied()).collect();
-    format!("{meant} (allowed: {})", all.join(", "))
+    let all: Vec<&str> = first
+        .into_iter()
+        .chain(allowed.iter().copied())
+        .take(LISTED_MAX)
+        .collect();
+    let more = if allowed.len() > LISTED_MAX { ", …" } else { "" };
+    format!("{meant} (allowed: {}{more})", all.join(", "))
 }
 
 fn descend<'a>(root: &'a mut Node, address: &[usize]) -> Option<&'a mut Node> {

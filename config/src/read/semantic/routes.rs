@@ -1,9 +1,9 @@
 //! The checks of a service's routes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::super::decode::options;
-use super::super::node::{Fault, Value, shown};
+use super::super::node::{Fault, Node, PROBLEMS_MAX, Value, shown};
 use super::super::suggest::nearest;
 use super::names::{is_token, part_name, unique};
 use super::policies::policies;
@@ -16,7 +16,7 @@ const WEIGHT_MAX: u32 = 1_000_000;
 
 /// Checks the routes of a service.
 pub(super) fn routes(at: &At<'_>, service: &Service, faults: &mut Vec<Fault>) {
-    let known = backend_names(at);
+    let known = Known::of(at);
     if at.given(&["routes"]) == 0
         && let Some(list) = at.field("backends")
         && list.node.items().len() > 1
@@ -28,6 +28,9 @@ pub(super) fn routes(at: &At<'_>, service: &Service, faults: &mut Vec<Fault>) {
     let items = at.items_of("routes");
     let mut catch_all: Option<&Route> = None;
     for (at, route) in items.iter().zip(&service.routes) {
+        if faults.len() >= PROBLEMS_MAX {
+            return;
+        }
         if let Some(before) = catch_all {
             faults.push(at.fault(format!(
                 "no request ever comes here: the route `{}` before it takes every request; put it last or give it a \
@@ -38,21 +41,34 @@ pub(super) fn routes(at: &At<'_>, service: &Service, faults: &mut Vec<Fault>) {
         if catch_all.is_none() && takes_all(at, route) {
             catch_all = Some(route);
         }
-        self::route(at, route, known.as_deref(), faults);
+        self::route(at, route, known.as_ref(), faults);
     }
     unique(&items, "name", "route", faults);
 }
 
-/// The names of all backends, those that were refused for another reason included. None: not all can be known.
-fn backend_names(at: &At<'_>) -> Option<Vec<String>> {
-    let list = &at.node.get("backends")?.value;
-    let Value::Sequence(items) = &list.value else {
-        return None;
-    };
-    items
-        .iter()
-        .map(|item| Some(item.get("name")?.value.text()?.to_owned()).filter(|name| !name.is_empty()))
-        .collect()
+/// The backends of a service that routes may name.
+struct Known<'a> {
+    in_order: Vec<&'a str>,
+    names: HashSet<&'a str>,
+}
+
+impl<'a> Known<'a> {
+    /// The names of all backends, those that were refused for another reason included. None: not all can be known.
+    fn of(at: &At<'a>) -> Option<Self> {
+        let Value::Sequence(items) = &at.node.get("backends")?.value.value else {
+            return None;
+        };
+        let name = |item: &'a Node| item.get("name")?.value.text().filter(|name| !name.is_empty());
+        let in_order: Vec<&str> = items.iter().map(name).collect::<Option<_>>()?;
+        let names = in_order.iter().copied().collect();
+        Some(Self { in_order, names })
+    }
+
+    fn miss(&self, name: &str) -> String {
+        let meant = nearest(name, self.in_order.iter().copied());
+        let options = options(meant, None, &self.in_order);
+        format!("no backend of this service is named `{}`{options}", shown(name))
+    }
 }
 
 /// Whether a route takes every request.
@@ -61,7 +77,7 @@ fn takes_all(at: &At<'_>, route: &Route) -> bool {
     sure && (route.matches.is_empty() || route.matches.contains(&Match::default()))
 }
 
-fn route(at: &At<'_>, route: &Route, known: Option<&[String]>, faults: &mut Vec<Fault>) {
+fn route(at: &At<'_>, route: &Route, known: Option<&Known<'_>>, faults: &mut Vec<Fault>) {
     if let Some(at) = at.field("name") {
         faults.extend(part_name(&route.name, "route").map(|why| at.fault(why)));
     }
@@ -72,7 +88,7 @@ fn route(at: &At<'_>, route: &Route, known: Option<&[String]>, faults: &mut Vec<
     policies(at, route.timeout.as_ref(), route.retry.as_ref(), faults);
 }
 
-fn targets(at: &At<'_>, route: &Route, known: Option<&[String]>, faults: &mut Vec<Fault>) {
+fn targets(at: &At<'_>, route: &Route, known: Option<&Known<'_>>, faults: &mut Vec<Fault>) {
     let Some(list) = at.field("to") else {
         return;
     };
@@ -82,16 +98,13 @@ fn targets(at: &At<'_>, route: &Route, known: Option<&[String]>, faults: &mut Ve
     }
     let mut seen = HashMap::new();
     for (at, target) in list.items().zip(&route.to) {
+        if faults.len() >= PROBLEMS_MAX {
+            return;
+        }
         if let Some(at) = at.field("backend") {
             let name = target.backend.as_str();
-            if let Some(known) = known.filter(|known| !known.iter().any(|known| known == name)) {
-                let known: Vec<&str> = known.iter().map(String::as_str).collect();
-                let meant = nearest(name, known.iter().copied());
-                faults.push(at.fault(format!(
-                    "no backend of this service is named `{}`{}",
-                    shown(name),
-                    options(meant, None, &known)
-                )));
+            if let Some(known) = known.filter(|known| !known.names.contains(name)) {
+                faults.push(at.fault(known.miss(name)));
             }
             if let Some(line) = seen.insert(name, at.mark().line) {
                 faults.push(at.fault(format!(

@@ -1,142 +1,32 @@
-//! Every metric of the sidecar: its name, its help, its labels. The only file that names `prometheus`.
+//! Every metric of the sidecar. This folder alone names `prometheus`; [`definitions`] says what each is called.
 //!
 //! Handles are resolved when a snapshot is compiled and held by its routes and clusters, so that counting a request
 //! formats no label and takes no lock. Labels come from closed sets: names in the configuration, reasons, status
 //! classes; never from a request. A series goes when the last snapshot that names it goes.
+
+mod definitions;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
 };
 
 use crate::error::Reason;
-
-/// Buckets of every duration, in seconds: doubling from half a millisecond, which is what a hop in one zone takes,
-/// to 16 s, just past the default request timeout.
-const DURATION_BUCKETS: [f64; 16] = [
-    0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192,
-    16.384,
-];
+pub use definitions::{ALL, Definition};
+use definitions::{
+    ATTEMPT_DURATION, ATTEMPTS, CONFIG_APPLIED_AT, CONFIG_INFO, CONNECTIONS_OPEN, ENDPOINTS, LOG_LINES_LOST,
+    PUSHES, REQUEST_DURATION, REQUESTS, RETRIES,
+};
 
 /// Labels of a status class; the last stands for a request that never had a status.
 const CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "none"];
-
-/// What a metric is called, what it means, and what it is told apart by. Every metric of the sidecar is in [`ALL`].
-#[derive(Clone, Copy, Debug)]
-pub struct Definition {
-    /// Its name.
-    pub name: &'static str,
-    /// What it means, as Prometheus shows it.
-    pub help: &'static str,
-    /// Its labels.
-    pub labels: &'static [&'static str],
-}
-
-const REQUESTS: Definition = Definition {
-    name: "outrigger_requests_total",
-    help: "Requests answered, by what became of them; retries are not counted again.",
-    labels: &[
-        "listener",
-        "service",
-        "route",
-        "backend",
-        "status_class",
-        "reason",
-    ],
-};
-const REQUEST_DURATION: Definition = Definition {
-    name: "http_server_request_duration_seconds",
-    help: "From a request's head to the last byte of its answer, all attempts together.",
-    labels: &["listener", "service", "route", "backend"],
-};
-const ATTEMPTS: Definition = Definition {
-    name: "outrigger_attempts_total",
-    help: "Attempts made upstream, each retry by itself.",
-    labels: &["service", "backend", "status_class", "reason"],
-};
-const ATTEMPT_DURATION: Definition = Definition {
-    name: "http_client_request_duration_seconds",
-    help: "From the choice of an endpoint to the head of its answer, each attempt by itself.",
-    labels: &["service", "backend"],
-};
-const RETRIES: Definition = Definition {
-    name: "outrigger_retries_total",
-    help: "Failures that the policy names for a retry, by what was decided: made, budget, limit, not-replayable.",
-    labels: &["service", "route", "result"],
-};
-const ENDPOINTS: Definition = Definition {
-    name: "outrigger_endpoints",
-    help: "Endpoints that discovery knows for a backend.",
-    labels: &["service", "backend"],
-};
-const CONNECTIONS_OPEN: Definition = Definition {
-    name: "outrigger_connections_open",
-    help: "Connections from callers that are open.",
-    labels: &["listener"],
-};
-const CONFIG_INFO: Definition = Definition {
-    name: "outrigger_config_info",
-    help: "The configuration that serves and where it came from: control, file, disk. Its value is always 1.",
-    labels: &["version", "source"],
-};
-const CONFIG_APPLIED_AT: Definition = Definition {
-    name: "outrigger_config_applied_timestamp_seconds",
-    help: "When the configuration that serves was applied, in seconds since 1970.",
-    labels: &[],
-};
-const PUSHES: Definition = Definition {
-    name: "outrigger_config_pushes_total",
-    help: "Configurations received, by how they ended: applied, unchanged, refused.",
-    labels: &["result"],
-};
-const LOG_LINES_LOST: Definition = Definition {
-    name: "outrigger_log_lines_lost_total",
-    help: "Access log lines that standard output did not take in time.",
-    labels: &[],
-};
-
-/// Every metric of the sidecar; those of the process (`process_*`) come beside.
-pub const ALL: [Definition; 11] = [
-    REQUESTS,
-    REQUEST_DURATION,
-    ATTEMPTS,
-    ATTEMPT_DURATION,
-    RETRIES,
-    ENDPOINTS,
-    CONNECTIONS_OPEN,
-    CONFIG_INFO,
-    CONFIG_APPLIED_AT,
-    PUSHES,
-    LOG_LINES_LOST,
-];
-
-impl Definition {
-    fn counters(&self, registry: &Registry) -> prometheus::Result<IntCounterVec> {
-        registered(
-            registry,
-            IntCounterVec::new(Opts::new(self.name, self.help), self.labels)?,
-        )
-    }
-
-    fn gauges(&self, registry: &Registry) -> prometheus::Result<IntGaugeVec> {
-        registered(
-            registry,
-            IntGaugeVec::new(Opts::new(self.name, self.help), self.labels)?,
-        )
-    }
-
-    fn histograms(&self, registry: &Registry) -> prometheus::Result<HistogramVec> {
-        let options = HistogramOpts::new(self.name, self.help).buckets(DURATION_BUCKETS.to_vec());
-        registered(registry, HistogramVec::new(options, self.labels)?)
-    }
-}
 
 /// All metrics of one sidecar. Each sidecar has its own, so that several may live in one process.
 #[derive(Debug)]
@@ -328,11 +218,6 @@ impl<K: Eq + Hash, V> Living<K, V> {
     }
 }
 
-fn registered<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> prometheus::Result<C> {
-    registry.register(Box::new(collector.clone()))?;
-    Ok(collector)
-}
-
 /// The number of connections open on one listener.
 #[derive(Clone, Debug)]
 pub struct OpenConnections(IntGauge);
@@ -465,7 +350,11 @@ impl RouteMetrics {
 
     /// Counts a request: how it ended and how long it took.
     pub fn request(&self, ending: Ending, took: Duration) {
-        let duration = || self.metrics.request_duration.with_label_values(&self.labels.values());
+        let duration = || {
+            self.metrics
+                .request_duration
+                .with_label_values(&self.labels.values())
+        };
         self.duration.get_or_init(duration).observe(took.as_secs_f64());
         self.endings.count(ending, |class, reason| {
             let [listener, service, route, backend] = self.labels.values();

@@ -1,0 +1,242 @@
+//! The table as a whole: documents in, the choice for a request out.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use http::Request;
+
+use super::compile::{self, Said};
+use super::*;
+use crate::telemetry::metrics::Metrics;
+
+fn metrics() -> Arc<Metrics> {
+    Arc::new(Metrics::new().unwrap())
+}
+
+fn compiled(yaml: &str, metrics: &Arc<Metrics>, previous: Option<&Snapshot>) -> Snapshot {
+    let documents = outrigger_config::split("test.yaml", yaml).unwrap();
+    let config = outrigger_config::check(&documents).unwrap();
+    let said = Said {
+        version: "1".into(),
+        origin: Origin::File,
+        documents,
+    };
+    compile::compile(said, &config, Some("reviews"), metrics, previous).unwrap()
+}
+
+fn head(request: &str, headers: &[(&str, &str)]) -> Parts {
+    let (method, uri) = request.split_once(' ').unwrap();
+    let mut builder = Request::builder().method(method).uri(uri);
+    for (name, value) in headers {
+        builder = builder.header(*name, *value);
+    }
+    builder.body(()).unwrap().into_parts().0
+}
+
+/// The name of the route that a request takes, or the reason why none.
+fn route<'a>(snapshot: &'a Snapshot, entry: &Entry, host: &str, head: &Parts) -> Result<&'a str, Reason> {
+    let virtual_host = &snapshot.virtual_hosts[snapshot
+        .virtual_host(entry, host)
+        .map_err(|failure| failure.reason)?];
+    let place = virtual_host.route(head).ok_or(Reason::NoRoute)?;
+    Ok(&virtual_host.routes[place].name)
+}
+
+const TWO: &str = "
+kind: Service
+name: reviews
+hosts: [Reviews, reviews.shop.internal, '*.reviews.example']
+app: 127.0.0.1:9080
+backends:
+  - { name: v1, discover: { static: [127.0.0.1:1] } }
+  - { name: v2, discover: { static: [127.0.0.1:2] } }
+routes:
+  - name: beta
+    match:
+      - { path: { prefix: /reviews }, headers: [{ name: x-beta, exact: '1' }] }
+      - { query: [{ name: beta, present: true }] }
+    to: [{ backend: v2 }]
+  - name: writes
+    match: [{ methods: [POST, PUT], path: { exact: /reviews/new } }]
+    to: [{ backend: v1 }]
+  - name: numbers
+    match: [{ path: { regex: '/reviews/[0-9]+' } }, { path: { prefix: /n/ }, headers: [{ name: x-n, range: { start: 1, end: 3 } }] }]
+    to: [{ backend: v1 }]
+  - name: default
+    match: [{ path: { prefix: / }, headers: [{ name: x-none, present: true, invert: true }] }]
+    to: [{ backend: v1, weight: 90 }, { backend: v2, weight: 10 }]
+---
+kind: Service
+name: ratings
+backends: [{ name: only, discover: { static: [127.0.0.1:3] } }]
+";
+
+#[test]
+fn a_request_takes_the_first_route_that_matches() {
+    let snapshot = compiled(TWO, &metrics(), None);
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], Result<&'a str, Reason>);
+    let cases: &[Case<'_>] = &[
+        ("GET /reviews/1", &[("x-beta", "1")], Ok("beta")),
+        ("GET /reviews/1", &[("x-beta", "2")], Ok("numbers")),
+        ("GET /reviewsx", &[("x-beta", "1")], Ok("default")),
+        ("GET /reviews", &[("x-beta", "1")], Ok("beta")),
+        ("GET /x?a=1&beta", &[], Ok("beta")),
+        ("GET /x?bet%61=", &[], Ok("beta")),
+        ("GET /x?xbeta=1", &[], Ok("default")),
+        ("POST /reviews/new", &[], Ok("writes")),
+        ("GET /reviews/new", &[], Ok("default")),
+        ("POST /reviews/new/", &[], Ok("default")),
+        ("GET /reviews/12", &[], Ok("numbers")),
+        ("GET /reviews/12/", &[], Ok("default")),
+        ("GET /x/reviews/12", &[], Ok("default")),
+        ("GET /n/1", &[("x-n", "2")], Ok("numbers")),
+        ("GET /n/1", &[("x-n", "3")], Ok("default")),
+        ("GET /n/1", &[("x-n", "two")], Ok("default")),
+        ("GET /", &[("x-none", "")], Err(Reason::NoRoute)),
+    ];
+    for (request, headers, expected) in cases {
+        let found = route(&snapshot, &Entry::Outbound, "reviews", &head(request, headers));
+        assert_eq!(found, *expected, "{request} {headers:?}");
+    }
+}
+
+#[test]
+fn a_host_is_compared_without_case_port_and_root_dot() {
+    let snapshot = compiled(TWO, &metrics(), None);
+    let hosts = [
+        ("reviews", Ok("default")),
+        ("REVIEWS", Ok("default")),
+        ("reviews:80", Ok("default")),
+        ("reviews.shop.internal.", Ok("default")),
+        ("reviews.shop.internal.:8080", Ok("default")),
+        ("a.reviews.example", Ok("default")),
+        ("a.b.reviews.example", Ok("default")),
+        ("reviews.example", Err(Reason::NoService)),
+        ("ratings", Ok("default")),
+        ("ratings.shop.internal", Err(Reason::NoService)),
+        ("", Err(Reason::NoService)),
+        (":80", Err(Reason::NoService)),
+        ("[::1]:80", Err(Reason::NoService)),
+    ];
+    for (host, expected) in hosts {
+        assert_eq!(
+            route(&snapshot, &Entry::Outbound, host, &head("GET /", &[])),
+            expected,
+            "{host}"
+        );
+    }
+}
+
+#[test]
+fn a_local_port_stands_for_its_service_and_the_inbound_one_for_the_application() {
+    let snapshot = compiled(TWO, &metrics(), None);
+    let request = head("GET /", &[]);
+    assert_eq!(
+        route(&snapshot, &Entry::Local("ratings".into()), "whatever", &request),
+        Ok("default")
+    );
+    assert_eq!(
+        route(&snapshot, &Entry::Local("gone".into()), "ratings", &request),
+        Err(Reason::NoService)
+    );
+    assert_eq!(
+        route(&snapshot, &Entry::Inbound, "whatever", &request),
+        Ok("inbound")
+    );
+}
+
+/// How often each backend of the default route is chosen in so many turns.
+fn shares(snapshot: &Snapshot, turns: usize) -> HashMap<String, usize> {
+    let virtual_host = snapshot.virtual_host(&Entry::Outbound, "reviews").unwrap();
+    let routes = &snapshot.virtual_hosts[virtual_host].routes;
+    let route = routes.iter().find(|route| route.name == "default").unwrap();
+    let mut shares = HashMap::new();
+    for _ in 0..turns {
+        *shares.entry(route.choose().cluster.name.clone()).or_insert(0) += 1;
+    }
+    shares
+}
+
+#[test]
+fn the_split_is_right_within_one_in_a_hundred_after_three_hundred_requests() {
+    for _ in 0..20 {
+        let shares = shares(&compiled(TWO, &metrics(), None), 300);
+        assert!(shares["v2"].abs_diff(30) <= 3, "{shares:?}");
+    }
+}
+
+#[test]
+fn a_backend_of_weight_zero_is_never_chosen() {
+    let yaml = TWO
+        .replace("weight: 90", "weight: 5")
+        .replace("weight: 10", "weight: 0");
+    assert_eq!(
+        shares(&compiled(&yaml, &metrics(), None), 1_000),
+        HashMap::from([("v1".into(), 1_000)])
+    );
+}
+
+#[test]
+fn a_backend_without_endpoints_leaves_its_share_to_the_others() {
+    let yaml = TWO.replace("static: [127.0.0.1:2]", "dns: v2.internal, port: 80");
+    assert_eq!(
+        shares(&compiled(&yaml, &metrics(), None), 1_000),
+        HashMap::from([("v1".into(), 1_000)])
+    );
+}
+
+fn cluster<'a>(snapshot: &'a Snapshot, name: &str) -> &'a Arc<Cluster> {
+    snapshot
+        .clusters
+        .iter()
+        .find(|cluster| cluster.name == name)
+        .unwrap()
+}
+
+#[test]
+fn a_cluster_whose_words_are_the_same_survives_a_push_and_one_that_changed_keeps_the_endpoints_it_still_names()
+ {
+    let metrics = metrics();
+    let first = compiled(TWO, &metrics, None);
+    let endpoint = Arc::clone(&cluster(&first, "v2").endpoints().endpoints[0]);
+    let second = compiled(&TWO.replace("weight: 10", "weight: 50"), &metrics, Some(&first));
+    assert!(Arc::ptr_eq(cluster(&first, "v1"), cluster(&second, "v1")));
+    let more = TWO.replace("static: [127.0.0.1:2]", "static: [127.0.0.1:4, 127.0.0.1:2]");
+    let third = compiled(&more, &metrics, Some(&second));
+    assert!(!Arc::ptr_eq(cluster(&second, "v2"), cluster(&third, "v2")));
+    let endpoints = cluster(&third, "v2").endpoints();
+    assert_eq!(endpoints.endpoints.len(), 2);
+    assert!(
+        endpoints
+            .endpoints
+            .iter()
+            .any(|kept| Arc::ptr_eq(kept, &endpoint))
+    );
+}
+
+#[test]
+fn series_of_a_route_go_with_the_last_snapshot_that_names_it() {
+    let metrics = metrics();
+    let first = compiled(TWO, &metrics, None);
+    let virtual_host = first.virtual_host(&Entry::Outbound, "ratings").unwrap();
+    let series = &first.virtual_hosts[virtual_host].routes[0].targets[0].series;
+    series.request(
+        crate::telemetry::metrics::Ending::answered(http::StatusCode::OK),
+        std::time::Duration::ZERO,
+    );
+    let counted = "outrigger_requests_total{backend=\"only\",listener=\"outbound\",reason=\"\",route=\"default\",service=\"ratings\",status_class=\"2xx\"} 1";
+    let text = |metrics: &Metrics| String::from_utf8(metrics.encode().unwrap()).unwrap();
+    assert!(text(&metrics).contains(counted));
+
+    let again = compiled(TWO, &metrics, Some(&first));
+    drop(first);
+    assert!(
+        text(&metrics).contains(counted),
+        "a push that keeps the route keeps its count"
+    );
+
+    let without = compiled(TWO.split("---").next().unwrap(), &metrics, Some(&again));
+    drop(again);
+    assert!(!text(&metrics).contains("service=\"ratings\""));
+    drop(without);
+}

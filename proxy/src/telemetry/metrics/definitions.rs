@@ -1,0 +1,126 @@
+//! What every metric is called, what it means, what it is told apart by. Counting is beside, in [`super`].
+
+use prometheus::core::Collector;
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};
+
+/// Buckets of every duration, in seconds: doubling from half a millisecond, which is what a hop in one zone takes,
+/// to 16 s, just past the default request timeout.
+const DURATION_BUCKETS: [f64; 16] = [
+    0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192,
+    16.384,
+];
+
+/// What a metric is called, what it means, and what it is told apart by. Every metric of the sidecar is in [`ALL`].
+#[derive(Clone, Copy, Debug)]
+pub struct Definition {
+    /// Its name.
+    pub name: &'static str,
+    /// What it means, as Prometheus shows it.
+    pub help: &'static str,
+    /// Its labels.
+    pub labels: &'static [&'static str],
+}
+
+pub(super) const REQUESTS: Definition = Definition {
+    name: "outrigger_requests_total",
+    help: "Requests answered, by what became of them; retries are not counted again.",
+    labels: &[
+        "listener",
+        "service",
+        "route",
+        "backend",
+        "status_class",
+        "reason",
+    ],
+};
+pub(super) const REQUEST_DURATION: Definition = Definition {
+    name: "http_server_request_duration_seconds",
+    help: "From a request's head to the last byte of its answer, all attempts together.",
+    labels: &["listener", "service", "route", "backend"],
+};
+pub(super) const ATTEMPTS: Definition = Definition {
+    name: "outrigger_attempts_total",
+    help: "Attempts made upstream, each retry by itself.",
+    labels: &["service", "backend", "status_class", "reason"],
+};
+pub(super) const ATTEMPT_DURATION: Definition = Definition {
+    name: "http_client_request_duration_seconds",
+    help: "From the choice of an endpoint to the head of its answer, each attempt by itself.",
+    labels: &["service", "backend"],
+};
+pub(super) const RETRIES: Definition = Definition {
+    name: "outrigger_retries_total",
+    help: "Failures that the policy names for a retry, by what was decided: made, budget, limit, not-replayable.",
+    labels: &["service", "route", "result"],
+};
+pub(super) const ENDPOINTS: Definition = Definition {
+    name: "outrigger_endpoints",
+    help: "Endpoints that discovery knows for a backend.",
+    labels: &["service", "backend"],
+};
+pub(super) const CONNECTIONS_OPEN: Definition = Definition {
+    name: "outrigger_connections_open",
+    help: "Connections from callers that are open.",
+    labels: &["listener"],
+};
+pub(super) const CONFIG_INFO: Definition = Definition {
+    name: "outrigger_config_info",
+    help: "The configuration that serves and where it came from: control, file, disk. Its value is always 1.",
+    labels: &["version", "source"],
+};
+pub(super) const CONFIG_APPLIED_AT: Definition = Definition {
+    name: "outrigger_config_applied_timestamp_seconds",
+    help: "When the configuration that serves was applied, in seconds since 1970.",
+    labels: &[],
+};
+pub(super) const PUSHES: Definition = Definition {
+    name: "outrigger_config_pushes_total",
+    help: "Configurations received, by how they ended: applied, unchanged, refused.",
+    labels: &["result"],
+};
+pub(super) const LOG_LINES_LOST: Definition = Definition {
+    name: "outrigger_log_lines_lost_total",
+    help: "Access log lines that standard output did not take in time.",
+    labels: &[],
+};
+
+/// Every metric of the sidecar; those of the process (`process_*`) come beside.
+pub const ALL: [Definition; 11] = [
+    REQUESTS,
+    REQUEST_DURATION,
+    ATTEMPTS,
+    ATTEMPT_DURATION,
+    RETRIES,
+    ENDPOINTS,
+    CONNECTIONS_OPEN,
+    CONFIG_INFO,
+    CONFIG_APPLIED_AT,
+    PUSHES,
+    LOG_LINES_LOST,
+];
+
+impl Definition {
+    pub(super) fn counters(&self, registry: &Registry) -> prometheus::Result<IntCounterVec> {
+        registered(
+            registry,
+            IntCounterVec::new(Opts::new(self.name, self.help), self.labels)?,
+        )
+    }
+
+    pub(super) fn gauges(&self, registry: &Registry) -> prometheus::Result<IntGaugeVec> {
+        registered(
+            registry,
+            IntGaugeVec::new(Opts::new(self.name, self.help), self.labels)?,
+        )
+    }
+
+    pub(super) fn histograms(&self, registry: &Registry) -> prometheus::Result<HistogramVec> {
+        let options = HistogramOpts::new(self.name, self.help).buckets(DURATION_BUCKETS.to_vec());
+        registered(registry, HistogramVec::new(options, self.labels)?)
+    }
+}
+
+fn registered<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> prometheus::Result<C> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}

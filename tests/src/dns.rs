@@ -1,0 +1,159 @@
+//! A DNS server with one zone whose records change while it runs.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hickory_proto::rr::rdata::{A, AAAA, SOA};
+use hickory_proto::rr::{LowerName, Name, RData, Record, RecordSet, RecordType, RrKey};
+use hickory_server::Server;
+use hickory_server::store::in_memory::InMemoryZoneHandler;
+use hickory_server::zone_handler::{AxfrPolicy, Catalog, ZoneType};
+use tokio::net::{TcpListener, UdpSocket};
+
+use crate::background::Background;
+
+/// How long the absence of a name may be remembered, in seconds.
+const NEGATIVE_TTL: u32 = 1;
+
+/// A connection over TCP without a question is closed after this.
+const QUIET_MAX: Duration = Duration::from_secs(5);
+
+/// What the server keeps ready for the answers of one TCP connection.
+const ANSWERS_MAX: usize = 16;
+
+/// A DNS server for the names of one zone.
+#[expect(missing_debug_implementations, reason = "the zone of hickory-server has none")]
+pub struct DnsServer {
+    address: SocketAddr,
+    zone: Arc<InMemoryZoneHandler>,
+    _running: Background,
+}
+
+impl DnsServer {
+    /// Starts it for the names under `zone`, of which there is none yet.
+    pub async fn start(zone: &str) -> Self {
+        let origin = Name::from_ascii(format!("{zone}.")).expect("a name");
+        let zone: InMemoryZoneHandler =
+            InMemoryZoneHandler::empty(origin.clone(), ZoneType::Primary, AxfrPolicy::Deny);
+        let soa = SOA::new(origin.clone(), origin.clone(), 1, 60, 60, 60, NEGATIVE_TTL);
+        let soa = Record::from_rdata(origin.clone(), NEGATIVE_TTL, RData::SOA(soa));
+        assert!(zone.upsert(soa, 1).await, "the zone takes its own SOA");
+        let zone = Arc::new(zone);
+        let mut catalog = Catalog::new();
+        catalog.upsert(LowerName::from(&origin), vec![zone.clone()]);
+
+        let (udp, tcp) = sockets().await;
+        let address = udp.local_addr().expect("a bound socket has an address");
+        let (udp, tcp) = (
+            udp.into_std().expect("a socket"),
+            tcp.into_std().expect("a socket"),
+        );
+        let running = Background::start("dns");
+        running.spawn(async move {
+            let mut server = Server::new(catalog);
+            server.register_socket(UdpSocket::from_std(udp).expect("a socket"));
+            let tcp = TcpListener::from_std(tcp).expect("a socket");
+            server.register_listener(tcp, QUIET_MAX, ANSWERS_MAX);
+            // It ends with its thread.
+            let _ = server.block_until_done().await;
+        });
+        Self {
+            address,
+            zone,
+            _running: running,
+        }
+    }
+
+    /// Where it answers, over UDP and TCP.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// From now on this name, such as `reviews.mesh.test`, has these addresses; none of them: it does not exist.
+    pub async fn set(&self, name: &str, addresses: &[IpAddr], ttl_seconds: u32) {
+        let name = Name::from_ascii(format!("{name}.")).expect("a name");
+        let lower = LowerName::from(&name);
+        let mut sets = [RecordType::A, RecordType::AAAA]
+            .map(|record_type| RecordSet::with_ttl(name.clone(), record_type, ttl_seconds));
+        for address in addresses {
+            let [four, six] = &mut sets;
+            match address {
+                IpAddr::V4(address) => four.add_rdata(RData::A(A(*address))),
+                IpAddr::V6(address) => six.add_rdata(RData::AAAA(AAAA(*address))),
+            };
+        }
+        // One lock for the whole change: no question is answered between the old set and the new.
+        let mut records = self.zone.records_mut().await;
+        records.retain(|key, _| *key.name() != lower);
+        for set in sets.into_iter().filter(|set| !set.is_empty()) {
+            records.insert(RrKey::new(lower.clone(), set.record_type()), Arc::new(set));
+        }
+    }
+}
+
+/// A UDP and a TCP socket with the same port.
+async fn sockets() -> (UdpSocket, TcpListener) {
+    crate::eventually("a port that is free for UDP and TCP", async || {
+        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.ok()?;
+        let tcp = TcpListener::bind(udp.local_addr().ok()?).await.ok()?;
+        Some((udp, tcp))
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The addresses in an answer to a question for A records, asked as plain bytes.
+    async fn ask(server: &DnsServer, labels: &[&str]) -> (u8, Vec<Ipv4Addr>) {
+        let mut question = vec![7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        for label in labels {
+            question.push(u8::try_from(label.len()).unwrap());
+            question.extend_from_slice(label.as_bytes());
+        }
+        question.extend_from_slice(&[0, 0, 1, 0, 1]);
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        socket.send_to(&question, server.address()).await.unwrap();
+        let mut answer = [0; 512];
+        let length = crate::within("an answer of the DNS server", socket.recv(&mut answer))
+            .await
+            .unwrap();
+        let code = answer[3] & 0x0f;
+        let count = usize::from(answer[7]);
+        let mut rest = &answer[question.len()..length];
+        let mut addresses = Vec::new();
+        for _ in 0..count {
+            // The name ends with an empty label or a pointer; type, class, TTL and length are 10 bytes.
+            let name_end = rest.iter().position(|byte| *byte == 0 || *byte >= 0xc0).unwrap();
+            let data = name_end + if rest[name_end] == 0 { 1 } else { 2 } + 10;
+            addresses.push(Ipv4Addr::new(
+                rest[data],
+                rest[data + 1],
+                rest[data + 2],
+                rest[data + 3],
+            ));
+            rest = &rest[data + 4..];
+        }
+        (code, addresses)
+    }
+
+    #[tokio::test]
+    async fn records_appear_change_and_go() {
+        const NAME: &[&str] = &["reviews", "mesh", "test"];
+        let server = DnsServer::start("mesh.test").await;
+        assert_eq!(ask(&server, NAME).await, (3, vec![]));
+        let (one, two) = (Ipv4Addr::new(127, 0, 0, 1), Ipv4Addr::new(127, 0, 0, 2));
+        server.set("reviews.mesh.test", &[one.into()], 1).await;
+        assert_eq!(ask(&server, NAME).await, (0, vec![one]));
+        server
+            .set("reviews.mesh.test", &[one.into(), two.into()], 1)
+            .await;
+        let (code, mut found) = ask(&server, NAME).await;
+        found.sort();
+        assert_eq!((code, found), (0, vec![one, two]));
+        server.set("reviews.mesh.test", &[], 1).await;
+        assert_eq!(ask(&server, NAME).await, (3, vec![]));
+    }
+}

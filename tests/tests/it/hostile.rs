@@ -1,0 +1,184 @@
+//! Bytes that no honest client sends. Whatever comes, the sidecar answers or closes, and serves the next.
+
+use outrigger_tests::wait::{eventually, within};
+use outrigger_tests::{Answer, Ask, Behaviour, Sidecar, SidecarSpec, Upstream, simple};
+
+/// What comes back for these bytes: the status, and the reason; 0 for a connection that is closed without a word.
+async fn told(sidecar: &Sidecar, bytes: &[u8]) -> (u16, Option<String>) {
+    let mut connection = sidecar.client().connect().await;
+    // The sidecar may close while this is still being sent, and that is an answer as well.
+    let _ = connection.wire().send(bytes).await;
+    let _ = connection.wire().finish().await;
+    match within("an answer or an end", connection.reply_to("GET")).await {
+        Ok(reply) => (reply.status(), reply.reason().map(str::to_owned)),
+        Err(_) => (0, None),
+    }
+}
+
+#[tokio::test]
+async fn requests_with_two_meanings_are_refused_and_never_reach_an_upstream() {
+    let upstream = Upstream::start("a").await;
+    let mut sidecar = Sidecar::of(simple("reviews", &[&upstream], "")).await;
+    let get = "GET / HTTP/1.1\r\n";
+    let post = "POST / HTTP/1.1\r\nHost: reviews\r\n";
+    for bytes in [
+        format!("{get}Host: reviews\r\nHost: ratings\r\n\r\n"),
+        format!("{get}Host: reviews\r\nHost: reviews\r\n\r\n"),
+        format!("{get}\r\n"),
+        format!("{get}Host: reviews\r\nx y: 1\r\n\r\n"),
+        format!("{get}Host: reviews\r\nx : 1\r\n\r\n"),
+        format!("{get}Host: rev iews\r\n\r\n"),
+        format!("{get}Host: reviews\r\n folded: 1\r\n\r\n"),
+        format!("{post}Content-Length: 5\r\nContent-Length: 6\r\n\r\n012345"),
+        format!("{post}Content-Length: -1\r\n\r\n"),
+        format!("{post}Content-Length: +5\r\n\r\n01234"),
+        format!("{post}Content-Length: 99999999999999999999999\r\n\r\n"),
+        format!("{post}Transfer-Encoding: gzip\r\n\r\n"),
+        format!("{post}Transfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n"),
+        "GET / HTTP/9.9\r\nHost: reviews\r\n\r\n".into(),
+        "GET  / HTTP/1.1\r\nHost: reviews\r\n\r\n".into(),
+        "GET / HTTP/1.1 \r\nHost: reviews\r\n\r\n".into(),
+        "G\u{0}T / HTTP/1.1\r\nHost: reviews\r\n\r\n".into(),
+        "\u{16}\u{3}\u{1}\u{2}\u{0}\u{1}".into(),
+        "CONNECT reviews:443 HTTP/1.1\r\nHost: reviews:443\r\n\r\n".into(),
+    ] {
+        let (status, _) = told(&sidecar, bytes.as_bytes()).await;
+        assert!(
+            status == 0 || (400..600).contains(&status),
+            "{status} for {bytes:?}"
+        );
+        assert_eq!(upstream.requests(), 0, "the upstream was asked for {bytes:?}");
+    }
+    assert_eq!(sidecar.client().get("reviews", "/").await.status(), 200);
+    assert!(sidecar.program().is_running());
+}
+
+#[tokio::test]
+async fn a_length_beside_chunks_never_splits_a_request_in_two() {
+    let upstream = Upstream::start("a").await;
+    let sidecar = Sidecar::of(simple("reviews", &[&upstream], "")).await;
+    let smuggled = "GET /smuggled HTTP/1.1\r\nHost: reviews\r\n\r\n";
+    let bytes = format!(
+        "POST /outer HTTP/1.1\r\nHost: reviews\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n\
+         {:x}\r\n{smuggled}\r\n0\r\n\r\n",
+        smuggled.len()
+    );
+    let (status, _) = told(&sidecar, bytes.as_bytes()).await;
+    for received in upstream.received() {
+        assert_eq!(received.target(), "/outer");
+        assert_eq!(received.body.bytes, smuggled.as_bytes(), "the body is one body");
+        assert_eq!(received.head.header("content-length"), None);
+    }
+    assert!(status == 200 || status == 400 || status == 0, "{status}");
+}
+
+#[tokio::test]
+async fn heads_without_measure_are_refused() {
+    let upstream = Upstream::start("a").await;
+    let mut sidecar = Sidecar::of(simple("reviews", &[&upstream], "")).await;
+    let long = "x".repeat(900_000);
+    let many: String = (0..5_000).map(|number| format!("x-{number}: 1\r\n")).collect();
+    for bytes in [
+        format!("GET /{long} HTTP/1.1\r\nHost: reviews\r\n\r\n"),
+        format!("GET / HTTP/1.1\r\nHost: reviews\r\nx: {long}\r\n\r\n"),
+        format!("GET / HTTP/1.1\r\nHost: reviews\r\n{many}\r\n"),
+    ] {
+        let (status, _) = told(&sidecar, bytes.as_bytes()).await;
+        assert!(status == 0 || (400..500).contains(&status), "{status}");
+    }
+    assert_eq!(upstream.requests(), 0);
+    assert_eq!(sidecar.client().get("reviews", "/").await.status(), 200);
+    assert!(sidecar.program().is_running());
+}
+
+#[tokio::test]
+async fn noise_never_ends_the_sidecar() {
+    let upstream = Upstream::start("a").await;
+    let mut sidecar = Sidecar::of(simple("reviews", &[&upstream], "")).await;
+    let seed = 20_261_123;
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let whole = Ask::post("/a?b=c", "0123456789")
+        .host("reviews")
+        .chunked()
+        .to_bytes();
+    for round in 0..300 {
+        let mut bytes = whole.clone();
+        for _ in 0..rng.usize(1..6) {
+            let at = rng.usize(..bytes.len());
+            match rng.u8(..3) {
+                0 => bytes[at] = rng.u8(..),
+                1 => bytes.insert(at, rng.u8(..)),
+                _ => bytes.truncate(at.max(1)),
+            }
+        }
+        let (status, _) = told(&sidecar, &bytes).await;
+        assert_ne!(
+            status,
+            500,
+            "round {round} of seed {seed}: {:?}",
+            String::from_utf8_lossy(&bytes)
+        );
+    }
+    assert_eq!(sidecar.client().get("reviews", "/").await.status(), 200);
+    assert!(sidecar.program().is_running());
+    let panics = sidecar
+        .program()
+        .log()
+        .into_iter()
+        .filter(|line| line.contains("panicked"));
+    assert_eq!(panics.collect::<Vec<_>>(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn an_upstream_that_says_more_than_it_was_asked_answers_nobody_else() {
+    let upstream = Upstream::start("a").await;
+    let file = simple("reviews", &[&upstream], "").to_string();
+    let sidecar = Sidecar::start(SidecarSpec::text("a", &file).with("--workers", "1")).await;
+    let answer = |body: &str| format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    for more in [answer("for another"), "noise".into(), "\r\n".into()] {
+        let bytes = format!("{}{more}", answer("mine"));
+        upstream.next([Behaviour::RawKept(bytes.into_bytes())]);
+        assert_eq!(sidecar.client().get("reviews", "/").await.text(), "mine");
+        for _ in 0..3 {
+            let reply = sidecar.client().get("reviews", "/").await;
+            assert_eq!(
+                (reply.status(), reply.text().as_str()),
+                (200, "status 200\n"),
+                "{more:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_reader_that_is_slow_does_not_fill_the_sidecar() {
+    const BODY: usize = 128 * 1024 * 1024;
+    // The sockets of the kernel take some megabytes by themselves; those are not the sidecar's.
+    const MEMORY_MAX: f64 = 64.0 * 1024.0 * 1024.0;
+    let upstream = Upstream::start("a").await;
+    upstream.behave(Behaviour::Answer(Answer::ok().body(vec![7; BODY])));
+    let sidecar = Sidecar::of(simple("reviews", &[&upstream], "timeout: { request: 0s }")).await;
+    let mut connection = sidecar.client().connect().await;
+    connection
+        .wire()
+        .send(&Ask::get("/").host("reviews").to_bytes())
+        .await
+        .unwrap();
+    let head = within("the head", connection.wire().head())
+        .await
+        .unwrap()
+        .unwrap();
+    // Until the sidecar has stopped taking more from the upstream: its memory is the same twice in a row.
+    let mut before = 0.0;
+    let memory = eventually("the sidecar to stop taking more", async || {
+        let now = sidecar.metrics().await.sum("process_resident_memory_bytes", &[]);
+        let settled = (now - before).abs() < 1.0;
+        before = now;
+        settled.then_some(now)
+    })
+    .await;
+    assert!(memory < MEMORY_MAX, "{memory} bytes for a body that nobody reads");
+    let framing = head.answer_framing("GET").unwrap();
+    let body = within("the body", connection.wire().body(framing, 1)).await;
+    assert_eq!(body.cut, None);
+}
