@@ -2,13 +2,15 @@
 //!
 //! One way through the house, from the ground up: [`store`] keeps the documents, [`push`] is the journey of one
 //! push, [`nodes`] remembers who polls and what it answered, [`discovery`] decides what a poll is told,
-//! [`server`] is the edge where all of it meets HTTP, [`client`] speaks to that edge, and [`cli`] is what a person
+//! [`server`] is the edge where all of it meets HTTP, [`client`] speaks to that edge, [`demo`] runs all of it
+//! with sidecars and a shop to look at, and [`cli`] is what a person
 //! types. A module uses only those named before it.
 //!
 //! **Does not** judge a document: `outrigger_config::check` does, and is asked here before anything is stored.
 
 pub mod cli;
 pub mod client;
+mod demo;
 pub mod discovery;
 pub mod nodes;
 pub mod push;

@@ -5,6 +5,7 @@
 mod answers;
 mod check;
 mod delete;
+mod demo;
 mod diff;
 mod files;
 mod get;
@@ -40,6 +41,7 @@ enum Command {
     Diff(diff::Diff),
     Delete(delete::Delete),
     Status(status::Status),
+    Demo(demo::Demo),
 }
 
 /// How the program ends, for scripts.
@@ -98,7 +100,7 @@ pub fn run() -> ExitCode {
 /// Gives the subcommand the runtime that it needs: several threads to serve, one to ask.
 fn start(arguments: Arguments, output: &mut Output) -> Result<Exit, CliError> {
     let mut builder = match &arguments.command {
-        Command::Serve(_) => tokio::runtime::Builder::new_multi_thread(),
+        Command::Serve(_) | Command::Demo(_) => tokio::runtime::Builder::new_multi_thread(),
         _ => tokio::runtime::Builder::new_current_thread(),
     };
     let runtime = builder.enable_all().build();
@@ -116,5 +118,6 @@ async fn dispatch(arguments: Arguments, output: &mut Output) -> Result<Exit, Cli
         Command::Diff(diff) => diff.run(&api()?, output).await,
         Command::Delete(delete) => delete.run(&api()?, output).await,
         Command::Status(status) => status.run(&api()?, output).await,
+        Command::Demo(demo) => demo.run(output).await,
     }
 }
