@@ -4,6 +4,7 @@
 //! connection, and connections are spread by count and not by the kernel's hash. What a request means is not known
 //! here.
 
+mod callers;
 mod connection;
 mod worker;
 

@@ -9,6 +9,7 @@ use tokio::runtime::LocalOptions;
 use tokio::sync::mpsc;
 
 use crate::drain::Drain;
+use crate::listener::callers::Callers;
 use crate::listener::{Arrival, Seat, connection};
 use crate::request::Worker;
 use crate::snapshot::Snapshots;
@@ -77,19 +78,24 @@ impl Workers {
 async fn run(worker: Rc<Worker>, mut arriving: mpsc::Receiver<Arrival>, connections: Arc<AtomicUsize>) {
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let telling = Rc::clone(&worker);
+    let callers = Rc::new(Callers::default());
+    let (drain, told) = (worker.drain.clone(), Rc::clone(&callers));
     tokio::task::spawn_local(async move {
-        telling.drain.hung_up().await;
-        telling.hang_up.say();
+        drain.hung_up().await;
+        told.hang_up();
     });
     loop {
         tokio::select! {
             arrival = arriving.recv() => {
                 let Some(arrival) = arrival else { return };
-                let served = connection::serve(Rc::clone(&worker), arrival, Arc::clone(&connections));
+                let served = connection::serve(Rc::clone(&worker), Rc::clone(&callers), arrival, Arc::clone(&connections));
                 worker.drain.spawn_local(served);
             }
-            _ = sweep.tick() => worker.sweep(Instant::now()),
+            _ = sweep.tick() => {
+                let now = Instant::now();
+                worker.sweep(now);
+                callers.sweep(now);
+            }
             () = worker.drain.ended() => return,
         }
     }

@@ -20,8 +20,11 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 struct Look<'a> {
     host: Option<&'a HeaderValue>,
     hosts: usize,
-    /// Any field that is of one connection (RFC 9110 section 7.6.1).
+    /// Any field that is of one connection (RFC 9110 section 7.6.1), `Connection` apart.
     hop_by_hop: bool,
+    connection: bool,
+    /// Whether `Connection` names a field of this message, and not only what becomes of the connection.
+    names_fields: bool,
     chunked: bool,
     expect: bool,
 }
@@ -34,11 +37,17 @@ fn look(headers: &HeaderMap) -> Look<'_> {
                 look.host.get_or_insert(value);
                 look.hosts += 1;
             }
+            CONNECTION => {
+                look.connection = true;
+                let option = value.as_bytes();
+                look.names_fields |=
+                    !(option.eq_ignore_ascii_case(b"keep-alive") || option.eq_ignore_ascii_case(b"close"));
+            }
             TRANSFER_ENCODING => {
                 look.chunked = true;
                 look.hop_by_hop = true;
             }
-            CONNECTION | TE | UPGRADE => look.hop_by_hop = true,
+            TE | UPGRADE => look.hop_by_hop = true,
             EXPECT => look.expect = true,
             _ => look.hop_by_hop |= *name == KEEP_ALIVE || *name == PROXY_CONNECTION,
         }
@@ -80,16 +89,17 @@ fn bad(detail: &'static str) -> Failure {
 /// Makes a received head into one to send: HTTP/1.1, origin form, `Host` set, headers of the last hop gone.
 /// `fallback` is the host of a request that named none.
 pub(crate) fn prepare_request(head: &mut Parts, fallback: &str) {
+    let found = look(&head.headers);
     let Look {
         hosts,
-        hop_by_hop,
         chunked,
         expect,
         ..
-    } = look(&head.headers);
-    if hop_by_hop {
-        let trailers_wanted = accepts_trailers(&head.headers);
-        strip_hop_by_hop(&mut head.headers);
+    } = found;
+    let (connection, hop_by_hop, names_fields) = (found.connection, found.hop_by_hop, found.names_fields);
+    if connection || hop_by_hop {
+        let trailers_wanted = hop_by_hop && accepts_trailers(&head.headers);
+        strip_hop_by_hop(&mut head.headers, hop_by_hop, names_fields);
         if trailers_wanted {
             // RFC 9110 section 10.1.4: TE is of one connection, but a proxy that passes trailers on may say so again.
             head.headers.insert(TE, HeaderValue::from_static("trailers"));
@@ -130,8 +140,10 @@ pub(crate) fn prepare_request(head: &mut Parts, fallback: &str) {
 
 /// Takes out of an answer what belongs to the hop that it came by.
 pub(crate) fn prepare_response(head: &mut http::response::Parts) {
-    if look(&head.headers).hop_by_hop {
-        strip_hop_by_hop(&mut head.headers);
+    let found = look(&head.headers);
+    let (connection, hop_by_hop, names_fields) = (found.connection, found.hop_by_hop, found.names_fields);
+    if connection || hop_by_hop {
+        strip_hop_by_hop(&mut head.headers, hop_by_hop, names_fields);
     }
     // RFC 9110 section 2.5: an intermediary sends its own version, not the one that it received.
     head.version = Version::HTTP_11;
@@ -147,8 +159,8 @@ fn accepts_trailers(headers: &HeaderMap) -> bool {
 }
 
 /// RFC 9110 section 7.6.1: `Connection`, what it names, and the fields that are of one connection by custom.
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
+fn strip_hop_by_hop(headers: &mut HeaderMap, hop_by_hop: bool, names_fields: bool) {
+    if names_fields {
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
             .iter()
@@ -161,13 +173,13 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
         for name in named {
             headers.remove(name);
         }
-        headers.remove(CONNECTION);
     }
-    headers.remove(KEEP_ALIVE);
-    headers.remove(PROXY_CONNECTION);
-    headers.remove(TRANSFER_ENCODING);
-    headers.remove(UPGRADE);
-    headers.remove(TE);
+    headers.remove(CONNECTION);
+    if hop_by_hop {
+        for name in [KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE, TE] {
+            headers.remove(name);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -8,11 +8,9 @@ pub(crate) mod body;
 pub(crate) mod headers;
 pub(crate) mod retry;
 
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Waker;
 use std::time::Instant;
 
 use http::request::Parts;
@@ -37,43 +35,6 @@ pub(crate) struct Worker {
     logger: Rc<AccessLogger>,
     pub(crate) pool: Pool,
     pub(crate) drain: Drain,
-    pub(crate) hang_up: HangUp,
-}
-
-/// Tells the connections of one worker to close once they are silent. A flag, and the tasks to wake: a connection
-/// looks at the flag whenever it runs, which costs nothing, where waiting for a signal that threads share would take
-/// a lock each time.
-#[derive(Debug, Default)]
-pub(crate) struct HangUp {
-    said: Cell<bool>,
-    next: Cell<u64>,
-    waiting: RefCell<HashMap<u64, Waker>>,
-}
-
-impl HangUp {
-    /// Tells all connections that there are.
-    pub(crate) fn say(&self) {
-        self.said.set(true);
-        self.waiting.take().into_values().for_each(Waker::wake);
-    }
-
-    /// Whether it has been said.
-    pub(crate) fn was_said(&self) -> bool {
-        self.said.get()
-    }
-
-    /// A place among those who are told, to be left by [`Self::leave`].
-    pub(crate) fn join(&self, waker: Waker) -> u64 {
-        let place = self.next.get();
-        self.next.set(place + 1);
-        self.waiting.borrow_mut().insert(place, waker);
-        place
-    }
-
-    /// Leaves a place.
-    pub(crate) fn leave(&self, place: u64) {
-        self.waiting.borrow_mut().remove(&place);
-    }
 }
 
 impl Worker {
@@ -84,7 +45,6 @@ impl Worker {
             logger: Rc::new(logger),
             pool: Pool::default(),
             drain,
-            hang_up: HangUp::default(),
         }
     }
 

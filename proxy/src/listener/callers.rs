@@ -1,0 +1,191 @@
+//! The callers' connections of one worker: which are silent, and when they are to be closed.
+//!
+//! Whether a connection has been silent for too long is looked at about once a second for all, instead of setting a
+//! timer for each request: that costs a request two counts and nothing else. Closing is done by the connection's own
+//! task, which is woken for it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
+
+/// A head must be there within this, and a kept connection may be silent for this long. Above the 60 s for which
+/// AWS load balancers keep connections by default, so that theirs close first; nginx's value.
+pub(super) const SILENCE_MAX: Duration = Duration::from_secs(75);
+
+/// The connections of one worker.
+#[derive(Debug, Default)]
+pub(super) struct Callers {
+    next: Cell<u64>,
+    connections: RefCell<HashMap<u64, Rc<Caller>>>,
+}
+
+/// One connection as its worker sees it.
+#[derive(Debug)]
+pub(super) struct Caller {
+    /// Requests that have begun.
+    begun: Cell<u64>,
+    /// Requests whose answer has not been handed over yet.
+    under_way: Cell<u32>,
+    /// How many had begun at the last look, and when it was first seen to rest there.
+    seen: Cell<(u64, Instant)>,
+    order: Cell<Option<Order>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+/// What a connection is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Finish the request under way, if there is one, and close.
+    HangUp,
+    /// Close: there has been no request for too long.
+    TooSilent,
+}
+
+impl Callers {
+    /// A new connection. It leaves when the guard is dropped.
+    ///
+    /// One that begins after the others were told to hang up is not told: it has come for one request, whose answer
+    /// says that there is no second.
+    pub(super) fn join(self: &Rc<Self>, now: Instant) -> Joined {
+        let place = self.next.get();
+        self.next.set(place + 1);
+        let caller = Rc::new(Caller {
+            begun: Cell::new(0),
+            under_way: Cell::new(0),
+            seen: Cell::new((0, now)),
+            order: Cell::new(None),
+            waker: RefCell::new(None),
+        });
+        self.connections.borrow_mut().insert(place, Rc::clone(&caller));
+        Joined {
+            callers: Rc::clone(self),
+            place,
+            caller,
+        }
+    }
+
+    /// Tells those that are there to close once they are silent.
+    pub(super) fn hang_up(&self) {
+        self.connections
+            .borrow()
+            .values()
+            .for_each(|caller| caller.tell(Order::HangUp));
+    }
+
+    /// Tells those that have been silent for too long. Called about once a second.
+    pub(super) fn sweep(&self, now: Instant) {
+        for caller in self.connections.borrow().values() {
+            let (seen, since) = caller.seen.get();
+            if caller.under_way.get() > 0 || caller.begun.get() != seen {
+                caller.seen.set((caller.begun.get(), now));
+            } else if now.saturating_duration_since(since) >= SILENCE_MAX {
+                caller.tell(Order::TooSilent);
+            }
+        }
+    }
+}
+
+impl Caller {
+    fn tell(&self, order: Order) {
+        self.order.set(Some(order));
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// A request begins. It ends when the guard is dropped.
+    pub(super) fn begin(self: &Rc<Self>) -> UnderWay {
+        self.begun.set(self.begun.get() + 1);
+        self.under_way.set(self.under_way.get() + 1);
+        UnderWay(Rc::clone(self))
+    }
+
+    /// What it has been told since this was last asked. Until then the task is woken when it is told something.
+    pub(super) fn told(&self, cx: &Context<'_>) -> Option<Order> {
+        // The task's waker stays the same for its life, so it is left only once.
+        let mut waker = self.waker.borrow_mut();
+        if waker.is_none() {
+            *waker = Some(cx.waker().clone());
+        }
+        self.order.take()
+    }
+}
+
+/// A request under way.
+#[derive(Debug)]
+pub(super) struct UnderWay(Rc<Caller>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.under_way.set(self.0.under_way.get() - 1);
+    }
+}
+
+/// A connection's place among the callers.
+#[derive(Debug)]
+pub(super) struct Joined {
+    callers: Rc<Callers>,
+    place: u64,
+    pub(super) caller: Rc<Caller>,
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        self.callers.connections.borrow_mut().remove(&self.place);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(joined: &Joined) -> Option<Order> {
+        joined.caller.told(&Context::from_waker(Waker::noop()))
+    }
+
+    #[test]
+    fn a_connection_is_told_when_it_has_been_silent_for_too_long_and_not_before() {
+        let callers = Rc::new(Callers::default());
+        let start = Instant::now();
+        let joined = callers.join(start);
+        callers.sweep(start + SILENCE_MAX - Duration::from_secs(1));
+        assert_eq!(told(&joined), None);
+        callers.sweep(start + SILENCE_MAX);
+        assert_eq!(told(&joined), Some(Order::TooSilent));
+    }
+
+    #[test]
+    fn a_request_begins_the_silence_anew_and_one_under_way_is_none() {
+        let callers = Rc::new(Callers::default());
+        let start = Instant::now();
+        let joined = callers.join(start);
+        let request = joined.caller.begin();
+        callers.sweep(start + SILENCE_MAX * 3);
+        assert_eq!(told(&joined), None, "a long request is not silence");
+        drop(request);
+        drop(joined.caller.begin());
+        callers.sweep(start + SILENCE_MAX * 4);
+        callers.sweep(start + SILENCE_MAX * 5 - Duration::from_secs(1));
+        assert_eq!(told(&joined), None);
+        callers.sweep(start + SILENCE_MAX * 5);
+        assert_eq!(told(&joined), Some(Order::TooSilent));
+    }
+
+    #[test]
+    fn those_that_are_there_are_told_to_hang_up_and_those_that_left_are_forgotten() {
+        let callers = Rc::new(Callers::default());
+        let now = Instant::now();
+        let (stays, leaves) = (callers.join(now), callers.join(now));
+        drop(leaves);
+        callers.hang_up();
+        let late = callers.join(now);
+        assert_eq!(
+            (told(&stays), told(&stays), told(&late)),
+            (Some(Order::HangUp), None, None)
+        );
+        drop((stays, late));
+        assert!(callers.connections.borrow().is_empty());
+    }
+}
