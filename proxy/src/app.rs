@@ -27,6 +27,11 @@ use crate::upstream::discovery::Resolver;
 /// was told to close its connection to come back once with a new one.
 const QUIET: Duration = Duration::from_millis(500);
 
+/// A kept connection that is silent is left open this long after draining began. A sidecar closes its side of an
+/// idle connection after 4 s (`upstream::pool`), so that it is the caller who closes, and no request meets a
+/// connection that is being closed under its hands.
+const HANG_UP_AFTER: Duration = Duration::from_secs(5);
+
 /// How often it is looked whether the last connection has gone.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 
@@ -182,6 +187,9 @@ async fn finish(drain: &Drain, limit: Duration) {
     while started.elapsed() < limit && quiet_since.elapsed() < QUIET {
         if drain.running() > 0 {
             quiet_since = tokio::time::Instant::now();
+        }
+        if started.elapsed() > HANG_UP_AFTER.min(limit / 4) {
+            drain.hang_up();
         }
         // Half of the time is for callers that keep coming; then the door is closed and the rest is for those
         // that are in.

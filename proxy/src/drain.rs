@@ -1,7 +1,8 @@
 //! How everything stops.
 //!
-//! Three moments: `draining`, when the sidecar says that it will go and finishes what it has; `closed`, when it takes
-//! no new connection any more; `ended`, when the time is over. Every task is spawned through here, so that stopping waits for it and none is forgotten.
+//! Four moments: `draining`, when the sidecar says that it will go and finishes what it has; `hung_up`, when it closes
+//! kept connections that are silent; `closed`, when it takes no new connection any more; `ended`, when the time is
+//! over. Every task is spawned through here, so that stopping waits for it and none is forgotten.
 //! It knows nothing of listeners or requests; they ask it which moment it is.
 
 use std::future::Future;
@@ -13,6 +14,7 @@ use tokio_util::task::TaskTracker;
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
     draining: CancellationToken,
+    hung_up: CancellationToken,
     closed: CancellationToken,
     ended: CancellationToken,
     tasks: TaskTracker,
@@ -32,6 +34,16 @@ impl Drain {
     /// Resolves when the sidecar will go.
     pub async fn draining(&self) {
         self.draining.cancelled().await;
+    }
+
+    /// Closes kept connections that are silent.
+    pub(crate) fn hang_up(&self) {
+        self.hung_up.cancel();
+    }
+
+    /// Resolves when kept connections that are silent are to be closed.
+    pub(crate) async fn hung_up(&self) {
+        self.hung_up.cancelled().await;
     }
 
     /// Takes no new connection any more.

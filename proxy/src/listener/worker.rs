@@ -21,10 +21,6 @@ const ARRIVALS_MAX: usize = 1024;
 /// How often a worker looks for idle connections to close: often enough for their few seconds of life.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
-/// A kept connection that is silent when draining begins is left open this long: a caller that is about to use it
-/// learns from the answer to close it, and none finds it closed under its hands.
-const DRAIN_GRACE: Duration = Duration::from_secs(1);
-
 /// How many turns a worker's loop takes before it asks the kernel for news again. Tokio's default of 61 favours
 /// throughput of many small tasks; here a turn is a whole request, and a wait of 61 of them would show in p99.
 const EVENT_INTERVAL: u32 = 31;
@@ -83,8 +79,7 @@ async fn run(worker: Rc<Worker>, mut arriving: mpsc::Receiver<Arrival>, connecti
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let telling = Rc::clone(&worker);
     tokio::task::spawn_local(async move {
-        telling.drain.draining().await;
-        tokio::time::sleep(DRAIN_GRACE).await;
+        telling.drain.hung_up().await;
         telling.hang_up.say();
     });
     loop {

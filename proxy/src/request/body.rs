@@ -157,13 +157,7 @@ impl std::error::Error for Cut {}
 
 impl Relayed {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        let mut polled = Pin::new(&mut self.incoming).poll_frame(cx);
-        if polled.is_pending() {
-            // Nobody else drives the connection: what is to come must be read here.
-            self.connection.drive(cx);
-            polled = Pin::new(&mut self.incoming).poll_frame(cx);
-        }
-        match polled {
+        match self.connection.poll_body(&mut self.incoming, cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.progress = true;
                 Poll::Ready(Some(Ok(frame)))

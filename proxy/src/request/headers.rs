@@ -14,6 +14,38 @@ use crate::error::{Failure, Reason};
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
+/// What this hop must look at in a head, found in one pass over it: most heads hold nothing of it but `Host`, and
+/// asking the map for each name by itself costs more than all else that is done with a head.
+#[derive(Clone, Copy, Debug, Default)]
+struct Look<'a> {
+    host: Option<&'a HeaderValue>,
+    hosts: usize,
+    /// Any field that is of one connection (RFC 9110 section 7.6.1).
+    hop_by_hop: bool,
+    chunked: bool,
+    expect: bool,
+}
+
+fn look(headers: &HeaderMap) -> Look<'_> {
+    let mut look = Look::default();
+    for (name, value) in headers {
+        match *name {
+            HOST => {
+                look.host.get_or_insert(value);
+                look.hosts += 1;
+            }
+            TRANSFER_ENCODING => {
+                look.chunked = true;
+                look.hop_by_hop = true;
+            }
+            CONNECTION | TE | UPGRADE => look.hop_by_hop = true,
+            EXPECT => look.expect = true,
+            _ => look.hop_by_hop |= *name == KEEP_ALIVE || *name == PROXY_CONNECTION,
+        }
+    }
+    look
+}
+
 /// The name of the host that a request is for: from its URL if it has one (RFC 9112 section 3.2.2), else from
 /// `Host`. `None` for an HTTP/1.0 request that names none.
 pub(crate) fn authority(head: &Parts) -> Result<Option<&str>, Failure> {
@@ -22,16 +54,15 @@ pub(crate) fn authority(head: &Parts) -> Result<Option<&str>, Failure> {
             "CONNECT is not served: send the request itself, as to an HTTP proxy for http:// URLs",
         ));
     }
-    let mut hosts = head.headers.get_all(HOST).iter();
-    let host = hosts.next();
-    if hosts.next().is_some() {
+    let look = look(&head.headers);
+    if look.hosts > 1 {
         // RFC 9112 section 3.2: more than one Host line is refused, whoever might read which.
         return Err(bad("the request has more than one Host"));
     }
     if let Some(authority) = head.uri.authority() {
         return Ok(Some(authority.as_str()));
     }
-    match host {
+    match look.host {
         Some(host) => match host.to_str() {
             Ok(host) => Ok(Some(host)),
             Err(_) => Err(bad("Host has bytes that no host name has")),
@@ -49,15 +80,24 @@ fn bad(detail: &'static str) -> Failure {
 /// Makes a received head into one to send: HTTP/1.1, origin form, `Host` set, headers of the last hop gone.
 /// `fallback` is the host of a request that named none.
 pub(crate) fn prepare_request(head: &mut Parts, fallback: &str) {
-    let chunked = head.headers.contains_key(TRANSFER_ENCODING);
-    let trailers_wanted = accepts_trailers(&head.headers);
-    strip_hop_by_hop(&mut head.headers);
-    head.headers.remove(TE);
-    // This hop has answered 100 itself as soon as the body was asked for (RFC 9110 section 10.1.1).
-    head.headers.remove(EXPECT);
-    if trailers_wanted {
-        // RFC 9110 section 10.1.4: TE is of one connection, but a proxy that passes trailers on may say so again.
-        head.headers.insert(TE, HeaderValue::from_static("trailers"));
+    let Look {
+        hosts,
+        hop_by_hop,
+        chunked,
+        expect,
+        ..
+    } = look(&head.headers);
+    if hop_by_hop {
+        let trailers_wanted = accepts_trailers(&head.headers);
+        strip_hop_by_hop(&mut head.headers);
+        if trailers_wanted {
+            // RFC 9110 section 10.1.4: TE is of one connection, but a proxy that passes trailers on may say so again.
+            head.headers.insert(TE, HeaderValue::from_static("trailers"));
+        }
+    }
+    if expect {
+        // This hop has answered 100 itself as soon as the body was asked for (RFC 9110 section 10.1.1).
+        head.headers.remove(EXPECT);
     }
     if chunked {
         // RFC 9112 section 6.1: where both are there, chunked is what frames the body and the length is a lie.
@@ -66,7 +106,7 @@ pub(crate) fn prepare_request(head: &mut Parts, fallback: &str) {
         head.headers
             .insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
-    if head.uri.authority().is_some() || !head.headers.contains_key(HOST) {
+    if head.uri.authority().is_some() || hosts == 0 {
         let host = head
             .uri
             .authority()
@@ -90,7 +130,9 @@ pub(crate) fn prepare_request(head: &mut Parts, fallback: &str) {
 
 /// Takes out of an answer what belongs to the hop that it came by.
 pub(crate) fn prepare_response(head: &mut http::response::Parts) {
-    strip_hop_by_hop(&mut head.headers);
+    if look(&head.headers).hop_by_hop {
+        strip_hop_by_hop(&mut head.headers);
+    }
     // RFC 9110 section 2.5: an intermediary sends its own version, not the one that it received.
     head.version = Version::HTTP_11;
 }
@@ -125,6 +167,7 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
     headers.remove(PROXY_CONNECTION);
     headers.remove(TRANSFER_ENCODING);
     headers.remove(UPGRADE);
+    headers.remove(TE);
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 
 pub mod balance;
 pub mod discovery;
+mod gate;
 pub mod health;
 pub mod outgoing;
 pub mod pool;

@@ -11,10 +11,12 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::{Request, Response};
+use http_body::{Body, Frame};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use tokio::net::TcpStream;
@@ -22,6 +24,7 @@ use tokio::net::TcpStream;
 use crate::error::{Failure, Reason};
 use crate::stream::Stream;
 use crate::timer::Deadline;
+use crate::upstream::gate::Gate;
 use crate::upstream::outgoing::{OutgoingBody, Upload};
 use crate::upstream::{Endpoint, EndpointSet};
 
@@ -48,6 +51,7 @@ const BUFFER_MAX: usize = 64 * 1024;
 pub(crate) struct Connection {
     sender: http1::SendRequest<OutgoingBody>,
     driver: http1::Connection<Stream, OutgoingBody>,
+    gate: Gate,
     closed: bool,
     /// Whether a request has been sent on it before: then the peer may have begun to close it.
     pub(crate) reused: bool,
@@ -110,6 +114,7 @@ impl Connection {
         Ok(Box::new(Self {
             sender,
             driver,
+            gate: Gate::new(),
             closed: false,
             reused: false,
             deadline: Deadline::new(until),
@@ -120,9 +125,30 @@ impl Connection {
 
     /// Moves what can be moved: writes what is queued, reads what has come.
     pub(crate) fn drive(&mut self, cx: &mut Context<'_>) {
-        if !self.closed && Pin::new(&mut self.driver).poll(cx).is_ready() {
-            self.closed = true;
+        let Self {
+            driver, gate, closed, ..
+        } = self;
+        if !*closed && gate.open(cx, |cx| Pin::new(driver).poll(cx)).is_ready() {
+            *closed = true;
         }
+    }
+
+    /// The next frame of an answer's body that comes by this connection. The connection is driven for it: nobody
+    /// else would.
+    pub(crate) fn poll_body(
+        &mut self,
+        body: &mut Incoming,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let look = |body: &mut Incoming, gate: &Gate| {
+            gate.shut(|| Pin::new(body).poll_frame(&mut Context::from_waker(Waker::noop())))
+        };
+        let frame = look(body, &self.gate);
+        if frame.is_ready() {
+            return frame;
+        }
+        self.drive(cx);
+        look(body, &self.gate)
     }
 
     /// Whether it can take a request now.
@@ -145,19 +171,27 @@ impl Connection {
         if let Some(until) = bounds.next(upload.as_ref()) {
             self.deadline.set(until);
         }
-        let mut answer = std::pin::pin!(self.sender.try_send_request(request));
-        let (driver, closed, timer) = (&mut self.driver, &mut self.closed, &mut self.deadline);
+        let Self {
+            sender,
+            driver,
+            gate,
+            closed,
+            deadline,
+            ..
+        } = self;
+        let mut answer = std::pin::pin!(gate.shut(|| sender.try_send_request(request)));
         let sent = std::future::poll_fn(|cx| {
-            if !*closed && Pin::new(&mut *driver).poll(cx).is_ready() {
+            if !*closed && gate.open(cx, |cx| Pin::new(&mut *driver).poll(cx)).is_ready() {
                 *closed = true;
             }
-            if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
+            // The answer comes by the driver alone, which has just been looked after: nothing need wake for it.
+            if let Poll::Ready(answer) = answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 return Poll::Ready(answer.map_err(|mut error| match error.take_message() {
                     Some(request) => SendError::NotSent(Box::new(request)),
                     None => SendError::Broken(error.into_error()),
                 }));
             }
-            bounds.poll(timer, upload.as_ref(), cx).map(Err)
+            bounds.poll(deadline, upload.as_ref(), cx).map(Err)
         });
         sent.await
     }

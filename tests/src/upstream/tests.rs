@@ -28,6 +28,7 @@ async fn a_connection_is_kept_for_the_next_request_unless_told_otherwise() {
     assert_eq!((upstream.requests(), upstream.connections()), (3, 1));
 
     upstream.reuse(Reuse::CloseAfterAnswer);
+    let mut connection = Client::new(upstream.address()).connect().await;
     assert_eq!(connection.send(&Ask::get("/")).await.unwrap().status(), 200);
     assert!(connection.send(&Ask::get("/")).await.is_err());
 
