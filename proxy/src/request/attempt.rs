@@ -75,7 +75,7 @@ pub(crate) async fn send(
         idle,
     };
     loop {
-        let kept = std::future::poll_fn(|cx| std::task::Poll::Ready(worker.pool.checkout(&pick, cx))).await;
+        let kept = worker.pool.checkout(&pick);
         let fresh = kept.is_none();
         let mut connection = match kept {
             Some(connection) => connection,

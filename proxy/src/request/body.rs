@@ -31,7 +31,7 @@ pub(crate) enum ResponseBody {
     /// Nothing, or nothing more.
     Empty,
     /// What the upstream sends.
-    Relayed(Relayed),
+    Relayed(Box<Relayed>),
 }
 
 /// A body that is on its way from an upstream.
@@ -89,7 +89,7 @@ pub(crate) async fn relay(
         bounds,
         progress: false,
     };
-    Response::from_parts(head, ResponseBody::Relayed(relayed))
+    Response::from_parts(head, ResponseBody::Relayed(Box::new(relayed)))
 }
 
 /// The answer of the proxy itself: the reason in a header, and in words.

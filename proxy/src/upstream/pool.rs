@@ -2,7 +2,7 @@
 //!
 //! Each worker has its own pool, so nothing here is shared or locked. A connection has no task of its own: the
 //! request that uses it drives it, which saves two wake-ups a request, and while it is idle nobody drives it. It is
-//! driven once more before it is used again, which is when a close by the peer shows. The only place that names
+//! driven next with the next request, which is when a close by the peer shows. The only place that names
 //! `hyper::client` on the data path. It does not choose endpoints and does not retry.
 
 use std::cell::RefCell;
@@ -50,9 +50,9 @@ const BUFFER_MAX: usize = 64 * 1024;
 #[derive(Debug)]
 pub(crate) struct Connection {
     sender: http1::SendRequest<OutgoingBody>,
-    driver: http1::Connection<Stream, OutgoingBody>,
+    /// Gone once the connection is over: dropping it is what makes hyper hand back a request that it still holds.
+    driver: Option<http1::Connection<Stream, OutgoingBody>>,
     gate: Gate,
-    closed: bool,
     /// Whether a request has been sent on it before: then the peer may have begun to close it.
     pub(crate) reused: bool,
     pub(crate) deadline: Deadline,
@@ -113,9 +113,8 @@ impl Connection {
         counted.keep();
         Ok(Box::new(Self {
             sender,
-            driver,
+            driver: Some(driver),
             gate: Gate::new(),
-            closed: false,
             reused: false,
             deadline: Deadline::new(until),
             idle_since: now,
@@ -124,13 +123,9 @@ impl Connection {
     }
 
     /// Moves what can be moved: writes what is queued, reads what has come.
-    pub(crate) fn drive(&mut self, cx: &mut Context<'_>) {
-        let Self {
-            driver, gate, closed, ..
-        } = self;
-        if !*closed && gate.open(cx, |cx| Pin::new(driver).poll(cx)).is_ready() {
-            *closed = true;
-        }
+    pub(crate) fn drive(&mut self, cx: &Context<'_>) {
+        let Self { driver, gate, .. } = self;
+        drive(driver, gate, cx);
     }
 
     /// The next frame of an answer's body that comes by this connection. The connection is driven for it: nobody
@@ -153,12 +148,12 @@ impl Connection {
 
     /// Whether it can take a request now.
     fn is_ready(&self) -> bool {
-        !self.closed && self.sender.is_ready()
+        self.driver.is_some() && self.sender.is_ready()
     }
 
     /// Whether it has been closed.
     pub(crate) fn is_closed(&self) -> bool {
-        self.closed
+        self.driver.is_none()
     }
 
     /// Sends a request and waits for the head of its answer, within bounds.
@@ -175,15 +170,12 @@ impl Connection {
             sender,
             driver,
             gate,
-            closed,
             deadline,
             ..
         } = self;
         let mut answer = std::pin::pin!(gate.shut(|| sender.try_send_request(request)));
         let sent = std::future::poll_fn(|cx| {
-            if !*closed && gate.open(cx, |cx| Pin::new(&mut *driver).poll(cx)).is_ready() {
-                *closed = true;
-            }
+            drive(driver, gate, cx);
             // The answer comes by the driver alone, which has just been looked after: nothing need wake for it.
             if let Poll::Ready(answer) = answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 return Poll::Ready(answer.map_err(|mut error| match error.take_message() {
@@ -194,6 +186,15 @@ impl Connection {
             bounds.poll(deadline, upload.as_ref(), cx).map(Err)
         });
         sent.await
+    }
+}
+
+/// Drives a connection, and lets go of it when it is over.
+fn drive(driver: &mut Option<http1::Connection<Stream, OutgoingBody>>, gate: &Gate, cx: &Context<'_>) {
+    if let Some(connection) = driver
+        && gate.open(cx, |cx| Pin::new(connection).poll(cx)).is_ready()
+    {
+        *driver = None;
     }
 }
 
@@ -285,27 +286,23 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// An idle connection that still stands, the one used last first: it is the least likely to be closing, and
-    /// the others may grow old and go.
-    pub(crate) fn checkout(&self, endpoint: &Endpoint, cx: &mut Context<'_>) -> Option<Box<Connection>> {
+    /// An idle connection, the one used last first: it is the least likely to be closing, and the others may grow old
+    /// and go. That it still stands shows when it is driven with the request: one that does not hands it back.
+    pub(crate) fn checkout(&self, endpoint: &Endpoint) -> Option<Box<Connection>> {
         let mut idle = self.idle.borrow_mut();
-        let connections = idle.get_mut(&endpoint.id)?;
-        while let Some(mut connection) = connections.pop() {
-            connection.drive(cx);
-            if connection.is_ready() {
-                connection.reused = true;
-                return Some(connection);
-            }
-        }
-        None
+        let mut connection = idle.get_mut(&endpoint.id)?.pop()?;
+        connection.reused = true;
+        Some(connection)
     }
 
     /// Keeps a connection whose answer is over, if it can take another request.
     pub(crate) fn give_back(&self, mut connection: Box<Connection>, now: Instant, cx: &mut Context<'_>) {
-        // The last read may have left the end of the answer to be noticed.
-        connection.drive(cx);
         if !connection.is_ready() {
-            return;
+            // The last read may have left the end of the answer to be noticed.
+            connection.drive(cx);
+            if !connection.is_ready() {
+                return;
+            }
         }
         connection.idle_since = now;
         let mut idle = self.idle.borrow_mut();
