@@ -17,11 +17,18 @@ const TOGETHER_MAX: usize = 2048;
 
 /// A TCP stream as hyper is handed it.
 #[derive(Debug)]
-pub(crate) struct Stream(TokioIo<TcpStream>);
+pub(crate) struct Stream {
+    stream: TokioIo<TcpStream>,
+    /// Where slices are copied together; empty until that is first needed.
+    together: Vec<u8>,
+}
 
 impl Stream {
     pub(crate) fn new(stream: TcpStream) -> Self {
-        Self(TokioIo::new(stream))
+        Self {
+            stream: TokioIo::new(stream),
+            together: Vec::new(),
+        }
     }
 }
 
@@ -31,13 +38,13 @@ impl Read for Stream {
         cx: &mut Context<'_>,
         buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buffer)
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
 impl Write for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -46,19 +53,16 @@ impl Write for Stream {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         if let [only] = slices {
-            return Pin::new(&mut self.0).poll_write(cx, only);
+            return Pin::new(&mut self.stream).poll_write(cx, only);
         }
         let whole: usize = slices.iter().map(|slice| slice.len()).sum();
         if whole > TOGETHER_MAX {
-            return Pin::new(&mut self.0).poll_write_vectored(cx, slices);
+            return Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
         }
-        let mut together = [0; TOGETHER_MAX];
-        let mut end = 0;
-        for slice in slices {
-            together[end..end + slice.len()].copy_from_slice(slice);
-            end += slice.len();
-        }
-        Pin::new(&mut self.0).poll_write(cx, &together[..end])
+        let Self { stream, together } = &mut *self;
+        together.clear();
+        slices.iter().for_each(|slice| together.extend_from_slice(slice));
+        Pin::new(stream).poll_write(cx, together)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -66,10 +70,10 @@ impl Write for Stream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -65,7 +65,7 @@ impl HostTable {
 
 /// A host without its port. IPv6 addresses stand in brackets (RFC 3986 section 3.2.2), which stay.
 fn without_port(host: &str) -> &str {
-    match host.rfind(':') {
+    match host.bytes().rposition(|byte| byte == b':') {
         Some(colon) if !host[colon..].contains(']') => &host[..colon],
         _ => host,
     }
