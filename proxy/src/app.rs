@@ -188,7 +188,7 @@ async fn finish(drain: &Drain, limit: Duration) {
         if drain.running() > 0 {
             quiet_since = tokio::time::Instant::now();
         }
-        if started.elapsed() > HANG_UP_AFTER.min(limit / 4) {
+        if started.elapsed() > HANG_UP_AFTER.min(limit / 2) {
             drain.hang_up();
         }
         // Half of the time is for callers that keep coming; then the door is closed and the rest is for those

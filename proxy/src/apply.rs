@@ -114,6 +114,12 @@ pub(crate) async fn apply(to: &mut Applier, push: Push) -> Verdict {
         unchanged,
         "configuration applied"
     );
+    if let Some(service) = to.node_service.as_deref().filter(|_| !next.has_inbound()) {
+        tracing::warn!(
+            service,
+            "this sidecar's service is not configured, or its document says no `app`: requests for the application beside it will be refused"
+        );
+    }
     drop(current);
     let old = to.snapshots.swap(Arc::new(next));
     to.retired.push(old);

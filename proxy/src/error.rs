@@ -13,6 +13,8 @@ use http::{HeaderValue, StatusCode};
 pub enum Reason {
     /// The request is not one that HTTP allows.
     BadRequest,
+    /// No configuration has been applied yet.
+    NotReady,
     /// No service of the mesh bears the host that was asked for.
     NoService,
     /// The service is known; none of its routes matches.
@@ -60,8 +62,9 @@ struct Facts {
 
 impl Reason {
     /// Every reason, in the order of the table.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::BadRequest,
+        Self::NotReady,
         Self::NoService,
         Self::NoRoute,
         Self::Overloaded,
@@ -97,6 +100,13 @@ impl Reason {
         self.facts().reached
     }
 
+    /// The reason that a word names: what the sidecar of an endpoint says in its header.
+    pub fn from_word(word: &[u8]) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|reason| reason.word().as_bytes() == word)
+    }
+
     /// The word as a header value.
     pub const fn header(self) -> HeaderValue {
         HeaderValue::from_static(self.facts().word)
@@ -113,6 +123,7 @@ impl Reason {
         use Reached::{Maybe, No};
         match self {
             Self::BadRequest =>       facts("bad-request",       400, No,    "the request is malformed; look at the client"),
+            Self::NotReady =>           facts("not-ready",         503, No,    "no configuration has been applied yet; can the sidecar reach the control API?"),
             Self::NoService =>        facts("no-service",        404, No,    "no service has this host; compare `hosts` in the service files"),
             Self::NoRoute =>          facts("no-route",          404, No,    "no route of the service matches; compare its `routes`"),
             Self::Overloaded =>       facts("overloaded",        503, No,    "a limit of this sidecar was reached; look at connections and at slow endpoints"),

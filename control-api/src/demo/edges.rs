@@ -22,7 +22,7 @@ const EDGES_MAX: usize = 256;
 pub(super) const SHOPPERS: &str = "shoppers";
 
 /// What the sidecar calls the application beside it.
-const APP: &str = "app";
+const APP: &str = "@app";
 
 /// Who calls whom.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -315,10 +315,10 @@ outrigger_requests_total{{backend="v1",listener="outbound",reason="",route="defa
 outrigger_requests_total{{backend="v2",listener="outbound",reason="",route="default",service="reviews",status_class="2xx"}} {v2_good}
 outrigger_requests_total{{backend="v2",listener="outbound",reason="attempt-timeout",route="default",service="reviews",status_class="5xx"}} {v2_bad}
 outrigger_requests_total{{backend="",listener="outbound",reason="no-service",route="",service="",status_class="5xx"}} 9
-outrigger_requests_total{{backend="app",listener="inbound",reason="",route="inbound",service="frontend",status_class="2xx"}} {v1}
+outrigger_requests_total{{backend="@app",listener="inbound",reason="",route="@app",service="frontend",status_class="2xx"}} {v1}
 outrigger_attempts_total{{backend="v2",reason="",service="reviews",status_class="2xx"}} {v2_good}
 outrigger_attempts_total{{backend="v2",reason="",service="reviews",status_class="5xx"}} {attempts_bad}
-outrigger_attempts_total{{backend="app",reason="",service="frontend",status_class="2xx"}} {v1}
+outrigger_attempts_total{{backend="@app",reason="",service="frontend",status_class="2xx"}} {v1}
 http_server_request_duration_seconds_bucket{{backend="v1",listener="outbound",route="default",service="reviews",le="0.001"}} 0
 http_server_request_duration_seconds_bucket{{backend="v1",listener="outbound",route="default",service="reviews",le="0.002"}} {v1}
 http_server_request_duration_seconds_bucket{{backend="v1",listener="outbound",route="default",service="reviews",le="+Inf"}} {v1}

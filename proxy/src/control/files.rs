@@ -112,6 +112,17 @@ fn read(path: &Path) -> Push {
             }
         }
     }
+    if documents.is_empty() && problems.is_empty() {
+        // Far more often a file that is just being written, or the wrong path, than the wish to serve nothing.
+        problems.push(Problem {
+            file: path.display().to_string(),
+            line: 1,
+            column: 1,
+            path: String::new(),
+            message: "holds no document; expected a YAML file, or a folder with .yaml or .yml files in it"
+                .into(),
+        });
+    }
     let documents = if problems.is_empty() {
         Ok(documents)
     } else {

@@ -11,8 +11,9 @@ use http::{Request, response};
 use hyper::body::Incoming;
 
 use crate::error::{Failure, Reason};
-use crate::request::Worker;
+use crate::request::body::REASON;
 use crate::request::retry::Progress;
+use crate::request::{Worker, headers};
 use crate::upstream::Pick;
 use crate::upstream::outgoing::OutgoingBody;
 use crate::upstream::pool::{Bounds, Connection, SendError};
@@ -59,6 +60,8 @@ pub(crate) struct Answer {
     pub(crate) body: Incoming,
     pub(crate) connection: Box<Connection>,
     pub(crate) pick: Pick,
+    /// Why the sidecar of the endpoint answered instead of its application, if it did.
+    pub(crate) said: Option<Reason>,
 }
 
 /// Sends a request to the chosen endpoint and waits for the head of its answer.
@@ -86,17 +89,41 @@ pub(crate) async fn send(
         match connection.send(request, bounds).await {
             Ok(response) => {
                 let (head, body) = response.into_parts();
+                let said = said(&head);
+                match said {
+                    // The application behind the endpoint is as good as not there.
+                    Some(Reason::ConnectFailed | Reason::ConnectTimeout) => {
+                        pick.health.connect_failed(Instant::now());
+                    }
+                    // A probe may have come by a kept connection: that it was answered is as good as a new one.
+                    _ => pick.health.connected(),
+                }
+                headers::check_response(&head).map_err(|what| {
+                    Failure::new(Reason::UpstreamProtocol, format!("{}: {what}", pick.address))
+                })?;
                 return Ok(Answer {
                     head,
                     body,
                     connection,
                     pick,
+                    said,
                 });
             }
             Err(SendError::NotSent(back)) if !fresh => request = *back,
             Err(error) => return Err(failure(&error, &pick, &connection, deadline)),
         }
     }
+}
+
+/// The reason that the sidecar of the endpoint gives, if it answered itself. Only failures are looked at, so that an
+/// answer that is one costs nothing.
+fn said(head: &response::Parts) -> Option<Reason> {
+    if !head.status.is_server_error() {
+        return None;
+    }
+    head.headers
+        .get(&REASON)
+        .and_then(|word| Reason::from_word(word.as_bytes()))
 }
 
 /// A dial that used up the whole of the request's or attempt's time failed by that, not by the network's slowness.

@@ -21,13 +21,13 @@ use crate::upstream::Pick;
 use crate::upstream::pool::Connection;
 
 /// The header that says why the proxy answered itself.
-const REASON: HeaderName = HeaderName::from_static("x-outrigger-reason");
+pub(crate) const REASON: HeaderName = HeaderName::from_static("x-outrigger-reason");
 
 /// The body of an answer.
 #[derive(Debug)]
 pub(crate) enum ResponseBody {
     /// A short text of the proxy's own.
-    Text(Option<Bytes>, RequestLog),
+    Text(Option<Bytes>, Box<RequestLog>),
     /// Nothing, or nothing more.
     Empty,
     /// What the upstream sends.
@@ -59,21 +59,20 @@ pub(crate) async fn relay(
         body,
         mut connection,
         pick,
+        said,
     } = answer;
+    if let Some(reason) = said {
+        log.failed(&Failure::new(
+            reason,
+            format!("the sidecar at {} said so", pick.address),
+        ));
+    }
     headers::prepare_response(&mut head);
     log.answered(head.status);
     if body.is_end_stream() {
         let now = Instant::now();
         log.complete(now);
-        let mut connection = Some(connection);
-        let given_back = std::future::poll_fn(|cx| {
-            Poll::Ready(
-                connection
-                    .take()
-                    .map(|connection| worker.pool.give_back(connection, now, cx)),
-            )
-        });
-        given_back.await;
+        give_back(worker, connection, now).await;
         return Response::from_parts(head, ResponseBody::Empty);
     }
     if let Some(until) = bounds.next(bounds.at) {
@@ -92,6 +91,30 @@ pub(crate) async fn relay(
     Response::from_parts(head, ResponseBody::Relayed(Box::new(relayed)))
 }
 
+/// Puts by an answer that nobody will see, because another attempt is made. If it is over already, its connection can
+/// take that attempt: an endpoint that is overloaded is not made to take new connections on top.
+pub(crate) async fn put_by(worker: &Rc<Worker>, outcome: Result<Answer, Failure>, now: Instant) {
+    let Ok(Answer { body, connection, .. }) = outcome else {
+        return;
+    };
+    if body.is_end_stream() {
+        give_back(worker, connection, now).await;
+    }
+}
+
+/// Gives a connection back to the pool from outside a poll.
+async fn give_back(worker: &Worker, connection: Box<Connection>, now: Instant) {
+    let mut connection = Some(connection);
+    let given_back = std::future::poll_fn(|cx| {
+        Poll::Ready(
+            connection
+                .take()
+                .map(|connection| worker.pool.give_back(connection, now, cx)),
+        )
+    });
+    given_back.await;
+}
+
 /// The answer of the proxy itself: the reason in a header, and in words.
 pub(crate) fn refusal(failure: &Failure, mut log: RequestLog) -> Response<ResponseBody> {
     let reason = failure.reason;
@@ -107,7 +130,7 @@ pub(crate) fn refusal(failure: &Failure, mut log: RequestLog) -> Response<Respon
         HeaderValue::from_static("text/plain; charset=utf-8"),
     );
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(text.len()));
-    *response.body_mut() = ResponseBody::Text(Some(text), log);
+    *response.body_mut() = ResponseBody::Text(Some(text), Box::new(log));
     response
 }
 

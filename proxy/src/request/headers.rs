@@ -6,7 +6,7 @@
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version};
 
 use crate::error::{Failure, Reason};
 
@@ -26,6 +26,8 @@ struct Look<'a> {
     /// Whether `Connection` names a field of this message, and not only what becomes of the connection.
     names_fields: bool,
     chunked: bool,
+    /// A transfer coding that this hop would have to decode, being no party to it further on.
+    other_coding: bool,
     expect: bool,
 }
 
@@ -44,6 +46,8 @@ fn look(headers: &HeaderMap) -> Look<'_> {
                     !(option.eq_ignore_ascii_case(b"keep-alive") || option.eq_ignore_ascii_case(b"close"));
             }
             TRANSFER_ENCODING => {
+                // Several lines count as one list; only the one coding by itself is understood here.
+                look.other_coding |= look.chunked || !value.as_bytes().eq_ignore_ascii_case(b"chunked");
                 look.chunked = true;
                 look.hop_by_hop = true;
             }
@@ -64,6 +68,10 @@ pub(crate) fn authority(head: &Parts) -> Result<Option<&str>, Failure> {
         ));
     }
     let look = look(&head.headers);
+    if look.other_coding {
+        // RFC 9112 section 6.1: passing it on without its name would hand over coded bytes as plain ones.
+        return Err(bad("the request has a transfer coding other than chunked"));
+    }
     if look.hosts > 1 {
         // RFC 9112 section 3.2: more than one Host line is refused, whoever might read which.
         return Err(bad("the request has more than one Host"));
@@ -138,12 +146,32 @@ pub(crate) fn prepare_request(head: &mut Parts, fallback: &str) {
     head.version = Version::HTTP_11;
 }
 
+/// What no answer may have, whose bytes would otherwise mean one thing here and another to the caller.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn check_response(head: &http::response::Parts) -> Result<(), &'static str> {
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        // RFC 9110 section 15.2.2: nobody asked for it, since this hop does not pass `Upgrade` on.
+        return Err("it switched protocols without being asked to");
+    }
+    if look(&head.headers).other_coding {
+        return Err("its answer has a transfer coding other than chunked");
+    }
+    Ok(())
+}
+
 /// Takes out of an answer what belongs to the hop that it came by.
 pub(crate) fn prepare_response(head: &mut http::response::Parts) {
     let found = look(&head.headers);
     let (connection, hop_by_hop, names_fields) = (found.connection, found.hop_by_hop, found.names_fields);
+    let found_chunked = found.chunked;
     if connection || hop_by_hop {
         strip_hop_by_hop(&mut head.headers, hop_by_hop, names_fields);
+    }
+    if found_chunked {
+        // RFC 9112 section 6.3: chunked is what framed the body, and a length beside it is a lie.
+        head.headers.remove(CONTENT_LENGTH);
     }
     // RFC 9110 section 2.5: an intermediary sends its own version, not the one that it received.
     head.version = Version::HTTP_11;
@@ -270,6 +298,54 @@ mod tests {
         );
         assert!(!head.headers.contains_key("content-length"));
         assert_eq!(head.headers["transfer-encoding"], "chunked");
+    }
+
+    fn answer(headers: &[(&str, &str)]) -> http::response::Parts {
+        let mut response = http::Response::builder();
+        for (name, value) in headers {
+            response = response.header(*name, *value);
+        }
+        response.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn an_answer_loses_the_length_that_chunked_overrules() {
+        let mut head = answer(&[("transfer-encoding", "chunked"), ("content-length", "5")]);
+        check_response(&head).unwrap();
+        prepare_response(&mut head);
+        assert!(head.headers.is_empty(), "{:?}", head.headers);
+    }
+
+    #[test]
+    fn a_transfer_coding_that_would_have_to_be_decoded_is_refused_both_ways() {
+        for coding in ["gzip, chunked", "gzip", "chunked, chunked", "xchunked"] {
+            let request = head("/", &[("host", "a"), ("transfer-encoding", coding)]);
+            assert_eq!(
+                authority(&request).unwrap_err().reason,
+                Reason::BadRequest,
+                "{coding}"
+            );
+            assert!(
+                check_response(&answer(&[("transfer-encoding", coding)])).is_err(),
+                "{coding}"
+            );
+        }
+        let twice = [
+            ("host", "a"),
+            ("transfer-encoding", "chunked"),
+            ("transfer-encoding", "chunked"),
+        ];
+        assert_eq!(
+            authority(&head("/", &twice)).unwrap_err().reason,
+            Reason::BadRequest
+        );
+    }
+
+    #[test]
+    fn an_answer_that_switches_protocols_unasked_is_refused() {
+        let mut head = answer(&[]);
+        head.status = StatusCode::SWITCHING_PROTOCOLS;
+        assert!(check_response(&head).is_err());
     }
 
     #[test]

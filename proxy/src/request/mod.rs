@@ -25,6 +25,7 @@ use crate::request::retry::{Decision, Progress};
 use crate::snapshot::{Entry, Lease, Matched, Reader, Snapshots};
 use crate::telemetry::metrics::Ending;
 use crate::telemetry::request_log::{AccessLogger, RequestLog};
+use crate::upstream::Cluster;
 use crate::upstream::pool::Pool;
 
 /// What one data thread works with. Nothing in it is shared with another thread but the snapshot that it reads.
@@ -111,25 +112,63 @@ async fn serve(
         progress.attempt(pick.id, now);
 
         let sent = outgoing.next(&progress);
+        let attempt = UnderWay::begin(&target.cluster, now);
         let outcome = attempt::send(worker, pick, sent, progress.deadline(), route.timeouts.idle).await;
         let ended = Instant::now();
-        let ending = match &outcome {
-            Ok(answer) => Ending::answered(answer.head.status),
-            Err(failure) => Ending::failed(None, failure.reason),
-        };
-        target
-            .cluster
-            .metrics
-            .attempt(ending, ended.saturating_duration_since(now));
+        attempt.ended(&outcome, ended);
 
         match progress.decide(&outcome, outgoing.is_kept(), ended, &route) {
             Decision::HandOver => {
                 return outcome.map(|answer| (answer, Bounds::of_body(ended, &progress, &route)));
             }
             Decision::Again { after } => {
-                drop(outcome);
+                body::put_by(worker, outcome, ended).await;
                 progress.wait(after).await;
             }
+        }
+    }
+}
+
+/// An attempt under way, counted when it ends, and when nobody waits for its end any more.
+struct UnderWay<'a> {
+    cluster: &'a Cluster,
+    began: Instant,
+    ended: bool,
+}
+
+impl<'a> UnderWay<'a> {
+    fn begin(cluster: &'a Cluster, now: Instant) -> Self {
+        Self {
+            cluster,
+            began: now,
+            ended: false,
+        }
+    }
+
+    fn ended(mut self, outcome: &Result<Answer, Failure>, now: Instant) {
+        let ending = match outcome {
+            Ok(Answer {
+                head,
+                said: Some(reason),
+                ..
+            }) => Ending::failed(Some(head.status), *reason),
+            Ok(answer) => Ending::answered(answer.head.status),
+            Err(failure) => Ending::failed(None, failure.reason),
+        };
+        self.ended = true;
+        self.cluster
+            .metrics
+            .attempt(ending, now.saturating_duration_since(self.began));
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    /// The caller went away while the upstream had not answered: that must show, or an upstream that hangs would
+    /// look like one that is never asked.
+    fn drop(&mut self) {
+        if !self.ended {
+            let gone = Ending::failed(None, Reason::ClientGone);
+            self.cluster.metrics.attempt(gone, self.began.elapsed());
         }
     }
 }

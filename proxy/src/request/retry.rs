@@ -115,7 +115,10 @@ impl Progress {
     ) -> Decision {
         self.now = now;
         let event = match outcome {
-            Ok(answer) => Event::Answered(answer.head.status.as_u16()),
+            Ok(answer) => match answer.said {
+                Some(reason) if reason.reached() == Reached::No => Event::NotDelivered,
+                _ => Event::Answered(answer.head.status.as_u16()),
+            },
             Err(failure) => Event::Failed(failure.reason),
         };
         let (decision, result) = self.judge(event, body_is_kept, &route.retry, &route.budget);
@@ -188,6 +191,8 @@ impl Progress {
 #[derive(Clone, Copy, Debug)]
 enum Event {
     Answered(u16),
+    /// The sidecar of the endpoint answered that the request did not reach its application.
+    NotDelivered,
     Failed(Reason),
 }
 
@@ -197,6 +202,7 @@ impl Event {
         match self {
             Self::Answered(502..=504) => Some(RetryOn::GatewayError),
             Self::Answered(_) => None,
+            Self::NotDelivered => Some(RetryOn::ConnectFailure),
             Self::Failed(reason) => match reason {
                 Reason::ConnectFailed | Reason::ConnectTimeout | Reason::Overloaded => {
                     Some(RetryOn::ConnectFailure)
@@ -204,6 +210,7 @@ impl Event {
                 Reason::UpstreamReset | Reason::UpstreamProtocol => Some(RetryOn::Reset),
                 Reason::AttemptTimeout => Some(RetryOn::GatewayError),
                 Reason::BadRequest
+                | Reason::NotReady
                 | Reason::NoService
                 | Reason::NoRoute
                 | Reason::NoEndpoint
@@ -218,6 +225,7 @@ impl Event {
     fn reached(self) -> Reached {
         match self {
             Self::Answered(_) => Reached::Maybe,
+            Self::NotDelivered => Reached::No,
             Self::Failed(reason) => reason.reached(),
         }
     }
@@ -285,6 +293,11 @@ mod tests {
             assert!(again(&Method::POST, Event::Failed(reason)), "{reason:?}");
             assert!(again(&Method::GET, Event::Failed(reason)), "{reason:?}");
         }
+    }
+
+    #[test]
+    fn what_the_endpoints_own_sidecar_could_not_deliver_is_tried_again_for_any_method() {
+        assert!(again(&Method::POST, Event::NotDelivered));
     }
 
     #[test]

@@ -34,12 +34,13 @@ pub struct Said {
     pub documents: Vec<Document>,
 }
 
-/// The name of the route and of the listener label on the application's side.
+/// The listener label on the application's side.
 const INBOUND: &str = "inbound";
 /// The listener label on the caller's side.
 const OUTBOUND: &str = "outbound";
-/// The cluster of the application beside the sidecar.
-const APP: &str = "app";
+/// The route to the application beside the sidecar, and its cluster. No route or backend that a person names can be
+/// called so, since names have no `@`: else a backend `app` would be taken for the application, or it for the backend.
+const APP: &str = "@app";
 
 /// Makes a snapshot of a checked configuration. `node_service` is the service that this sidecar stands beside.
 ///
@@ -214,9 +215,9 @@ impl<'a> Compiler<'a> {
             port: None,
         };
         let cluster = self.cluster(service, APP, &discover);
-        let target = self.target(INBOUND, service, INBOUND, cluster);
+        let target = self.target(INBOUND, service, APP, cluster);
         let route = self.assemble(
-            (INBOUND, service, INBOUND),
+            (INBOUND, service, APP),
             Vec::new(),
             vec![(target, 1)],
             (timeouts, retry),

@@ -89,6 +89,11 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Whether requests for the application beside the sidecar have somewhere to go.
+    pub(crate) fn has_inbound(&self) -> bool {
+        self.inbound.is_some()
+    }
+
     /// The series of a request until its service is known.
     pub(crate) fn unmatched(&self, entry: &Entry) -> &Arc<RouteMetrics> {
         match entry {
@@ -99,6 +104,12 @@ impl Snapshot {
 
     /// The service that a request is for.
     pub(crate) fn virtual_host(&self, entry: &Entry, host: &str) -> Result<usize, Failure> {
+        if self.origin == Origin::Nothing {
+            return Err(Failure::new(
+                Reason::NotReady,
+                "no configuration has been applied yet",
+            ));
+        }
         let (found, detail): (_, fn(&str) -> String) = match entry {
             Entry::Outbound => (self.hosts.find(host), |host| {
                 format!("no service has the host `{host}`")

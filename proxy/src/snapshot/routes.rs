@@ -212,6 +212,8 @@ impl Path {
     fn matches(&self, path: &str) -> bool {
         match self {
             Self::Exact(exact) => path == exact,
+            // `/` takes every path, `*` of `OPTIONS *` (RFC 9112 section 3.2.4) too.
+            Self::Prefix(prefix) if prefix.is_empty() => true,
             Self::Prefix(prefix) => path
                 .strip_prefix(prefix.as_str())
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),

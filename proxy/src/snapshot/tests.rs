@@ -141,7 +141,7 @@ fn a_local_port_stands_for_its_service_and_the_inbound_one_for_the_application()
     );
     assert_eq!(
         route(&snapshot, &Entry::Inbound, "whatever", &request),
-        Ok("inbound")
+        Ok("@app")
     );
 }
 
@@ -211,6 +211,18 @@ fn a_cluster_whose_words_are_the_same_survives_a_push_and_one_that_changed_keeps
             .endpoints
             .iter()
             .any(|kept| Arc::ptr_eq(kept, &endpoint))
+    );
+}
+
+#[test]
+fn a_backend_called_app_is_not_the_application() {
+    let snapshot = compiled(&TWO.replace("v2", "app"), &metrics(), None);
+    let place = snapshot.virtual_host(&Entry::Inbound, "").unwrap();
+    let target = snapshot.virtual_hosts[place].routes[0].choose();
+    assert_eq!(target.cluster.endpoints().endpoints[0].address.port(), 9080);
+    assert_eq!(
+        cluster(&snapshot, "app").endpoints().endpoints[0].address.port(),
+        2
     );
 }
 

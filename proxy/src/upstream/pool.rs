@@ -20,6 +20,7 @@ use http_body::{Body, Frame};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use tokio::net::TcpStream;
+use tokio::task::coop::unconstrained;
 
 use crate::error::{Failure, Reason};
 use crate::stream::Stream;
@@ -32,8 +33,9 @@ use crate::upstream::{Endpoint, EndpointSet};
 /// it; closing first is what keeps a request from meeting a connection that is being closed.
 const IDLE_MAX: Duration = Duration::from_secs(4);
 
-/// The most idle connections that a worker keeps to one endpoint; more are closed when their request is done.
-const IDLE_CONNECTIONS_MAX: usize = 256;
+/// The most idle connections that a worker keeps to one endpoint; more are closed when their request is done. Eight
+/// workers' worth is what the endpoint is allowed in all, so that idle ones seldom stand in the way of needed ones.
+const IDLE_CONNECTIONS_MAX: usize = 128;
 
 /// The most connections to one endpoint, over all workers: Envoy's default, a bound on what a slow endpoint can
 /// gather. A request that would need another is answered with `overloaded`.
@@ -136,7 +138,8 @@ impl Connection {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let look = |body: &mut Incoming, gate: &Gate| {
-            gate.shut(|| Pin::new(body).poll_frame(&mut Context::from_waker(Waker::noop())))
+            let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx));
+            gate.shut(|| std::pin::pin!(unconstrained(frame)).poll(&mut Context::from_waker(Waker::noop())))
         };
         let frame = look(body, &self.gate);
         if frame.is_ready() {
@@ -173,10 +176,11 @@ impl Connection {
             deadline,
             ..
         } = self;
-        let mut answer = std::pin::pin!(gate.shut(|| sender.try_send_request(request)));
+        let mut answer = std::pin::pin!(unconstrained(gate.shut(|| sender.try_send_request(request))));
         let sent = std::future::poll_fn(|cx| {
             drive(driver, gate, cx);
-            // The answer comes by the driver alone, which has just been looked after: nothing need wake for it.
+            // The answer comes by the driver alone, which has just been looked after: nothing need wake for it. It is
+            // unconstrained because a channel that yields for fairness's sake would wake nobody here.
             if let Poll::Ready(answer) = answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 return Poll::Ready(answer.map_err(|mut error| match error.take_message() {
                     Some(request) => SendError::NotSent(Box::new(request)),
