@@ -23,5 +23,6 @@ mod hot_swap;
 mod observability;
 mod retries;
 mod routing;
+mod second_looks;
 mod tidy;
 mod timeouts;
