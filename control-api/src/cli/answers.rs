@@ -115,7 +115,9 @@ impl Answers {
         let refused = node.refused.as_ref().filter(|refused| reached(&refused.version));
         let mut answer = match refused {
             Some(_) => SidecarAnswer::of(node, Said::Refused),
-            None if reached(&node.holds) => SidecarAnswer::of(node, Said::Applied),
+            None if node.holds_store.is_none() && reached(&node.holds) => {
+                SidecarAnswer::of(node, Said::Applied)
+            }
             None => return None,
         };
         if let Some(refused) = refused {

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::discovery::{Answer, Sent, answer};
+use crate::discovery::{Answer, Sent, answer, is_foreign};
 
 /// How many sidecars are remembered: the size that one control API is measured for. One more is turned away.
 const NODES_MAX: usize = 10_000;
@@ -40,6 +40,8 @@ const NAME_BYTES_MAX: usize = 253;
 /// Everyone who polled lately.
 #[derive(Debug)]
 pub struct Nodes {
+    /// The name of the store whose versions are told.
+    store: Arc<str>,
     table: Mutex<HashMap<String, Entry>>,
     /// Counts the changes that someone who watches the table would want to see.
     changes: watch::Sender<u64>,
@@ -53,6 +55,8 @@ pub struct Nodes {
 struct Entry {
     about: Node,
     holds: String,
+    /// The store that `holds` counts in; empty when the node does not say.
+    holds_store: String,
     sent: Option<Sent>,
     refused: Option<Refused>,
     open_polls: usize,
@@ -86,6 +90,8 @@ pub enum NodeError {
 pub struct NodeList {
     /// The version of the whole.
     pub version: String,
+    /// The store that the version counts in.
+    pub store: String,
     /// Counts the changes of this list: asked with `?after=` this number, the next one waits until there is news.
     pub seen: u64,
     /// The nodes, by id.
@@ -109,6 +115,8 @@ pub struct NodeView {
     pub last_seen_seconds: u64,
     /// The version that it applied last; empty when it has none.
     pub holds: String,
+    /// The store that gave `holds`, if it is another than the one here: the number then says nothing here.
+    pub holds_store: Option<String>,
     /// How it stands to the current version.
     pub state: NodeState,
     /// What it refused, until it accepts something newer.
@@ -150,19 +158,19 @@ pub struct RefusedView {
     pub problems: Vec<Problem>,
 }
 
-impl Default for Nodes {
-    fn default() -> Self {
+impl Nodes {
+    /// An empty table of those who follow `store`.
+    pub fn of_store(store: Arc<str>) -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
+            store,
             table: Mutex::default(),
             changes: watch::Sender::new(1),
             run: format!("{:x}", since.as_micros()),
             nonces: AtomicU64::new(1),
         }
     }
-}
 
-impl Nodes {
     /// Takes in a poll: who it is, what it holds, what it answers.
     pub fn enter(self: &Arc<Self>, request: &DiscoveryRequest) -> Result<Poll, NodeError> {
         let about = &request.node;
@@ -175,6 +183,7 @@ impl Nodes {
             &about.version,
             &about.zone,
             &request.version,
+            &request.store,
         ];
         if fields.iter().any(|field| field.len() > NAME_BYTES_MAX) {
             return Err(NodeError::TooLong);
@@ -187,7 +196,7 @@ impl Nodes {
         let entry = table.entry(about.id.clone()).or_insert_with(|| Entry::new(about));
         let mut news = !known || !entry.connected() || entry.about != *about;
         entry.about.clone_from(about);
-        let answered = entry.take_answer(request);
+        let answered = entry.take_answer(request, &self.store);
         news |= answered;
         let refused = entry.refused.clone().filter(|_| answered);
         entry.open_polls += 1;
@@ -227,11 +236,15 @@ impl Nodes {
         let seen = *self.changes.borrow();
         let mut table = self.lock();
         table.retain(|_, entry| entry.connected() || entry.seen.elapsed() < FORGET_AFTER);
-        let mut nodes: Vec<NodeView> = table.values().map(|entry| entry.view(head)).collect();
+        let mut nodes: Vec<NodeView> = table
+            .values()
+            .map(|entry| entry.view(head, &self.store))
+            .collect();
         drop(table);
         nodes.sort_by(|one, other| one.id.cmp(&other.id));
         NodeList {
             version: head.to_string(),
+            store: self.store.to_string(),
             seen,
             nodes,
         }
@@ -261,6 +274,7 @@ impl Entry {
         Self {
             about: about.clone(),
             holds: String::new(),
+            holds_store: String::new(),
             sent: None,
             refused: None,
             open_polls: 0,
@@ -270,40 +284,43 @@ impl Entry {
     }
 
     /// Records what the poll says; true if that is news.
-    fn take_answer(&mut self, request: &DiscoveryRequest) -> bool {
-        let before = (self.holds.clone(), self.refused.clone());
-        match answer(request, self.sent.as_ref()) {
-            Answer::Applied(_) => {
-                self.holds.clone_from(&request.version);
-                self.refused = None;
-            }
+    fn take_answer(&mut self, request: &DiscoveryRequest, store: &str) -> bool {
+        let before = (self.holds.clone(), self.holds_store.clone(), self.refused.clone());
+        let answer = answer(request, self.sent.as_ref(), store);
+        if answer != Answer::Stale {
+            self.holds.clone_from(&request.version);
+            self.holds_store.clone_from(&request.store);
+        }
+        match answer {
+            Answer::Applied(_) => self.refused = None,
             Answer::Refused(version) => {
-                self.holds.clone_from(&request.version);
                 let problems = request.error.iter().flat_map(|error| &error.problems);
                 let problems = problems.take(PROBLEMS_MAX).cloned().collect();
                 self.refused = Some(Refused { version, problems });
             }
             Answer::Holds => {
-                self.holds.clone_from(&request.version);
                 // It came back with a version that an earlier run of it had refused, or a newer one.
-                let holds = request.version.parse::<u64>().ok();
+                let ours = !is_foreign(request, store);
+                let holds = request.version.parse::<u64>().ok().filter(|_| ours);
                 self.refused.take_if(|refused| holds >= Some(refused.version));
             }
             Answer::Stale => {}
         }
-        before != (self.holds.clone(), self.refused.clone())
+        let after = (&self.holds, &self.holds_store, &self.refused);
+        (&before.0, &before.1, &before.2) != after
     }
 
     fn connected(&self) -> bool {
         self.open_polls > 0 || (!self.cut && self.seen.elapsed() < GRACE)
     }
 
-    fn view(&self, head: u64) -> NodeView {
+    fn view(&self, head: u64, store: &str) -> NodeView {
         let connected = self.connected();
+        let foreign = !self.holds_store.is_empty() && self.holds_store != store;
         let state = match (connected, &self.refused) {
             (false, _) => NodeState::Gone,
             (true, Some(_)) => NodeState::Refused,
-            (true, None) if self.holds == head.to_string() => NodeState::InSync,
+            (true, None) if !foreign && self.holds == head.to_string() => NodeState::InSync,
             (true, None) => NodeState::Behind,
         };
         let idle = if self.open_polls > 0 {
@@ -319,6 +336,7 @@ impl Entry {
             connected,
             last_seen_seconds: idle.as_secs(),
             holds: self.holds.clone(),
+            holds_store: foreign.then(|| self.holds_store.clone()),
             state,
             refused: self.refused.as_ref().map(|refused| RefusedView {
                 version: refused.version.to_string(),

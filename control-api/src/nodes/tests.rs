@@ -1,7 +1,7 @@
 use super::*;
 
 fn nodes() -> Arc<Nodes> {
-    Arc::new(Nodes::default())
+    Arc::new(Nodes::of_store("ours".into()))
 }
 
 fn poll(id: &str, version: &str, nonce: &str) -> DiscoveryRequest {
@@ -47,6 +47,26 @@ async fn a_node_is_behind_until_it_acknowledges_and_then_in_sync() {
     let view = only(&nodes, 7);
     assert_eq!((view.state, view.holds.as_str()), (NodeState::InSync, "7"));
     assert_eq!(only(&nodes, 8).state, NodeState::Behind);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_holds_the_same_number_of_another_store_is_behind_and_says_so() {
+    let nodes = nodes();
+    let request = DiscoveryRequest {
+        store: "theirs".into(),
+        ..poll("a", "7", "")
+    };
+    let nonce = nodes.enter(&request).unwrap().answer(7);
+    let view = only(&nodes, 7);
+    assert_eq!((view.state, view.holds.as_str()), (NodeState::Behind, "7"));
+    assert_eq!(view.holds_store.as_deref(), Some("theirs"));
+    let applied = DiscoveryRequest {
+        store: "ours".into(),
+        ..poll("a", "7", &nonce)
+    };
+    let _held = nodes.enter(&applied).unwrap();
+    let view = only(&nodes, 7);
+    assert_eq!((view.state, view.holds_store), (NodeState::InSync, None));
 }
 
 #[tokio::test(start_paused = true)]

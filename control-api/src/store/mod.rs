@@ -11,6 +11,7 @@
 mod tests;
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -33,6 +34,8 @@ const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
 const REVISION: &str = "revision";
 /// Row of [`NUMBERS`]: how the rows are written.
 const FORMAT: &str = "format";
+/// Row of [`NUMBERS`]: the number that was drawn when the store was made.
+const STORE: &str = "store";
 /// The way that this program writes rows. A store with another number is refused rather than misread.
 const FORMAT_HERE: u64 = 1;
 
@@ -48,6 +51,8 @@ pub struct Store {
 /// What is current at one revision; never changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Head {
+    /// The name of the store, drawn when it was made: revisions of different stores have nothing to do with each other.
+    pub store: Arc<str>,
     /// The number of the last push that changed something; 0 when nothing was ever pushed.
     pub revision: u64,
     /// The documents by key.
@@ -264,6 +269,10 @@ fn create_tables(database: &Database) -> Result<(), StoreError> {
                 numbers.insert(FORMAT, FORMAT_HERE)?;
             }
         }
+        // A store of an earlier release has none yet; it gets one, and keeps it.
+        if numbers.get(STORE)?.is_none() {
+            numbers.insert(STORE, drawn())?;
+        }
     }
     transaction.commit()?;
     Ok(())
@@ -272,12 +281,11 @@ fn create_tables(database: &Database) -> Result<(), StoreError> {
 /// Reads what is current into memory.
 fn load(database: &Database) -> Result<Head, StoreError> {
     let transaction = database.begin_read()?;
-    let revision = transaction
-        .open_table(NUMBERS)?
-        .get(REVISION)?
-        .map_or(0, |row| row.value());
+    let numbers = transaction.open_table(NUMBERS)?;
+    let number = |name| numbers.get(name).map(|row| row.map_or(0, |row| row.value()));
     let mut head = Head {
-        revision,
+        store: format!("{:016x}", number(STORE)?).into(),
+        revision: number(REVISION)?,
         ..Head::default()
     };
     for entry in transaction.open_table(CURRENT)?.iter()? {
@@ -350,6 +358,11 @@ fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, StoreError> {
     serde_json::from_slice(bytes).map_err(|error| StoreError::Unreadable {
         what: format!("a row that cannot be read ({error})"),
     })
+}
+
+/// A number that no other store has: the system's randomness, by which the standard library keys its maps.
+fn drawn() -> u64 {
+    RandomState::new().hash_one(now_ms())
 }
 
 /// The wall clock, for people who read the history; nothing is decided by it.

@@ -104,6 +104,8 @@ pub(crate) struct ControlApi {
     /// What is applied: documents by key.
     held: BTreeMap<String, Versioned>,
     version: String,
+    /// The store of the control API that `version` and `held` came from.
+    store: String,
     /// The answer to the last response, sent with the next poll.
     nonce: String,
     error: Option<Refusal>,
@@ -119,6 +121,7 @@ pub(crate) struct ControlApi {
 #[derive(Debug)]
 struct Pending {
     version: String,
+    store: String,
     nonce: String,
     held: BTreeMap<String, Versioned>,
     origin: Origin,
@@ -160,6 +163,7 @@ impl ControlApi {
             connection: None,
             held: BTreeMap::new(),
             version: String::new(),
+            store: String::new(),
             nonce: String::new(),
             error: None,
             unsure: true,
@@ -221,9 +225,11 @@ impl ControlApi {
                 self.unsure = false;
                 // What was on disk is what the API holds: from now on it counts as the API's.
                 (self.origin == Origin::Disk).then(|| {
-                    let (version, held) = (self.version.clone(), self.held.clone());
+                    let (version, store) = (self.version.clone(), self.store.clone());
+                    let held = self.held.clone();
                     self.hand_over(Pending {
                         version,
+                        store,
                         nonce: String::new(),
                         held,
                         origin: Origin::Control,
@@ -239,14 +245,39 @@ impl ControlApi {
                 for changed in response.changed {
                     held.insert(changed.document.key().to_owned(), changed);
                 }
-                let DiscoveryResponse { version, nonce, .. } = response;
-                Some(self.hand_over(Pending {
+                let DiscoveryResponse {
                     version,
+                    store,
+                    nonce,
+                    ..
+                } = response;
+                let loses_all = held.is_empty() && !self.held.is_empty() && store != self.store;
+                let mut push = self.hand_over(Pending {
+                    version,
+                    store,
                     nonce,
                     held,
                     origin: Origin::Control,
-                }))
+                });
+                if loses_all {
+                    push.documents = Err(vec![self.would_lose_all()]);
+                }
+                Some(push)
             }
+        }
+    }
+
+    /// Another store has nothing for this sidecar: it was likelier lost than meant, so that what is held is kept.
+    fn would_lose_all(&self) -> Problem {
+        Problem {
+            line: 1,
+            column: 1,
+            message: format!(
+                "the control API has another store than the one that gave version {}, and would take away all {} documents that are held: they are kept; push what this sidecar wants, or start it again without its last good file",
+                self.version,
+                self.held.len()
+            ),
+            ..Problem::default()
         }
     }
 
@@ -274,6 +305,7 @@ impl ControlApi {
             Verdict::Applied => {
                 self.error = None;
                 self.version = pending.version;
+                self.store = pending.store;
                 self.held = pending.held;
                 self.origin = pending.origin;
                 if pending.origin == Origin::Control {
@@ -301,6 +333,7 @@ impl ControlApi {
             node: self.node.clone(),
             want: self.want.clone(),
             have: self.unsure.then(versions),
+            store: self.store.clone(),
             version: self.version.clone(),
             nonce: self.nonce.clone(),
             error: self.error.clone(),
@@ -374,6 +407,9 @@ impl ControlApi {
 #[derive(serde::Serialize, serde::Deserialize)]
 struct LastGood {
     version: String,
+    /// Absent in the file of an earlier release.
+    #[serde(default)]
+    store: String,
     documents: Vec<Versioned>,
 }
 
@@ -383,6 +419,7 @@ impl ControlApi {
         let Some(path) = &self.last_good else { return };
         let kept = LastGood {
             version: self.version.clone(),
+            store: self.store.clone(),
             documents: self.held.values().cloned().collect(),
         };
         let written = serde_json::to_vec(&kept)
@@ -427,6 +464,7 @@ impl ControlApi {
         self.origin = Origin::Disk;
         Some(self.hand_over(Pending {
             version: kept.version,
+            store: kept.store,
             nonce: String::new(),
             held,
             origin: Origin::Disk,

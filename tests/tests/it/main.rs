@@ -21,6 +21,7 @@ mod headers;
 mod hostile;
 mod hot_swap;
 mod observability;
+mod other_store;
 mod retries;
 mod routing;
 mod tidy;
