@@ -31,8 +31,9 @@ const FORGET_AFTER: Duration = Duration::from_secs(600);
 /// How long a sidecar counts as connected between two polls: it applies what it was told before it asks again.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// How many problems of a refusal are kept: more than a person reads at once; the sidecar's own log has all.
-const PROBLEMS_MAX: usize = 100;
+/// How many problems of a refusal are kept: more than a person reads at once; the sidecar itself shows all. A sidecar
+/// tells a hundred, and one that says how many more there are.
+const PROBLEMS_MAX: usize = 101;
 
 /// The longest id, service, version or zone, in bytes: the longest host name.
 const NAME_BYTES_MAX: usize = 253;

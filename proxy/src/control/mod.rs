@@ -25,6 +25,7 @@ use crate::snapshot::Origin;
 use crate::upstream::discovery::Resolver;
 
 pub(crate) mod files;
+mod refusal;
 
 /// After a poll that failed, this long is waited, then twice as long, and so on.
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
@@ -34,6 +35,10 @@ const BACKOFF_MAX: Duration = Duration::from_secs(3);
 
 /// How long the control API may take to answer beyond the hold that it was asked for.
 const ANSWER_SLACK: Duration = Duration::from_secs(10);
+
+/// How long the first poll may take in all while nothing serves and a last good configuration waits on disk: a control
+/// API that is well answers a first poll in milliseconds, and traffic does not wait for one that is not.
+const ANSWER_BEFORE_DISK: Duration = Duration::from_secs(2);
 
 /// How long connecting to the control API may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -100,6 +105,8 @@ pub(crate) struct ControlApi {
     node: Node,
     want: Vec<String>,
     last_good: Option<PathBuf>,
+    /// Whether the last good file was read, whatever was in it: it is read once.
+    disk_was_read: bool,
     connection: Option<http1::SendRequest<Full<Bytes>>>,
     /// What is applied: documents by key.
     held: BTreeMap<String, Versioned>,
@@ -160,6 +167,7 @@ impl ControlApi {
             node,
             want: if want.is_empty() { vec!["*".into()] } else { want },
             last_good,
+            disk_was_read: false,
             connection: None,
             held: BTreeMap::new(),
             version: String::new(),
@@ -187,8 +195,7 @@ impl ControlApi {
                 }
                 Err(error) => {
                     self.connection = None;
-                    self.unsure = true;
-                    self.nonce.clear();
+                    self.say_it_all();
                     self.failures += 1;
                     if self.failures == 1 {
                         tracing::warn!(control = self.authority, error = %format!("{error:#}"), "the control API does not answer; going on with what is known and asking again");
@@ -204,6 +211,14 @@ impl ControlApi {
         }
     }
 
+    /// The next poll says what is held and answers nothing: what the answer to the last response was worth is not
+    /// known. A response that was refused is told again, and refused again.
+    fn say_it_all(&mut self) {
+        self.unsure = true;
+        self.nonce.clear();
+        self.error = None;
+    }
+
     async fn back_off(&self) {
         let wait = BACKOFF_FIRST
             .saturating_mul(1 << (self.failures - 1).min(10))
@@ -216,8 +231,7 @@ impl ControlApi {
     fn read(&mut self, reply: Reply) -> Option<Push> {
         match reply {
             Reply::SayWhatYouHold => {
-                self.unsure = true;
-                self.nonce.clear();
+                self.say_it_all();
                 None
             }
             Reply::NothingNew => {
@@ -312,7 +326,7 @@ impl ControlApi {
                     self.keep();
                 }
             }
-            Verdict::Refused(problems) => self.error = Some(Refusal { problems }),
+            Verdict::Refused(problems) => self.error = Some(refusal::bounded(problems)),
         }
     }
 
@@ -340,10 +354,15 @@ impl ControlApi {
             hold: Some(hold),
         };
         let question = Bytes::from(serde_json::to_vec(&question)?);
-        let answer = tokio::time::timeout(hold.0 + ANSWER_SLACK, self.exchange(question));
+        let within = if self.disk_is_next() {
+            ANSWER_BEFORE_DISK
+        } else {
+            hold.0 + ANSWER_SLACK
+        };
+        let answer = tokio::time::timeout(within, self.exchange(question));
         let (status, body) = answer
             .await
-            .map_err(|_| anyhow!("no answer within {:?}", hold.0 + ANSWER_SLACK))??;
+            .map_err(|_| anyhow!("no answer within {within:?}"))??;
         match status {
             StatusCode::OK => Ok(Reply::Changes(
                 serde_json::from_slice(&body).context("the answer is not understood")?,
@@ -436,8 +455,17 @@ impl ControlApi {
         }
     }
 
+    /// Whether a poll that fails now is followed by a look at the disk which may find something.
+    fn disk_is_next(&self) -> bool {
+        let kept = self.last_good.as_ref().is_some_and(|path| path.exists());
+        self.origin == Origin::Nothing && !self.disk_was_read && kept
+    }
+
     /// The configuration that was kept, if nothing serves and there is one.
     fn read_last_good(&mut self) -> Option<Push> {
+        if std::mem::replace(&mut self.disk_was_read, true) {
+            return None;
+        }
         let path = self.last_good.as_ref()?;
         let text = match std::fs::read(path) {
             Ok(text) => text,
