@@ -30,6 +30,10 @@ pub struct Node {
     /// Where it runs.
     #[serde(default)]
     pub zone: String,
+    /// Drawn anew by every process, so that two that were given one id are told apart. Whoever polls by hand can leave
+    /// it out.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub instance: String,
 }
 
 /// One poll. It carries the answer to the last response: the nonce alone is an ACK, the nonce with an `error` a NACK.

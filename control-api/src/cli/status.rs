@@ -1,5 +1,7 @@
 //! `outrigger status`: which sidecar holds what, and what any of them refused.
 
+use std::collections::BTreeSet;
+
 use clap::Args;
 
 use super::output::{Output, Tone, harmless};
@@ -35,6 +37,15 @@ impl Status {
             output.line(
                 "\nwhat a sidecar holds of another store it keeps until this store is pushed to; then it is told all of this one",
             );
+        }
+        let notes: BTreeSet<&str> = list
+            .nodes
+            .iter()
+            .filter_map(|node| node.note.as_deref())
+            .collect();
+        for note in notes {
+            let note = output.paint(Tone::Attention, harmless(note));
+            output.line(format!("\n{note}"));
         }
         for node in &list.nodes {
             let Some(refused) = &node.refused else { continue };

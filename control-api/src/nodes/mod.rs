@@ -9,7 +9,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -43,13 +43,19 @@ const NAME_BYTES_MAX: usize = 253;
 pub struct Nodes {
     /// The name of the store whose versions are told.
     store: Arc<str>,
-    table: Mutex<HashMap<String, Entry>>,
+    table: Mutex<Table>,
     /// Counts the changes that someone who watches the table would want to see.
     changes: watch::Sender<u64>,
     /// Begins every nonce of this run, so that none of an earlier run is taken for ours.
     run: String,
     nonces: AtomicU64,
 }
+
+/// By id, and then by process: an id should have one, and may have more by mistake.
+type Table = BTreeMap<Key, Entry>;
+
+/// The id of a node, and the process that goes by it.
+type Key = (String, String);
 
 /// One node.
 #[derive(Debug)]
@@ -61,6 +67,8 @@ struct Entry {
     sent: Option<Sent>,
     refused: Option<Refused>,
     open_polls: usize,
+    /// It was said that another process goes by the same id.
+    warned: bool,
     /// Its last poll ended because the connection did.
     cut: bool,
     seen: Instant,
@@ -104,6 +112,9 @@ pub struct NodeList {
 pub struct NodeView {
     /// Its id.
     pub id: String,
+    /// The process, as it calls itself; empty for one that does not say.
+    #[serde(default)]
+    pub instance: String,
     /// The service that it stands beside.
     pub service: String,
     /// The version of that instance.
@@ -122,6 +133,9 @@ pub struct NodeView {
     pub state: NodeState,
     /// What it refused, until it accepts something newer.
     pub refused: Option<RefusedView>,
+    /// What is wrong with the node itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// How a node stands to the current version.
@@ -183,6 +197,7 @@ impl Nodes {
             &about.service,
             &about.version,
             &about.zone,
+            &about.instance,
             &request.version,
             &request.store,
         ];
@@ -190,11 +205,12 @@ impl Nodes {
             return Err(NodeError::TooLong);
         }
         let mut table = self.lock();
-        if !table.contains_key(&about.id) && table.len() >= NODES_MAX {
+        let key = (about.id.clone(), about.instance.clone());
+        let known = table.contains_key(&key);
+        if !known && table.len() >= NODES_MAX {
             make_room(&mut table)?;
         }
-        let known = table.contains_key(&about.id);
-        let entry = table.entry(about.id.clone()).or_insert_with(|| Entry::new(about));
+        let entry = table.entry(key.clone()).or_insert_with(|| Entry::new(about));
         let mut news = !known || !entry.connected() || entry.about != *about;
         entry.about.clone_from(about);
         let answered = entry.take_answer(request, &self.store);
@@ -203,7 +219,11 @@ impl Nodes {
         entry.open_polls += 1;
         entry.cut = false;
         entry.seen = Instant::now();
+        let twins = warn_of_twins(&mut table, &key);
         drop(table);
+        if twins {
+            tracing::warn!(node = about.id, "{}", twins_note(&about.id));
+        }
         if !known {
             tracing::info!(
                 node = about.id,
@@ -222,7 +242,7 @@ impl Nodes {
         }
         Ok(Poll {
             nodes: self.clone(),
-            id: about.id.clone(),
+            key,
             answered: false,
         })
     }
@@ -242,7 +262,7 @@ impl Nodes {
             .map(|entry| entry.view(head, &self.store))
             .collect();
         drop(table);
-        nodes.sort_by(|one, other| one.id.cmp(&other.id));
+        mark_twins(&mut nodes);
         NodeList {
             version: head.to_string(),
             store: self.store.to_string(),
@@ -251,7 +271,7 @@ impl Nodes {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+    fn lock(&self) -> MutexGuard<'_, Table> {
         // Each change of an entry is complete before anything can panic, so the table is usable after one.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -262,12 +282,50 @@ impl Nodes {
 }
 
 /// Makes room for one more: whoever has been away longest is forgotten.
-fn make_room(table: &mut HashMap<String, Entry>) -> Result<(), NodeError> {
+fn make_room(table: &mut Table) -> Result<(), NodeError> {
     let away = table.iter().filter(|(_, entry)| !entry.connected());
-    let longest = away.min_by_key(|(_, entry)| entry.seen).map(|(id, _)| id.clone());
-    let id = longest.ok_or(NodeError::Full)?;
-    table.remove(&id);
+    let longest = away
+        .min_by_key(|(_, entry)| entry.seen)
+        .map(|(key, _)| key.clone());
+    let key = longest.ok_or(NodeError::Full)?;
+    table.remove(&key);
     Ok(())
+}
+
+/// Whether it has to be said that another process than that of `key` polls under its id. A process that merely went,
+/// and came back as another, has no poll open any more.
+fn warn_of_twins(table: &mut Table, key: &Key) -> bool {
+    let first = (key.0.clone(), String::new());
+    let of_one_id = table.range_mut(first..).take_while(|(other, _)| other.0 == key.0);
+    let mut polling: Vec<&mut Entry> = of_one_id
+        .map(|(_, entry)| entry)
+        .filter(|entry| entry.open_polls > 0)
+        .collect();
+    if polling.len() < 2 {
+        return false;
+    }
+    let said = polling.iter().any(|entry| entry.warned);
+    for entry in &mut polling {
+        entry.warned = true;
+    }
+    !said
+}
+
+fn twins_note(id: &str) -> String {
+    format!("two sidecars call themselves {id}; give each its own --node-id")
+}
+
+/// Notes whoever shares its id with another that is connected, and leaves out the earlier runs of one that came back.
+fn mark_twins(nodes: &mut Vec<NodeView>) {
+    let mut connected: BTreeMap<String, usize> = BTreeMap::new();
+    for node in nodes.iter().filter(|node| node.connected) {
+        *connected.entry(node.id.clone()).or_default() += 1;
+    }
+    nodes.retain(|node| node.connected || !connected.contains_key(&node.id));
+    for node in nodes {
+        let shared = connected.get(&node.id).is_some_and(|count| *count > 1);
+        node.note = shared.then(|| twins_note(&node.id));
+    }
 }
 
 impl Entry {
@@ -279,6 +337,7 @@ impl Entry {
             sent: None,
             refused: None,
             open_polls: 0,
+            warned: false,
             cut: false,
             seen: Instant::now(),
         }
@@ -331,6 +390,7 @@ impl Entry {
         };
         NodeView {
             id: self.about.id.clone(),
+            instance: self.about.instance.clone(),
             service: self.about.service.clone(),
             version: self.about.version.clone(),
             zone: self.about.zone.clone(),
@@ -343,6 +403,7 @@ impl Entry {
                 version: refused.version.to_string(),
                 problems: refused.problems.clone(),
             }),
+            note: None,
         }
     }
 }
@@ -351,7 +412,7 @@ impl Entry {
 #[derive(Debug)]
 pub struct Poll {
     nodes: Arc<Nodes>,
-    id: String,
+    key: Key,
     answered: bool,
 }
 
@@ -359,7 +420,7 @@ impl Poll {
     /// The version that this node refused last, if it did not accept any since.
     pub fn refused(&self) -> Option<u64> {
         let table = self.nodes.lock();
-        let refused = table.get(&self.id)?.refused.as_ref();
+        let refused = table.get(&self.key)?.refused.as_ref();
         refused.map(|refused| refused.version)
     }
 
@@ -367,7 +428,7 @@ impl Poll {
     pub fn answer(mut self, version: u64) -> String {
         let number = self.nodes.nonces.fetch_add(1, Ordering::Relaxed);
         let nonce = format!("{}-{number}", self.nodes.run);
-        if let Some(entry) = self.nodes.lock().get_mut(&self.id) {
+        if let Some(entry) = self.nodes.lock().get_mut(&self.key) {
             entry.sent = Some(Sent {
                 nonce: nonce.clone(),
                 version,
@@ -386,14 +447,14 @@ impl Poll {
 impl Drop for Poll {
     fn drop(&mut self) {
         let mut left = false;
-        if let Some(entry) = self.nodes.lock().get_mut(&self.id) {
+        if let Some(entry) = self.nodes.lock().get_mut(&self.key) {
             entry.open_polls = entry.open_polls.saturating_sub(1);
             entry.seen = Instant::now();
             left = !self.answered && entry.open_polls == 0;
             entry.cut = left;
         }
         if left {
-            tracing::info!(node = self.id, "sidecar went");
+            tracing::info!(node = self.key.0, "sidecar went");
             self.nodes.tell();
         }
     }

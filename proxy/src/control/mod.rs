@@ -5,6 +5,7 @@
 //! serves goes on serving.
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -161,6 +162,11 @@ impl ControlApi {
             bail!("`{url}` is not served: the control API speaks http:// for now");
         }
         let port = authority.port_u16().unwrap_or(80);
+        let node = Node {
+            // The standard library keys its maps by the system's randomness: that no two processes share.
+            instance: format!("{:016x}", RandomState::new().hash_one(std::process::id())),
+            ..node
+        };
         Ok(Self {
             authority: format!("{}:{port}", authority.host()),
             resolver,

@@ -26,3 +26,4 @@ mod retries;
 mod routing;
 mod tidy;
 mod timeouts;
+mod twins;
