@@ -102,7 +102,9 @@ pub fn base<'a>(request: &'a DiscoveryRequest, head: &Head) -> Option<Base<'a>> 
         (None, "") => Some(Base::Nothing),
         (None, version) => {
             let version = version.parse::<u64>().ok();
-            version.filter(|version| *version <= head.revision).map(Base::At)
+            // What went since an older one than `forgotten` is not all known any more.
+            let known = head.forgotten..=head.revision;
+            version.filter(|version| known.contains(version)).map(Base::At)
         }
     }
 }

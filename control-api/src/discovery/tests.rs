@@ -33,6 +33,7 @@ fn head() -> Head {
         revision: 7,
         documents: documents.collect(),
         removed: BTreeMap::from([("details".to_owned(), 5)]),
+        forgotten: 0,
     }
 }
 
@@ -261,4 +262,18 @@ fn an_answer_counts_only_for_the_response_that_was_sent_last() {
     }
     let after_restart_of_the_server = answering("6", "n1", true);
     assert_eq!(answer(&after_restart_of_the_server, None, ""), Answer::Holds);
+}
+
+#[test]
+fn a_node_that_is_older_than_what_is_forgotten_is_asked_for_what_it_has() {
+    let head = Head {
+        forgotten: 4,
+        ..head()
+    };
+    assert_eq!(decide(&poll("3"), &head, None), Decision::UnknownVersion);
+    assert_eq!(decide(&poll("4"), &head, None), told(&["reviews"], &["details"]));
+    assert_eq!(
+        decide(&having("3", &[("ratings", "3"), ("older", "1")]), &head, None),
+        told(&["@mesh", "reviews"], &["older"])
+    );
 }

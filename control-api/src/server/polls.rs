@@ -81,7 +81,7 @@ async fn read_poll(body: Body) -> Result<DiscoveryRequest, ApiError> {
 
 fn unknown_version(request: &DiscoveryRequest, head: &Head) -> ApiError {
     let sentence = format!(
-        "version `{}` is not one of this store, which is {} at {}: poll again with `have`, what you hold of each document",
+        "version `{}` is not one that this store ({}, at version {}) can count from: poll again with `have`, what you hold of each document",
         request.version, head.store, head.revision
     );
     ApiError::Sentence(StatusCode::CONFLICT, sentence)

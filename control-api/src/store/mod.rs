@@ -36,6 +36,11 @@ const REVISION: &str = "revision";
 const FORMAT: &str = "format";
 /// Row of [`NUMBERS`]: the number that was drawn when the store was made.
 const STORE: &str = "store";
+/// Row of [`NUMBERS`]: the newest revision of which a removal is forgotten.
+const FORGOTTEN: &str = "forgotten";
+/// How many removals are remembered: a sidecar that missed more of them is asked what it holds, which is dearer and
+/// rare; without a limit, names that come and go would fill the memory.
+const REMOVED_MAX: usize = 10_000;
 /// The way that this program writes rows. A store with another number is refused rather than misread.
 const FORMAT_HERE: u64 = 1;
 
@@ -57,8 +62,11 @@ pub struct Head {
     pub revision: u64,
     /// The documents by key.
     pub documents: BTreeMap<String, Stored>,
-    /// Keys that once were, and the revision that removed each.
+    /// Keys that once were, and the revision that removed each: the newest 10,000.
     pub removed: BTreeMap<String, u64>,
+    /// The newest revision of which a removal is no longer in `removed`: what went since an older revision than this
+    /// cannot be told.
+    pub forgotten: u64,
 }
 
 /// A document and the revision at which it last changed.
@@ -218,10 +226,12 @@ impl Writer<'_> {
         head.revision += 1;
         let transaction = self.store.database.begin_write()?;
         write(&transaction, head.revision, author, &changes)?;
-        transaction.commit()?;
         for change in changes {
             head.apply(change);
         }
+        let forgotten = head.forget();
+        forget(&transaction, &forgotten, head.forgotten)?;
+        transaction.commit()?;
         let head = Arc::new(head);
         self.store.head.send_replace(head.clone());
         Ok(head)
@@ -246,6 +256,25 @@ impl Head {
                 self.removed.insert(key, self.revision);
             }
         }
+    }
+}
+
+impl Head {
+    /// Drops the oldest removals beyond [`REMOVED_MAX`], and gives their keys.
+    fn forget(&mut self) -> Vec<String> {
+        let Some(excess) = self.removed.len().checked_sub(REMOVED_MAX) else {
+            return Vec::new();
+        };
+        let removed = self.removed.iter();
+        let mut by_age: Vec<(u64, String)> =
+            removed.map(|(key, revision)| (*revision, key.clone())).collect();
+        by_age.sort_unstable();
+        by_age.truncate(excess);
+        for (revision, key) in &by_age {
+            self.removed.remove(key);
+            self.forgotten = self.forgotten.max(*revision);
+        }
+        by_age.into_iter().map(|(_, key)| key).collect()
     }
 }
 
@@ -286,6 +315,7 @@ fn load(database: &Database) -> Result<Head, StoreError> {
     let mut head = Head {
         store: format!("{:016x}", number(STORE)?).into(),
         revision: number(REVISION)?,
+        forgotten: number(FORGOTTEN)?,
         ..Head::default()
     };
     for entry in transaction.open_table(CURRENT)?.iter()? {
@@ -345,6 +375,19 @@ fn write(
     let mut pushes = transaction.open_table(PUSHES)?;
     pushes.insert(revision, encode(&record)?.as_slice())?;
     transaction.open_table(NUMBERS)?.insert(REVISION, revision)?;
+    Ok(())
+}
+
+/// Takes out the tombstones of these keys, the newest of which is of the revision `newest`.
+fn forget(transaction: &WriteTransaction, keys: &[String], newest: u64) -> Result<(), StoreError> {
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let mut current = transaction.open_table(CURRENT)?;
+    for key in keys {
+        current.remove(key.as_str())?;
+    }
+    transaction.open_table(NUMBERS)?.insert(FORGOTTEN, newest)?;
     Ok(())
 }
 

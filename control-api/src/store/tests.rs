@@ -148,3 +148,20 @@ fn a_waiting_reader_is_woken_by_a_commit() {
     assert!(news.has_changed().unwrap());
     assert_eq!(news.borrow().revision, 1);
 }
+
+#[test]
+fn the_oldest_removals_are_forgotten_in_memory_and_on_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let gone = (0..REMOVED_MAX).map(|number| Change::Delete(format!("s{number:05}")));
+    let full = store.writer().commit("ann", gone.collect()).unwrap();
+    assert_eq!((full.removed.len(), full.forgotten), (REMOVED_MAX, 0));
+    let one_more = vec![Change::Delete("last".into())];
+    let head = store.writer().commit("ann", one_more).unwrap();
+    assert_eq!((head.removed.len(), head.forgotten), (REMOVED_MAX, 1));
+    assert!(!head.removed.contains_key("s00000"));
+    assert_eq!(head.removed["last"], 2);
+    drop(store);
+    let store = Store::open(folder.path()).unwrap();
+    assert_eq!(store.head(), head);
+}
