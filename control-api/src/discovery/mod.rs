@@ -66,7 +66,7 @@ pub enum Decision {
     Respond(Difference),
     /// It knows everything that concerns it: wait for a change.
     Hold,
-    /// The version that it names is not one of this store: it must say what it has.
+    /// The version that it names is of another store, or older than what is remembered: it must say what it has.
     UnknownVersion,
 }
 
