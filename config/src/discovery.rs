@@ -30,6 +30,10 @@ pub struct Node {
     /// Where it runs.
     #[serde(default)]
     pub zone: String,
+    /// Drawn anew by every process, so that two that were given one id are told apart. Whoever polls by hand can leave
+    /// it out.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub instance: String,
 }
 
 /// One poll. It carries the answer to the last response: the nonce alone is an ACK, the nonce with an `error` a NACK.
@@ -40,6 +44,10 @@ pub struct DiscoveryRequest {
     pub node: Node,
     /// The services it wants to know, `*` for all. The `Mesh` document always comes along.
     pub want: Vec<String>,
+    /// The store that gave what it holds ([`DiscoveryResponse::store`]); empty when it holds nothing, and for one that
+    /// does not mind which. Versions of different stores are never the same, whatever their numbers.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub store: String,
     /// What it holds: key of a document ([`Document::key`]) → version. Sent on the first poll and after any break,
     /// when the two sides may disagree on what was received; left out otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -72,6 +80,9 @@ pub struct DiscoveryResponse {
     pub version: String,
     /// Names this message; the next poll carries it back.
     pub nonce: String,
+    /// The store that `version` counts in, by the name that was drawn when it was made.
+    #[serde(default)]
+    pub store: String,
     /// Documents that are new or different, each whole.
     pub changed: Vec<Versioned>,
     /// Keys of documents that are gone.

@@ -222,6 +222,7 @@ fn source(bootstrap: &Bootstrap, resolver: &Resolver) -> anyhow::Result<Source> 
                 service: text(&node.service),
                 version: text(&node.version),
                 zone: text(&node.zone),
+                ..Node::default()
             };
             let (want, last_good) = (config.want.clone(), config.last_good.clone());
             let api = ControlApi::new(url, resolver.clone(), node, want, last_good)?;

@@ -58,6 +58,13 @@ impl ControlApi {
         self.program = program;
     }
 
+    /// Starts it again on the same port with a new, empty store.
+    pub async fn restart_empty(&mut self) {
+        self.program.kill();
+        self.data = tempfile::tempdir().expect("a temporary folder");
+        self.restart().await;
+    }
+
     /// Pushes a stream of documents in one transaction; the answer may be a refusal.
     pub async fn push(&self, yaml: &str) -> Reply {
         let ask = Ask::new("PUT", "/v1/config?file=test.yaml")

@@ -2,7 +2,7 @@
 //!
 //! **Does not** decide what a sidecar is: the control API's list of nodes does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use outrigger_config::{Problem, units};
 use serde::Serialize;
@@ -37,7 +37,9 @@ pub(super) enum Said {
 /// The sidecars whose answer is awaited, and those that answered.
 #[derive(Debug)]
 pub(super) struct Answers {
-    awaited: BTreeMap<String, NodeView>,
+    /// By id and process: two that share an id by mistake both have to answer.
+    awaited: BTreeMap<(String, String), NodeView>,
+    answered: BTreeSet<(String, String)>,
     pub(super) given: Vec<SidecarAnswer>,
 }
 
@@ -47,7 +49,8 @@ impl Answers {
         let list: NodeList = api.json(Ask::get("/v1/nodes")).await?;
         let connected = list.nodes.into_iter().filter(|node| node.connected);
         Ok(Self {
-            awaited: connected.map(|node| (node.id.clone(), node)).collect(),
+            awaited: connected.map(|node| (key(&node), node)).collect(),
+            answered: BTreeSet::new(),
             given: Vec::new(),
         })
     }
@@ -96,6 +99,7 @@ impl Answers {
             let Ok(list) = asked else { break };
             let list = list?;
             after = format!("&after={}", list.seen);
+            self.follow_restarts(&list);
             for node in &list.nodes {
                 if let Some(answer) = self.take(node, version) {
                     show.answer(&answer);
@@ -106,22 +110,42 @@ impl Answers {
         Ok(())
     }
 
+    /// Whoever was started again meanwhile answers in the place of its earlier run.
+    fn follow_restarts(&mut self, list: &NodeList) {
+        let listed: BTreeSet<_> = list.nodes.iter().map(key).collect();
+        let awaited = self.awaited.keys();
+        let over: Vec<_> = awaited.filter(|key| !listed.contains(key)).cloned().collect();
+        for old in over {
+            let next = list.nodes.iter().find(|node| {
+                let next = key(node);
+                next.0 == old.0 && !self.awaited.contains_key(&next) && !self.answered.contains(&next)
+            });
+            if let Some(next) = next {
+                self.awaited.remove(&old);
+                self.awaited.insert(key(next), next.clone());
+            }
+        }
+    }
+
     /// The answer of `node` to `version`, if it is awaited and has come.
     fn take(&mut self, node: &NodeView, version: u64) -> Option<SidecarAnswer> {
-        if !self.awaited.contains_key(&node.id) {
+        if !self.awaited.contains_key(&key(node)) {
             return None;
         }
         let reached = |text: &str| text.parse::<u64>().is_ok_and(|reached| reached >= version);
         let refused = node.refused.as_ref().filter(|refused| reached(&refused.version));
         let mut answer = match refused {
             Some(_) => SidecarAnswer::of(node, Said::Refused),
-            None if reached(&node.holds) => SidecarAnswer::of(node, Said::Applied),
+            None if node.holds_store.is_none() && reached(&node.holds) => {
+                SidecarAnswer::of(node, Said::Applied)
+            }
             None => return None,
         };
         if let Some(refused) = refused {
             answer.problems.clone_from(&refused.problems);
         }
-        self.awaited.remove(&node.id);
+        self.awaited.remove(&key(node));
+        self.answered.insert(key(node));
         Some(answer)
     }
 
@@ -156,6 +180,10 @@ impl Answers {
         }
         sentence
     }
+}
+
+fn key(node: &NodeView) -> (String, String) {
+    (node.id.clone(), node.instance.clone())
 }
 
 impl SidecarAnswer {

@@ -1,5 +1,7 @@
 //! `outrigger status`: which sidecar holds what, and what any of them refused.
 
+use std::collections::BTreeSet;
+
 use clap::Args;
 
 use super::output::{Output, Tone, harmless};
@@ -31,6 +33,20 @@ impl Status {
         let header = ["NODE", "SERVICE", "VERSION", "ZONE", "HOLDS", "STATE"];
         let rows = list.nodes.iter().map(|node| row(node, output)).collect();
         output.table(&header, rows);
+        if list.nodes.iter().any(|node| node.holds_store.is_some()) {
+            output.line(
+                "\nwhat a sidecar holds of another store it keeps until this store is pushed to; then it is told all of this one",
+            );
+        }
+        let notes: BTreeSet<&str> = list
+            .nodes
+            .iter()
+            .filter_map(|node| node.note.as_deref())
+            .collect();
+        for note in notes {
+            let note = output.paint(Tone::Attention, harmless(note));
+            output.line(format!("\n{note}"));
+        }
         for node in &list.nodes {
             let Some(refused) = &node.refused else { continue };
             let bad = output.paint(Tone::Bad, "refused");
@@ -63,12 +79,16 @@ fn row(node: &NodeView, output: &Output) -> Vec<String> {
             harmless(text)
         }
     };
+    let holds = match &node.holds_store {
+        Some(_) => format!("{} of another store", harmless(&node.holds)),
+        None => or_dash(&node.holds),
+    };
     vec![
         harmless(&node.id),
         or_dash(&node.service),
         or_dash(&node.version),
         or_dash(&node.zone),
-        or_dash(&node.holds),
+        holds,
         output.paint(tone, state),
     ]
 }

@@ -24,6 +24,12 @@ pub struct Sent {
     pub version: u64,
 }
 
+/// Whether what the node of `request` holds came from another store than `store`: then no number of it means
+/// anything here.
+pub fn is_foreign(request: &DiscoveryRequest, store: &str) -> bool {
+    !request.store.is_empty() && request.store != store
+}
+
 /// What a poll says about the response before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
@@ -37,12 +43,14 @@ pub enum Answer {
     Stale,
 }
 
-/// Reads the answer that a poll carries to the last response that was `sent` to its node.
-pub fn answer(request: &DiscoveryRequest, sent: Option<&Sent>) -> Answer {
+/// Reads the answer that a poll carries to the last response that was `sent` to its node from `store`.
+pub fn answer(request: &DiscoveryRequest, sent: Option<&Sent>, store: &str) -> Answer {
     match sent {
         Some(sent) if sent.nonce == request.nonce => match &request.error {
             Some(_) => Answer::Refused(sent.version),
-            None if request.version == sent.version.to_string() => Answer::Applied(sent.version),
+            None if !is_foreign(request, store) && request.version == sent.version.to_string() => {
+                Answer::Applied(sent.version)
+            }
             // A node that refused, and polls again after a quiet hold, repeats the nonce with its old version.
             None => Answer::Holds,
         },
@@ -58,7 +66,7 @@ pub enum Decision {
     Respond(Difference),
     /// It knows everything that concerns it: wait for a change.
     Hold,
-    /// The version that it names is not one of this store: it must say what it has.
+    /// The version that it names is of another store, or older than what is remembered: it must say what it has.
     UnknownVersion,
 }
 
@@ -80,30 +88,43 @@ pub enum Base<'a> {
     At(u64),
     /// It says itself what it holds.
     Have(&'a BTreeMap<String, String>),
+    /// It says itself what it holds, and all of that is of another store.
+    Foreign(&'a BTreeMap<String, String>),
 }
 
 /// What the node of `request` holds, as far as this store can tell; `None` when its version is not one of ours.
 pub fn base<'a>(request: &'a DiscoveryRequest, head: &Head) -> Option<Base<'a>> {
+    let foreign = is_foreign(request, &head.store);
     match (&request.have, request.version.as_str()) {
+        (Some(have), _) if foreign => Some(Base::Foreign(have)),
         (Some(have), _) => Some(Base::Have(have)),
+        (None, _) if foreign => None,
         (None, "") => Some(Base::Nothing),
         (None, version) => {
             let version = version.parse::<u64>().ok();
-            version.filter(|version| *version <= head.revision).map(Base::At)
+            // What went since an older one than `forgotten` is not all known any more.
+            let known = head.forgotten..=head.revision;
+            version.filter(|version| known.contains(version)).map(Base::At)
         }
     }
 }
 
 /// Decides what to do with a poll whose node last refused the version `refused`.
 pub fn decide(request: &DiscoveryRequest, head: &Head, refused: Option<u64>) -> Decision {
-    let Some(base) = base(request, head) else {
-        return Decision::UnknownVersion;
-    };
+    let foreign = is_foreign(request, &head.store);
+    // A store that was never pushed to has no say over what sidecars hold from the one before it: that its folder was
+    // lost is far likelier than that someone wants everything gone.
+    if foreign && head.revision == 0 {
+        return Decision::Hold;
+    }
     if refused == Some(head.revision) && !starts_anew(request) {
         return Decision::Hold;
     }
+    let Some(base) = base(request, head) else {
+        return Decision::UnknownVersion;
+    };
     let difference = difference(&base, &request.want, head);
-    let current = request.version == head.revision.to_string();
+    let current = !foreign && request.version == head.revision.to_string();
     if difference == Difference::default() && current {
         return Decision::Hold;
     }
@@ -120,7 +141,7 @@ fn difference(base: &Base<'_>, want: &[String], head: &Head) -> Difference {
     let all = want.iter().any(|name| name == "*");
     let wanted = |key: &str| all || key == MESH_KEY || want.iter().any(|name| name == key);
     let held = |key: &str, version: u64| match base {
-        Base::Nothing => false,
+        Base::Nothing | Base::Foreign(_) => false,
         Base::At(revision) => version <= *revision,
         Base::Have(have) => have.get(key).is_some_and(|held| *held == version.to_string()),
     };
@@ -137,7 +158,7 @@ fn difference(base: &Base<'_>, want: &[String], head: &Head) -> Difference {
             let gone = gone.filter(|(key, version)| *version > revision && wanted(key));
             gone.map(|(key, _)| key.clone()).collect()
         }
-        Base::Have(have) => {
+        Base::Have(have) | Base::Foreign(have) => {
             let keys = have.keys();
             let gone = keys.filter(|key| !head.documents.contains_key(*key) || !wanted(key));
             gone.cloned().collect()

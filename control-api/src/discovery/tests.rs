@@ -29,9 +29,11 @@ fn head() -> Head {
         (key.to_owned(), stored)
     });
     Head {
+        store: "ours".into(),
         revision: 7,
         documents: documents.collect(),
         removed: BTreeMap::from([("details".to_owned(), 5)]),
+        forgotten: 0,
     }
 }
 
@@ -159,6 +161,55 @@ fn a_version_that_is_not_of_this_store_is_asked_for_what_it_has() {
     }
 }
 
+fn of_another_store(request: DiscoveryRequest) -> DiscoveryRequest {
+    DiscoveryRequest {
+        store: "theirs".into(),
+        ..request
+    }
+}
+
+#[test]
+fn what_another_store_gave_is_replaced_whole_whatever_its_numbers() {
+    let same_numbers = [
+        ("@mesh", "2"),
+        ("ratings", "3"),
+        ("reviews", "7"),
+        ("theirs", "1"),
+    ];
+    assert_eq!(
+        decide(&of_another_store(having("7", &same_numbers)), &head(), None),
+        told(&["@mesh", "ratings", "reviews"], &["theirs"])
+    );
+    assert_eq!(
+        decide(&of_another_store(poll("7")), &head(), None),
+        Decision::UnknownVersion,
+        "it must say what it has, or what is gone could not be told"
+    );
+    let nack = of_another_store(answering("7", "n1", true));
+    assert_eq!(decide(&nack, &head(), Some(7)), Decision::Hold);
+}
+
+#[test]
+fn a_store_that_was_never_pushed_to_takes_nothing_from_sidecars_of_another() {
+    let empty = Head {
+        store: "ours".into(),
+        ..Head::default()
+    };
+    for request in [poll("7"), having("7", &[("reviews", "7")]), poll("0")] {
+        assert_eq!(decide(&of_another_store(request), &empty, None), Decision::Hold);
+    }
+}
+
+#[test]
+fn a_number_of_another_store_acknowledges_nothing() {
+    let sent = Sent {
+        nonce: "n2".into(),
+        version: 7,
+    };
+    let request = of_another_store(answering("7", "n2", false));
+    assert_eq!(answer(&request, Some(&sent), "ours"), Answer::Holds);
+}
+
 #[test]
 fn a_refused_version_is_not_sent_again_until_the_head_moves_past_it() {
     let nack = answering("6", "n1", true);
@@ -207,8 +258,22 @@ fn an_answer_counts_only_for_the_response_that_was_sent_last() {
         ("after a break", having("6", &[]), Answer::Holds),
     ];
     for (case, request, expected) in table {
-        assert_eq!(answer(&request, Some(&sent)), expected, "{case}");
+        assert_eq!(answer(&request, Some(&sent), ""), expected, "{case}");
     }
     let after_restart_of_the_server = answering("6", "n1", true);
-    assert_eq!(answer(&after_restart_of_the_server, None), Answer::Holds);
+    assert_eq!(answer(&after_restart_of_the_server, None, ""), Answer::Holds);
+}
+
+#[test]
+fn a_node_that_is_older_than_what_is_forgotten_is_asked_for_what_it_has() {
+    let head = Head {
+        forgotten: 4,
+        ..head()
+    };
+    assert_eq!(decide(&poll("3"), &head, None), Decision::UnknownVersion);
+    assert_eq!(decide(&poll("4"), &head, None), told(&["reviews"], &["details"]));
+    assert_eq!(
+        decide(&having("3", &[("ratings", "3"), ("older", "1")]), &head, None),
+        told(&["@mesh", "reviews"], &["older"])
+    );
 }

@@ -9,7 +9,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::discovery::{Answer, Sent, answer};
+use crate::discovery::{Answer, Sent, answer, is_foreign};
 
 /// How many sidecars are remembered: the size that one control API is measured for. One more is turned away.
 const NODES_MAX: usize = 10_000;
@@ -31,8 +31,9 @@ const FORGET_AFTER: Duration = Duration::from_secs(600);
 /// How long a sidecar counts as connected between two polls: it applies what it was told before it asks again.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// How many problems of a refusal are kept: more than a person reads at once; the sidecar's own log has all.
-const PROBLEMS_MAX: usize = 100;
+/// How many problems of a refusal are kept: more than a person reads at once; the sidecar itself shows all. A sidecar
+/// tells a hundred, and one that says how many more there are.
+const PROBLEMS_MAX: usize = 101;
 
 /// The longest id, service, version or zone, in bytes: the longest host name.
 const NAME_BYTES_MAX: usize = 253;
@@ -40,7 +41,9 @@ const NAME_BYTES_MAX: usize = 253;
 /// Everyone who polled lately.
 #[derive(Debug)]
 pub struct Nodes {
-    table: Mutex<HashMap<String, Entry>>,
+    /// The name of the store whose versions are told.
+    store: Arc<str>,
+    table: Mutex<Table>,
     /// Counts the changes that someone who watches the table would want to see.
     changes: watch::Sender<u64>,
     /// Begins every nonce of this run, so that none of an earlier run is taken for ours.
@@ -48,14 +51,24 @@ pub struct Nodes {
     nonces: AtomicU64,
 }
 
+/// By id, and then by process: an id should have one, and may have more by mistake.
+type Table = BTreeMap<Key, Entry>;
+
+/// The id of a node, and the process that goes by it.
+type Key = (String, String);
+
 /// One node.
 #[derive(Debug)]
 struct Entry {
     about: Node,
     holds: String,
+    /// The store that `holds` counts in; empty when the node does not say.
+    holds_store: String,
     sent: Option<Sent>,
     refused: Option<Refused>,
     open_polls: usize,
+    /// It was said that another process goes by the same id.
+    warned: bool,
     /// Its last poll ended because the connection did.
     cut: bool,
     seen: Instant,
@@ -86,6 +99,8 @@ pub enum NodeError {
 pub struct NodeList {
     /// The version of the whole.
     pub version: String,
+    /// The store that the version counts in.
+    pub store: String,
     /// Counts the changes of this list: asked with `?after=` this number, the next one waits until there is news.
     pub seen: u64,
     /// The nodes, by id.
@@ -97,6 +112,9 @@ pub struct NodeList {
 pub struct NodeView {
     /// Its id.
     pub id: String,
+    /// The process, as it calls itself; empty for one that does not say.
+    #[serde(default)]
+    pub instance: String,
     /// The service that it stands beside.
     pub service: String,
     /// The version of that instance.
@@ -109,10 +127,15 @@ pub struct NodeView {
     pub last_seen_seconds: u64,
     /// The version that it applied last; empty when it has none.
     pub holds: String,
+    /// The store that gave `holds`, if it is another than the one here: the number then says nothing here.
+    pub holds_store: Option<String>,
     /// How it stands to the current version.
     pub state: NodeState,
     /// What it refused, until it accepts something newer.
     pub refused: Option<RefusedView>,
+    /// What is wrong with the node itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// How a node stands to the current version.
@@ -150,19 +173,19 @@ pub struct RefusedView {
     pub problems: Vec<Problem>,
 }
 
-impl Default for Nodes {
-    fn default() -> Self {
+impl Nodes {
+    /// An empty table of those who follow `store`.
+    pub fn of_store(store: Arc<str>) -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
+            store,
             table: Mutex::default(),
             changes: watch::Sender::new(1),
             run: format!("{:x}", since.as_micros()),
             nonces: AtomicU64::new(1),
         }
     }
-}
 
-impl Nodes {
     /// Takes in a poll: who it is, what it holds, what it answers.
     pub fn enter(self: &Arc<Self>, request: &DiscoveryRequest) -> Result<Poll, NodeError> {
         let about = &request.node;
@@ -174,26 +197,33 @@ impl Nodes {
             &about.service,
             &about.version,
             &about.zone,
+            &about.instance,
             &request.version,
+            &request.store,
         ];
         if fields.iter().any(|field| field.len() > NAME_BYTES_MAX) {
             return Err(NodeError::TooLong);
         }
         let mut table = self.lock();
-        if !table.contains_key(&about.id) && table.len() >= NODES_MAX {
+        let key = (about.id.clone(), about.instance.clone());
+        let known = table.contains_key(&key);
+        if !known && table.len() >= NODES_MAX {
             make_room(&mut table)?;
         }
-        let known = table.contains_key(&about.id);
-        let entry = table.entry(about.id.clone()).or_insert_with(|| Entry::new(about));
+        let entry = table.entry(key.clone()).or_insert_with(|| Entry::new(about));
         let mut news = !known || !entry.connected() || entry.about != *about;
         entry.about.clone_from(about);
-        let answered = entry.take_answer(request);
+        let answered = entry.take_answer(request, &self.store);
         news |= answered;
         let refused = entry.refused.clone().filter(|_| answered);
         entry.open_polls += 1;
         entry.cut = false;
         entry.seen = Instant::now();
+        let twins = warn_of_twins(&mut table, &key);
         drop(table);
+        if twins {
+            tracing::warn!(node = about.id, "{}", twins_note(&about.id));
+        }
         if !known {
             tracing::info!(
                 node = about.id,
@@ -212,7 +242,7 @@ impl Nodes {
         }
         Ok(Poll {
             nodes: self.clone(),
-            id: about.id.clone(),
+            key,
             answered: false,
         })
     }
@@ -227,17 +257,21 @@ impl Nodes {
         let seen = *self.changes.borrow();
         let mut table = self.lock();
         table.retain(|_, entry| entry.connected() || entry.seen.elapsed() < FORGET_AFTER);
-        let mut nodes: Vec<NodeView> = table.values().map(|entry| entry.view(head)).collect();
+        let mut nodes: Vec<NodeView> = table
+            .values()
+            .map(|entry| entry.view(head, &self.store))
+            .collect();
         drop(table);
-        nodes.sort_by(|one, other| one.id.cmp(&other.id));
+        mark_twins(&mut nodes);
         NodeList {
             version: head.to_string(),
+            store: self.store.to_string(),
             seen,
             nodes,
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+    fn lock(&self) -> MutexGuard<'_, Table> {
         // Each change of an entry is complete before anything can panic, so the table is usable after one.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -248,12 +282,50 @@ impl Nodes {
 }
 
 /// Makes room for one more: whoever has been away longest is forgotten.
-fn make_room(table: &mut HashMap<String, Entry>) -> Result<(), NodeError> {
+fn make_room(table: &mut Table) -> Result<(), NodeError> {
     let away = table.iter().filter(|(_, entry)| !entry.connected());
-    let longest = away.min_by_key(|(_, entry)| entry.seen).map(|(id, _)| id.clone());
-    let id = longest.ok_or(NodeError::Full)?;
-    table.remove(&id);
+    let longest = away
+        .min_by_key(|(_, entry)| entry.seen)
+        .map(|(key, _)| key.clone());
+    let key = longest.ok_or(NodeError::Full)?;
+    table.remove(&key);
     Ok(())
+}
+
+/// Whether it has to be said that another process than that of `key` polls under its id. A process that merely went,
+/// and came back as another, has no poll open any more.
+fn warn_of_twins(table: &mut Table, key: &Key) -> bool {
+    let first = (key.0.clone(), String::new());
+    let of_one_id = table.range_mut(first..).take_while(|(other, _)| other.0 == key.0);
+    let mut polling: Vec<&mut Entry> = of_one_id
+        .map(|(_, entry)| entry)
+        .filter(|entry| entry.open_polls > 0)
+        .collect();
+    if polling.len() < 2 {
+        return false;
+    }
+    let said = polling.iter().any(|entry| entry.warned);
+    for entry in &mut polling {
+        entry.warned = true;
+    }
+    !said
+}
+
+fn twins_note(id: &str) -> String {
+    format!("two sidecars call themselves {id}; give each its own --node-id")
+}
+
+/// Notes whoever shares its id with another that is connected, and leaves out the earlier runs of one that came back.
+fn mark_twins(nodes: &mut Vec<NodeView>) {
+    let mut connected: BTreeMap<String, usize> = BTreeMap::new();
+    for node in nodes.iter().filter(|node| node.connected) {
+        *connected.entry(node.id.clone()).or_default() += 1;
+    }
+    nodes.retain(|node| node.connected || !connected.contains_key(&node.id));
+    for node in nodes {
+        let shared = connected.get(&node.id).is_some_and(|count| *count > 1);
+        node.note = shared.then(|| twins_note(&node.id));
+    }
 }
 
 impl Entry {
@@ -261,49 +333,54 @@ impl Entry {
         Self {
             about: about.clone(),
             holds: String::new(),
+            holds_store: String::new(),
             sent: None,
             refused: None,
             open_polls: 0,
+            warned: false,
             cut: false,
             seen: Instant::now(),
         }
     }
 
     /// Records what the poll says; true if that is news.
-    fn take_answer(&mut self, request: &DiscoveryRequest) -> bool {
-        let before = (self.holds.clone(), self.refused.clone());
-        match answer(request, self.sent.as_ref()) {
-            Answer::Applied(_) => {
-                self.holds.clone_from(&request.version);
-                self.refused = None;
-            }
+    fn take_answer(&mut self, request: &DiscoveryRequest, store: &str) -> bool {
+        let before = (self.holds.clone(), self.holds_store.clone(), self.refused.clone());
+        let answer = answer(request, self.sent.as_ref(), store);
+        if answer != Answer::Stale {
+            self.holds.clone_from(&request.version);
+            self.holds_store.clone_from(&request.store);
+        }
+        match answer {
+            Answer::Applied(_) => self.refused = None,
             Answer::Refused(version) => {
-                self.holds.clone_from(&request.version);
                 let problems = request.error.iter().flat_map(|error| &error.problems);
                 let problems = problems.take(PROBLEMS_MAX).cloned().collect();
                 self.refused = Some(Refused { version, problems });
             }
             Answer::Holds => {
-                self.holds.clone_from(&request.version);
                 // It came back with a version that an earlier run of it had refused, or a newer one.
-                let holds = request.version.parse::<u64>().ok();
+                let ours = !is_foreign(request, store);
+                let holds = request.version.parse::<u64>().ok().filter(|_| ours);
                 self.refused.take_if(|refused| holds >= Some(refused.version));
             }
             Answer::Stale => {}
         }
-        before != (self.holds.clone(), self.refused.clone())
+        let after = (&self.holds, &self.holds_store, &self.refused);
+        (&before.0, &before.1, &before.2) != after
     }
 
     fn connected(&self) -> bool {
         self.open_polls > 0 || (!self.cut && self.seen.elapsed() < GRACE)
     }
 
-    fn view(&self, head: u64) -> NodeView {
+    fn view(&self, head: u64, store: &str) -> NodeView {
         let connected = self.connected();
+        let foreign = !self.holds_store.is_empty() && self.holds_store != store;
         let state = match (connected, &self.refused) {
             (false, _) => NodeState::Gone,
             (true, Some(_)) => NodeState::Refused,
-            (true, None) if self.holds == head.to_string() => NodeState::InSync,
+            (true, None) if !foreign && self.holds == head.to_string() => NodeState::InSync,
             (true, None) => NodeState::Behind,
         };
         let idle = if self.open_polls > 0 {
@@ -313,17 +390,20 @@ impl Entry {
         };
         NodeView {
             id: self.about.id.clone(),
+            instance: self.about.instance.clone(),
             service: self.about.service.clone(),
             version: self.about.version.clone(),
             zone: self.about.zone.clone(),
             connected,
             last_seen_seconds: idle.as_secs(),
             holds: self.holds.clone(),
+            holds_store: foreign.then(|| self.holds_store.clone()),
             state,
             refused: self.refused.as_ref().map(|refused| RefusedView {
                 version: refused.version.to_string(),
                 problems: refused.problems.clone(),
             }),
+            note: None,
         }
     }
 }
@@ -332,7 +412,7 @@ impl Entry {
 #[derive(Debug)]
 pub struct Poll {
     nodes: Arc<Nodes>,
-    id: String,
+    key: Key,
     answered: bool,
 }
 
@@ -340,7 +420,7 @@ impl Poll {
     /// The version that this node refused last, if it did not accept any since.
     pub fn refused(&self) -> Option<u64> {
         let table = self.nodes.lock();
-        let refused = table.get(&self.id)?.refused.as_ref();
+        let refused = table.get(&self.key)?.refused.as_ref();
         refused.map(|refused| refused.version)
     }
 
@@ -348,7 +428,7 @@ impl Poll {
     pub fn answer(mut self, version: u64) -> String {
         let number = self.nodes.nonces.fetch_add(1, Ordering::Relaxed);
         let nonce = format!("{}-{number}", self.nodes.run);
-        if let Some(entry) = self.nodes.lock().get_mut(&self.id) {
+        if let Some(entry) = self.nodes.lock().get_mut(&self.key) {
             entry.sent = Some(Sent {
                 nonce: nonce.clone(),
                 version,
@@ -367,14 +447,14 @@ impl Poll {
 impl Drop for Poll {
     fn drop(&mut self) {
         let mut left = false;
-        if let Some(entry) = self.nodes.lock().get_mut(&self.id) {
+        if let Some(entry) = self.nodes.lock().get_mut(&self.key) {
             entry.open_polls = entry.open_polls.saturating_sub(1);
             entry.seen = Instant::now();
             left = !self.answered && entry.open_polls == 0;
             entry.cut = left;
         }
         if left {
-            tracing::info!(node = self.id, "sidecar went");
+            tracing::info!(node = self.key.0, "sidecar went");
             self.nodes.tell();
         }
     }

@@ -1,7 +1,7 @@
 use super::*;
 
 fn nodes() -> Arc<Nodes> {
-    Arc::new(Nodes::default())
+    Arc::new(Nodes::of_store("ours".into()))
 }
 
 fn poll(id: &str, version: &str, nonce: &str) -> DiscoveryRequest {
@@ -47,6 +47,26 @@ async fn a_node_is_behind_until_it_acknowledges_and_then_in_sync() {
     let view = only(&nodes, 7);
     assert_eq!((view.state, view.holds.as_str()), (NodeState::InSync, "7"));
     assert_eq!(only(&nodes, 8).state, NodeState::Behind);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_holds_the_same_number_of_another_store_is_behind_and_says_so() {
+    let nodes = nodes();
+    let request = DiscoveryRequest {
+        store: "theirs".into(),
+        ..poll("a", "7", "")
+    };
+    let nonce = nodes.enter(&request).unwrap().answer(7);
+    let view = only(&nodes, 7);
+    assert_eq!((view.state, view.holds.as_str()), (NodeState::Behind, "7"));
+    assert_eq!(view.holds_store.as_deref(), Some("theirs"));
+    let applied = DiscoveryRequest {
+        store: "ours".into(),
+        ..poll("a", "7", &nonce)
+    };
+    let _held = nodes.enter(&applied).unwrap();
+    let view = only(&nodes, 7);
+    assert_eq!((view.state, view.holds_store), (NodeState::InSync, None));
 }
 
 #[tokio::test(start_paused = true)]
@@ -144,4 +164,43 @@ async fn a_node_that_comes_back_with_what_it_refused_is_no_longer_refused() {
     nodes.enter(&nack("a", "6", &nonce)).unwrap().end();
     let _held = nodes.enter(&poll("a", "7", "")).unwrap();
     assert_eq!(only(&nodes, 7).state, NodeState::InSync);
+}
+
+fn run(id: &str, instance: &str, version: &str, nonce: &str) -> DiscoveryRequest {
+    let mut request = poll(id, version, nonce);
+    request.node.instance = instance.into();
+    request
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_processes_with_one_id_are_both_shown_with_what_to_do() {
+    let nodes = nodes();
+    let nonce = nodes.enter(&run("a", "one", "", "")).unwrap().answer(7);
+    let one = nodes.enter(&run("a", "one", "7", &nonce)).unwrap();
+    let two = nodes.enter(&run("a", "two", "6", "")).unwrap();
+    let list = nodes.list(7).nodes;
+    let states: Vec<_> = list.iter().map(|node| (node.state, &*node.instance)).collect();
+    assert_eq!(states, [(NodeState::InSync, "one"), (NodeState::Behind, "two")]);
+    for node in &list {
+        let note = node.note.as_deref().unwrap();
+        assert!(note.contains("call themselves a"), "{note}");
+        assert!(note.contains("--node-id"), "{note}");
+    }
+    drop(one);
+    let left = only(&nodes, 7);
+    assert_eq!((left.instance.as_str(), left.note), ("two", None));
+    drop(two);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_starts_again_takes_the_place_of_its_earlier_run() {
+    let nodes = nodes();
+    drop(nodes.enter(&run("a", "one", "7", "")).unwrap());
+    assert_eq!(only(&nodes, 7).state, NodeState::Gone);
+    let _held = nodes.enter(&run("a", "two", "7", "")).unwrap();
+    let view = only(&nodes, 7);
+    assert_eq!(
+        (view.instance.as_str(), view.state, view.note),
+        ("two", NodeState::InSync, None)
+    );
 }

@@ -133,8 +133,8 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
     tracing::info!(listener = "api", %address, "listening");
     let stop = CancellationToken::new();
     let shared = Arc::new(Shared {
+        nodes: Arc::new(Nodes::of_store(store.head().store.clone())),
         store,
-        nodes: Arc::default(),
         fragments: polls::Fragments::default(),
         stop: stop.clone(),
     });

@@ -50,7 +50,7 @@ pub(super) async fn discovery(State(shared): State<Arc<Shared>>, body: Body) -> 
             Decision::Respond(difference) => {
                 let fragment = shared.fragments.of(&request, &head, &difference)?;
                 let nonce = poll.answer(head.revision);
-                return Ok(respond(head.revision, &nonce, fragment));
+                return Ok(respond(&head, &nonce, fragment));
             }
             Decision::UnknownVersion => {
                 poll.end();
@@ -81,15 +81,16 @@ async fn read_poll(body: Body) -> Result<DiscoveryRequest, ApiError> {
 
 fn unknown_version(request: &DiscoveryRequest, head: &Head) -> ApiError {
     let sentence = format!(
-        "version `{}` is not one of this store, which is at {}: poll again with `have`, what you hold of each document",
-        request.version, head.revision
+        "version `{}` is not one that this store ({}, at version {}) can count from: poll again with `have`, what you hold of each document",
+        request.version, head.store, head.revision
     );
     ApiError::Sentence(StatusCode::CONFLICT, sentence)
 }
 
 /// Puts an answer together from its own first part and the part that it shares with others.
-fn respond(version: u64, nonce: &str, fragment: Bytes) -> Response {
-    let own = format!(r#"{{"version":"{version}","nonce":"{nonce}","#);
+fn respond(head: &Head, nonce: &str, fragment: Bytes) -> Response {
+    let (version, store) = (head.revision, &head.store);
+    let own = format!(r#"{{"version":"{version}","nonce":"{nonce}","store":"{store}","#);
     let body = Body::new(Parts(VecDeque::from([Bytes::from(own), fragment])));
     ([(CONTENT_TYPE, "application/json")], body).into_response()
 }
@@ -160,7 +161,7 @@ impl Fragments {
         let held = match base(request, head) {
             Some(Base::Nothing) => Some(None),
             Some(Base::At(revision)) => Some(Some(revision)),
-            Some(Base::Have(_)) | None => None,
+            Some(Base::Have(_) | Base::Foreign(_)) | None => None,
         };
         let Some(held) = held else {
             return write_fragment(head, difference);

@@ -11,6 +11,7 @@
 mod tests;
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -33,6 +34,13 @@ const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
 const REVISION: &str = "revision";
 /// Row of [`NUMBERS`]: how the rows are written.
 const FORMAT: &str = "format";
+/// Row of [`NUMBERS`]: the number that was drawn when the store was made.
+const STORE: &str = "store";
+/// Row of [`NUMBERS`]: the newest revision of which a removal is forgotten.
+const FORGOTTEN: &str = "forgotten";
+/// How many removals are remembered: a sidecar that missed more of them is asked what it holds, which is dearer and
+/// rare; without a limit, names that come and go would fill the memory.
+const REMOVED_MAX: usize = 10_000;
 /// The way that this program writes rows. A store with another number is refused rather than misread.
 const FORMAT_HERE: u64 = 1;
 
@@ -48,12 +56,17 @@ pub struct Store {
 /// What is current at one revision; never changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Head {
+    /// The name of the store, drawn when it was made: revisions of different stores have nothing to do with each other.
+    pub store: Arc<str>,
     /// The number of the last push that changed something; 0 when nothing was ever pushed.
     pub revision: u64,
     /// The documents by key.
     pub documents: BTreeMap<String, Stored>,
-    /// Keys that once were, and the revision that removed each.
+    /// Keys that once were, and the revision that removed each: the newest 10,000.
     pub removed: BTreeMap<String, u64>,
+    /// The newest revision of which a removal is no longer in `removed`: what went since an older revision than this
+    /// cannot be told.
+    pub forgotten: u64,
 }
 
 /// A document and the revision at which it last changed.
@@ -213,10 +226,12 @@ impl Writer<'_> {
         head.revision += 1;
         let transaction = self.store.database.begin_write()?;
         write(&transaction, head.revision, author, &changes)?;
-        transaction.commit()?;
         for change in changes {
             head.apply(change);
         }
+        let forgotten = head.forget();
+        forget(&transaction, &forgotten, head.forgotten)?;
+        transaction.commit()?;
         let head = Arc::new(head);
         self.store.head.send_replace(head.clone());
         Ok(head)
@@ -244,6 +259,25 @@ impl Head {
     }
 }
 
+impl Head {
+    /// Drops the oldest removals beyond [`REMOVED_MAX`], and gives their keys.
+    fn forget(&mut self) -> Vec<String> {
+        let Some(excess) = self.removed.len().checked_sub(REMOVED_MAX) else {
+            return Vec::new();
+        };
+        let removed = self.removed.iter();
+        let mut by_age: Vec<(u64, String)> =
+            removed.map(|(key, revision)| (*revision, key.clone())).collect();
+        by_age.sort_unstable();
+        by_age.truncate(excess);
+        for (revision, key) in &by_age {
+            self.removed.remove(key);
+            self.forgotten = self.forgotten.max(*revision);
+        }
+        by_age.into_iter().map(|(_, key)| key).collect()
+    }
+}
+
 /// Makes every table, so that no reader finds one missing, and refuses a store of another format.
 fn create_tables(database: &Database) -> Result<(), StoreError> {
     let transaction = database.begin_write()?;
@@ -264,6 +298,10 @@ fn create_tables(database: &Database) -> Result<(), StoreError> {
                 numbers.insert(FORMAT, FORMAT_HERE)?;
             }
         }
+        // A store of an earlier release has none yet; it gets one, and keeps it.
+        if numbers.get(STORE)?.is_none() {
+            numbers.insert(STORE, drawn())?;
+        }
     }
     transaction.commit()?;
     Ok(())
@@ -272,12 +310,12 @@ fn create_tables(database: &Database) -> Result<(), StoreError> {
 /// Reads what is current into memory.
 fn load(database: &Database) -> Result<Head, StoreError> {
     let transaction = database.begin_read()?;
-    let revision = transaction
-        .open_table(NUMBERS)?
-        .get(REVISION)?
-        .map_or(0, |row| row.value());
+    let numbers = transaction.open_table(NUMBERS)?;
+    let number = |name| numbers.get(name).map(|row| row.map_or(0, |row| row.value()));
     let mut head = Head {
-        revision,
+        store: format!("{:016x}", number(STORE)?).into(),
+        revision: number(REVISION)?,
+        forgotten: number(FORGOTTEN)?,
         ..Head::default()
     };
     for entry in transaction.open_table(CURRENT)?.iter()? {
@@ -340,6 +378,19 @@ fn write(
     Ok(())
 }
 
+/// Takes out the tombstones of these keys, the newest of which is of the revision `newest`.
+fn forget(transaction: &WriteTransaction, keys: &[String], newest: u64) -> Result<(), StoreError> {
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let mut current = transaction.open_table(CURRENT)?;
+    for key in keys {
+        current.remove(key.as_str())?;
+    }
+    transaction.open_table(NUMBERS)?.insert(FORGOTTEN, newest)?;
+    Ok(())
+}
+
 fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, StoreError> {
     serde_json::to_vec(value).map_err(|error| StoreError::Unreadable {
         what: format!("a value that cannot be written ({error})"),
@@ -350,6 +401,11 @@ fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, StoreError> {
     serde_json::from_slice(bytes).map_err(|error| StoreError::Unreadable {
         what: format!("a row that cannot be read ({error})"),
     })
+}
+
+/// A number that no other store has: the system's randomness, by which the standard library keys its maps.
+fn drawn() -> u64 {
+    RandomState::new().hash_one(now_ms())
 }
 
 /// The wall clock, for people who read the history; nothing is decided by it.

@@ -20,7 +20,11 @@ fn put(name: &str, text: &str) -> Change {
 fn what_was_committed_is_there_after_reopening() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path()).unwrap();
-    assert_eq!(*store.head(), Head::default());
+    let empty = store.head();
+    assert_eq!(
+        (empty.revision, empty.documents.len(), empty.store.len()),
+        (0, 0, 16)
+    );
     let both = vec![put("reviews", "one"), put("ratings", "one")];
     store.writer().commit("ann", both).unwrap();
     store.writer().commit("bob", vec![put("reviews", "two")]).unwrap();
@@ -35,6 +39,15 @@ fn what_was_committed_is_there_after_reopening() {
     assert_eq!(head.documents["reviews"].version, 2);
     assert_eq!(head.documents["reviews"].document.text, "two");
     assert_eq!(head.removed, BTreeMap::from([("ratings".to_owned(), 3)]));
+}
+
+#[test]
+fn a_store_keeps_its_name_and_no_other_store_has_it() {
+    let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let name = |folder: &tempfile::TempDir| Store::open(folder.path()).unwrap().head().store.clone();
+    let first = name(&one);
+    assert_eq!(first, name(&one));
+    assert_ne!(first, name(&other));
 }
 
 #[test]
@@ -134,4 +147,21 @@ fn a_waiting_reader_is_woken_by_a_commit() {
     store.writer().commit("ann", vec![put("reviews", "one")]).unwrap();
     assert!(news.has_changed().unwrap());
     assert_eq!(news.borrow().revision, 1);
+}
+
+#[test]
+fn the_oldest_removals_are_forgotten_in_memory_and_on_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let gone = (0..REMOVED_MAX).map(|number| Change::Delete(format!("s{number:05}")));
+    let full = store.writer().commit("ann", gone.collect()).unwrap();
+    assert_eq!((full.removed.len(), full.forgotten), (REMOVED_MAX, 0));
+    let one_more = vec![Change::Delete("last".into())];
+    let head = store.writer().commit("ann", one_more).unwrap();
+    assert_eq!((head.removed.len(), head.forgotten), (REMOVED_MAX, 1));
+    assert!(!head.removed.contains_key("s00000"));
+    assert_eq!(head.removed["last"], 2);
+    drop(store);
+    let store = Store::open(folder.path()).unwrap();
+    assert_eq!(store.head(), head);
 }

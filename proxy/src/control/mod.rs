@@ -5,6 +5,7 @@
 //! serves goes on serving.
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,6 +26,7 @@ use crate::snapshot::Origin;
 use crate::upstream::discovery::Resolver;
 
 pub(crate) mod files;
+mod refusal;
 
 /// After a poll that failed, this long is waited, then twice as long, and so on.
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
@@ -34,6 +36,10 @@ const BACKOFF_MAX: Duration = Duration::from_secs(3);
 
 /// How long the control API may take to answer beyond the hold that it was asked for.
 const ANSWER_SLACK: Duration = Duration::from_secs(10);
+
+/// How long the first poll may take in all while nothing serves and a last good configuration waits on disk: a control
+/// API that is well answers a first poll in milliseconds, and traffic does not wait for one that is not.
+const ANSWER_BEFORE_DISK: Duration = Duration::from_secs(2);
 
 /// How long connecting to the control API may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -100,10 +106,14 @@ pub(crate) struct ControlApi {
     node: Node,
     want: Vec<String>,
     last_good: Option<PathBuf>,
+    /// Whether the last good file was read, whatever was in it: it is read once.
+    disk_was_read: bool,
     connection: Option<http1::SendRequest<Full<Bytes>>>,
     /// What is applied: documents by key.
     held: BTreeMap<String, Versioned>,
     version: String,
+    /// The store of the control API that `version` and `held` came from.
+    store: String,
     /// The answer to the last response, sent with the next poll.
     nonce: String,
     error: Option<Refusal>,
@@ -119,6 +129,7 @@ pub(crate) struct ControlApi {
 #[derive(Debug)]
 struct Pending {
     version: String,
+    store: String,
     nonce: String,
     held: BTreeMap<String, Versioned>,
     origin: Origin,
@@ -151,15 +162,22 @@ impl ControlApi {
             bail!("`{url}` is not served: the control API speaks http:// for now");
         }
         let port = authority.port_u16().unwrap_or(80);
+        let node = Node {
+            // The standard library keys its maps by the system's randomness: that no two processes share.
+            instance: format!("{:016x}", RandomState::new().hash_one(std::process::id())),
+            ..node
+        };
         Ok(Self {
             authority: format!("{}:{port}", authority.host()),
             resolver,
             node,
             want: if want.is_empty() { vec!["*".into()] } else { want },
             last_good,
+            disk_was_read: false,
             connection: None,
             held: BTreeMap::new(),
             version: String::new(),
+            store: String::new(),
             nonce: String::new(),
             error: None,
             unsure: true,
@@ -183,8 +201,7 @@ impl ControlApi {
                 }
                 Err(error) => {
                     self.connection = None;
-                    self.unsure = true;
-                    self.nonce.clear();
+                    self.say_it_all();
                     self.failures += 1;
                     if self.failures == 1 {
                         tracing::warn!(control = self.authority, error = %format!("{error:#}"), "the control API does not answer; going on with what is known and asking again");
@@ -200,6 +217,14 @@ impl ControlApi {
         }
     }
 
+    /// The next poll says what is held and answers nothing: what the answer to the last response was worth is not
+    /// known. A response that was refused is told again, and refused again.
+    fn say_it_all(&mut self) {
+        self.unsure = true;
+        self.nonce.clear();
+        self.error = None;
+    }
+
     async fn back_off(&self) {
         let wait = BACKOFF_FIRST
             .saturating_mul(1 << (self.failures - 1).min(10))
@@ -212,8 +237,7 @@ impl ControlApi {
     fn read(&mut self, reply: Reply) -> Option<Push> {
         match reply {
             Reply::SayWhatYouHold => {
-                self.unsure = true;
-                self.nonce.clear();
+                self.say_it_all();
                 None
             }
             Reply::NothingNew => {
@@ -221,9 +245,11 @@ impl ControlApi {
                 self.unsure = false;
                 // What was on disk is what the API holds: from now on it counts as the API's.
                 (self.origin == Origin::Disk).then(|| {
-                    let (version, held) = (self.version.clone(), self.held.clone());
+                    let (version, store) = (self.version.clone(), self.store.clone());
+                    let held = self.held.clone();
                     self.hand_over(Pending {
                         version,
+                        store,
                         nonce: String::new(),
                         held,
                         origin: Origin::Control,
@@ -239,14 +265,39 @@ impl ControlApi {
                 for changed in response.changed {
                     held.insert(changed.document.key().to_owned(), changed);
                 }
-                let DiscoveryResponse { version, nonce, .. } = response;
-                Some(self.hand_over(Pending {
+                let DiscoveryResponse {
                     version,
+                    store,
+                    nonce,
+                    ..
+                } = response;
+                let loses_all = held.is_empty() && !self.held.is_empty() && store != self.store;
+                let mut push = self.hand_over(Pending {
+                    version,
+                    store,
                     nonce,
                     held,
                     origin: Origin::Control,
-                }))
+                });
+                if loses_all {
+                    push.documents = Err(vec![self.would_lose_all()]);
+                }
+                Some(push)
             }
+        }
+    }
+
+    /// Another store has nothing for this sidecar: it was likelier lost than meant, so that what is held is kept.
+    fn would_lose_all(&self) -> Problem {
+        Problem {
+            line: 1,
+            column: 1,
+            message: format!(
+                "the control API has another store than the one that gave version {}, and would take away all {} documents that are held: they are kept; push what this sidecar wants, or start it again without its last good file",
+                self.version,
+                self.held.len()
+            ),
+            ..Problem::default()
         }
     }
 
@@ -274,13 +325,14 @@ impl ControlApi {
             Verdict::Applied => {
                 self.error = None;
                 self.version = pending.version;
+                self.store = pending.store;
                 self.held = pending.held;
                 self.origin = pending.origin;
                 if pending.origin == Origin::Control {
                     self.keep();
                 }
             }
-            Verdict::Refused(problems) => self.error = Some(Refusal { problems }),
+            Verdict::Refused(problems) => self.error = Some(refusal::bounded(problems)),
         }
     }
 
@@ -301,16 +353,22 @@ impl ControlApi {
             node: self.node.clone(),
             want: self.want.clone(),
             have: self.unsure.then(versions),
+            store: self.store.clone(),
             version: self.version.clone(),
             nonce: self.nonce.clone(),
             error: self.error.clone(),
             hold: Some(hold),
         };
         let question = Bytes::from(serde_json::to_vec(&question)?);
-        let answer = tokio::time::timeout(hold.0 + ANSWER_SLACK, self.exchange(question));
+        let within = if self.disk_is_next() {
+            ANSWER_BEFORE_DISK
+        } else {
+            hold.0 + ANSWER_SLACK
+        };
+        let answer = tokio::time::timeout(within, self.exchange(question));
         let (status, body) = answer
             .await
-            .map_err(|_| anyhow!("no answer within {:?}", hold.0 + ANSWER_SLACK))??;
+            .map_err(|_| anyhow!("no answer within {within:?}"))??;
         match status {
             StatusCode::OK => Ok(Reply::Changes(
                 serde_json::from_slice(&body).context("the answer is not understood")?,
@@ -374,6 +432,9 @@ impl ControlApi {
 #[derive(serde::Serialize, serde::Deserialize)]
 struct LastGood {
     version: String,
+    /// Absent in the file of an earlier release.
+    #[serde(default)]
+    store: String,
     documents: Vec<Versioned>,
 }
 
@@ -383,6 +444,7 @@ impl ControlApi {
         let Some(path) = &self.last_good else { return };
         let kept = LastGood {
             version: self.version.clone(),
+            store: self.store.clone(),
             documents: self.held.values().cloned().collect(),
         };
         let written = serde_json::to_vec(&kept)
@@ -399,8 +461,17 @@ impl ControlApi {
         }
     }
 
+    /// Whether a poll that fails now is followed by a look at the disk which may find something.
+    fn disk_is_next(&self) -> bool {
+        let kept = self.last_good.as_ref().is_some_and(|path| path.exists());
+        self.origin == Origin::Nothing && !self.disk_was_read && kept
+    }
+
     /// The configuration that was kept, if nothing serves and there is one.
     fn read_last_good(&mut self) -> Option<Push> {
+        if std::mem::replace(&mut self.disk_was_read, true) {
+            return None;
+        }
         let path = self.last_good.as_ref()?;
         let text = match std::fs::read(path) {
             Ok(text) => text,
@@ -427,6 +498,7 @@ impl ControlApi {
         self.origin = Origin::Disk;
         Some(self.hand_over(Pending {
             version: kept.version,
+            store: kept.store,
             nonce: String::new(),
             held,
             origin: Origin::Disk,

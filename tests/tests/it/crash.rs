@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use outrigger_tests::background::Background;
 use outrigger_tests::wait::eventually;
-use outrigger_tests::{Ask, Client, ControlApi, Load, LoadSpec, Sidecar, SidecarSpec, Upstream, simple};
+use outrigger_tests::{
+    Answer, Ask, Behaviour, Client, ControlApi, Load, LoadSpec, Sidecar, SidecarSpec, Upstream, simple,
+};
 
 /// How often the control API is killed.
 const CRASHES: u64 = 5;
@@ -198,4 +201,43 @@ async fn what_the_store_held_is_there_after_a_restart_to_the_letter() {
         "the same push is no new version: {again}"
     );
     assert_eq!(again["unchanged"][0], "reviews");
+}
+
+#[tokio::test]
+async fn a_control_api_that_accepts_and_never_answers_does_not_hold_up_a_start_from_disk() {
+    let upstream = Upstream::start("a").await;
+    let mut api = ControlApi::start().await;
+    api.pushed(&simple("reviews", &[&upstream], "").to_string()).await;
+    let disk = tempfile::tempdir().unwrap();
+    let path = disk.path().join("last-good");
+    drop(Sidecar::start(SidecarSpec::control("a", &api.url()).last_good(&path)).await);
+    api.kill();
+    let mute = Upstream::start("a control API that never answers").await;
+    mute.behave(Behaviour::Hang);
+    let url = format!("http://{}", mute.address());
+    let begun = Instant::now();
+    let sidecar = Sidecar::start(SidecarSpec::control("a", &url).last_good(&path)).await;
+    let took = begun.elapsed();
+    // The two seconds of the first poll, and the start itself on a busy machine.
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    assert_eq!(sidecar.config().await["source"], "disk");
+    assert_eq!(sidecar.client().get("reviews", "/").await.upstream(), "a");
+}
+
+#[tokio::test]
+async fn a_last_good_configuration_that_is_damaged_is_read_and_logged_once() {
+    let disk = tempfile::tempdir().unwrap();
+    let path = disk.path().join("last-good");
+    std::fs::write(&path, "not what was written").unwrap();
+    let api = Upstream::start("scripted control API").await;
+    api.behave(Behaviour::Answer(Answer::status(500)));
+    let url = format!("http://{}", api.address());
+    let mut sidecar = Sidecar::launch(SidecarSpec::control("a", &url).last_good(&path)).await;
+    eventually("some polls that failed", async || {
+        (api.received().len() >= 5).then_some(())
+    })
+    .await;
+    let log = sidecar.program().log();
+    let complaints = log.iter().filter(|line| line.contains("is damaged"));
+    assert_eq!(complaints.count(), 1, "{log:#?}");
 }

@@ -168,3 +168,54 @@ async fn a_mesh_document_comes_along_and_is_used() {
     let reply = sidecar.client().get("reviews", "/").await;
     assert_eq!((reply.status(), reply.reason()), (504, Some("request-timeout")));
 }
+
+#[tokio::test]
+async fn a_refusal_with_thousands_of_problems_is_cut_and_does_not_lock_the_sidecar_out() {
+    let upstream = Upstream::start("a").await;
+    let name = "x".repeat(3_000);
+    let mut bad = "kind: Service\nname: reviews\n".to_owned();
+    for number in 0..5_000 {
+        bad.push_str(&format!("{name}{number}: 1\n"));
+    }
+    let bad = document("reviews", "bad.yaml", &bad);
+    let bads: Vec<Value> = (0..300)
+        .map(|number| {
+            let mut bad = document(&format!("s{number}"), "bad.yaml", "");
+            bad["text"] = format!("kind: Service\n{name}: 1\nname: s{number}\n").into();
+            bad
+        })
+        .chain([bad])
+        .collect();
+    let api = scripted(&[json!(bads), json!([reviews(&upstream)])]).await;
+    let _sidecar = sidecar_of(&api).await;
+    let polls = polls_when(&api, 2).await;
+    let problems = polls[1]["error"]["problems"].as_array().unwrap();
+    assert_eq!(problems.len(), 101, "{:#}", polls[1]);
+    let last = problems[100]["message"].as_str().unwrap();
+    assert!(last.contains("more"), "{last}");
+    for problem in problems {
+        let message = problem["message"].as_str().unwrap();
+        assert!(message.chars().count() <= 1_000, "{message}");
+    }
+    assert!(polls[1].to_string().len() < 1024 * 1024);
+}
+
+#[tokio::test]
+async fn a_refusal_is_not_said_again_after_a_break() {
+    let bad = document(
+        "reviews",
+        "bad.yaml",
+        "kind: Service\nname: reviews\nbackends: 7\n",
+    );
+    let api = scripted(&[json!([bad])]).await;
+    api.next([Behaviour::Answer(Answer::status(413))]);
+    let _sidecar = sidecar_of(&api).await;
+    let polls = polls_when(&api, 3).await;
+    assert!(polls[1]["error"]["problems"].is_array(), "{:#}", polls[1]);
+    assert_eq!(
+        (&polls[2]["nonce"], &polls[2]["error"]),
+        (&json!(""), &Value::Null),
+        "it is told again and refuses again: {:#}",
+        polls[2]
+    );
+}
