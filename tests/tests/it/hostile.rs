@@ -182,3 +182,26 @@ async fn a_reader_that_is_slow_does_not_fill_the_sidecar() {
     let body = within("the body", connection.wire().body(framing, 1)).await;
     assert_eq!(body.cut, None);
 }
+
+#[tokio::test]
+async fn a_caller_that_does_not_read_its_answer_is_cut_when_its_time_is_over() {
+    for (fields, reason) in [
+        ("timeout: { request: 1s }", "request-timeout"),
+        ("timeout: { request: 0s, idle: 1s }", "idle-timeout"),
+    ] {
+        let upstream = Upstream::start("a").await;
+        upstream.behave(Behaviour::Answer(Answer::ok().body(vec![7; 64 * 1024 * 1024])));
+        let sidecar = Sidecar::of(simple("reviews", &[&upstream], fields)).await;
+        let mut connection = sidecar.client().connect().await;
+        let ask = Ask::get("/").host("reviews").to_bytes();
+        connection.wire().send(&ask).await.unwrap();
+        let counted = [("reason", reason)];
+        sidecar
+            .metrics_when(reason, |metrics| {
+                let open = [("listener", "outbound")];
+                metrics.sum("outrigger_requests_total", &counted) == 1.0
+                    && metrics.sum("outrigger_connections_open", &open) == 0.0
+            })
+            .await;
+    }
+}
