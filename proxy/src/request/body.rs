@@ -27,7 +27,7 @@ const REASON: HeaderName = HeaderName::from_static("x-outrigger-reason");
 #[derive(Debug)]
 pub(crate) enum ResponseBody {
     /// A short text of the proxy's own.
-    Text(Option<Bytes>, RequestLog),
+    Text(Option<Bytes>, Box<RequestLog>),
     /// Nothing, or nothing more.
     Empty,
     /// What the upstream sends.
@@ -107,7 +107,7 @@ pub(crate) fn refusal(failure: &Failure, mut log: RequestLog) -> Response<Respon
         HeaderValue::from_static("text/plain; charset=utf-8"),
     );
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(text.len()));
-    *response.body_mut() = ResponseBody::Text(Some(text), log);
+    *response.body_mut() = ResponseBody::Text(Some(text), Box::new(log));
     response
 }
 
