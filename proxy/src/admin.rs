@@ -28,6 +28,12 @@ use crate::timer::Timer;
 /// a fault of someone that must not cost the sidecar its memory.
 const CONNECTIONS_MAX: usize = 64;
 
+/// A request's head must be there within this, so that silent connections do not keep probes out.
+const HEAD_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// The whole of a connection, which is one request, may take this long: the time that Prometheus gives a scrape.
+const CONNECTION_MAX: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// What the pages show.
 #[derive(Debug)]
 pub(crate) struct Admin {
@@ -65,10 +71,12 @@ pub(crate) async fn serve(admin: Rc<Admin>, listener: TcpListener, pages: Pages)
                 async move { Ok::<_, Infallible>(answer) }
             });
             // A probe that hangs up early is no news.
-            let _ = http1::Builder::new()
+            let connection = http1::Builder::new()
                 .timer(Timer)
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+                .header_read_timeout(HEAD_TIMEOUT)
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), service);
+            let _ = tokio::time::timeout(CONNECTION_MAX, connection).await;
             drop(place);
         });
     }

@@ -10,9 +10,19 @@ use std::rc::Rc;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
+use crate::error::Reason;
+use crate::request::body::Bounds;
+
 /// A head must be there within this, and a kept connection may be silent for this long. Above the 60 s for which
 /// AWS load balancers keep connections by default, so that theirs close first; nginx's value.
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(75);
+
+/// A caller that takes nothing of its answer for this long is cut off where the route has no idle time: Envoy and
+/// nginx give it minutes and one minute; the shorter, because an upstream's connection waits with it.
+const UNREAD_MAX: Duration = Duration::from_secs(60);
+
+/// A body that can still be handed over notices its deadline by itself. So long after it the caller is what holds it.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// The connections of one worker.
 #[derive(Debug, Default)]
@@ -30,6 +40,12 @@ pub(super) struct Caller {
     under_way: Cell<u32>,
     /// How many had begun at the last look, and when it was first seen to rest there.
     seen: Cell<(u64, Instant)>,
+    /// How long the answer under way may take.
+    bounds: Cell<Option<Bounds>>,
+    /// Since when a frame has been handed over and none asked for: the caller does not read. `None` while the
+    /// upstream is what is waited for.
+    unread_since: Cell<Option<Instant>>,
+    cut: Cell<Option<Reason>>,
     order: Cell<Option<Order>>,
     waker: RefCell<Option<Waker>>,
 }
@@ -41,6 +57,8 @@ pub(super) enum Order {
     HangUp,
     /// Close: there has been no request for too long.
     TooSilent,
+    /// Close at once, in the middle of an answer: the caller does not take it.
+    Cut,
 }
 
 impl Callers {
@@ -55,6 +73,9 @@ impl Callers {
             begun: Cell::new(0),
             under_way: Cell::new(0),
             seen: Cell::new((0, now)),
+            bounds: Cell::new(None),
+            unread_since: Cell::new(None),
+            cut: Cell::new(None),
             order: Cell::new(None),
             waker: RefCell::new(None),
         });
@@ -77,6 +98,11 @@ impl Callers {
     /// Tells those that have been silent for too long. Called about once a second.
     pub(super) fn sweep(&self, now: Instant) {
         for caller in self.connections.borrow().values() {
+            if let Some(reason) = caller.overdue(now) {
+                caller.cut.set(Some(reason));
+                caller.tell(Order::Cut);
+                continue;
+            }
             let (seen, since) = caller.seen.get();
             if caller.under_way.get() > 0 || caller.begun.get() != seen {
                 caller.seen.set((caller.begun.get(), now));
@@ -88,6 +114,31 @@ impl Callers {
 }
 
 impl Caller {
+    /// Why its answer is to be cut, if it is. The bounds of a body are kept by the body whenever it is asked for
+    /// more; while the caller reads nothing it is not asked, and only this look remains.
+    fn overdue(&self, now: Instant) -> Option<Reason> {
+        let (since, (deadline, idle)) = (self.unread_since.get()?, self.bounds.get()?.parts());
+        if deadline.is_some_and(|deadline| now > deadline + GRACE) {
+            return Some(Reason::RequestTimeout);
+        }
+        (now.saturating_duration_since(since) > idle.unwrap_or(UNREAD_MAX)).then_some(Reason::IdleTimeout)
+    }
+
+    /// An answer begins to be handed over.
+    pub(super) fn answers(&self, bounds: Option<Bounds>) {
+        self.bounds.set(bounds);
+    }
+
+    /// A frame has been handed over, or the upstream has to be waited for.
+    pub(super) fn handed_over(&self, frame: bool) {
+        self.unread_since.set(frame.then(Instant::now));
+    }
+
+    /// Why its answer was cut, if it was.
+    pub(super) fn was_cut(&self) -> Option<Reason> {
+        self.cut.get()
+    }
+
     fn tell(&self, order: Order) {
         self.order.set(Some(order));
         if let Some(waker) = self.waker.take() {
@@ -117,8 +168,17 @@ impl Caller {
 #[derive(Debug)]
 pub(super) struct UnderWay(Rc<Caller>);
 
+impl UnderWay {
+    /// Whose request it is.
+    pub(super) fn caller(&self) -> &Caller {
+        &self.0
+    }
+}
+
 impl Drop for UnderWay {
     fn drop(&mut self) {
+        self.0.bounds.set(None);
+        self.0.unread_since.set(None);
         self.0.under_way.set(self.0.under_way.get() - 1);
     }
 }

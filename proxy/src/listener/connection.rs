@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::Request;
 use http_body::{Body, Frame, SizeHint};
@@ -27,6 +27,15 @@ const HEAD_MAX: usize = 60 * 1024;
 /// How much of a connection is buffered: a head, and of bodies what one read brings.
 const BUFFER_MAX: usize = 64 * 1024;
 
+/// A silent connection is asked after this long whether its peer still lives, then this often, so many times: one
+/// minute until a peer that vanished is noticed.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// Bytes that no peer acknowledges for this long end the connection: the same minute.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(60);
+
 /// Serves a connection to its end.
 pub(super) async fn serve(
     worker: Rc<Worker>,
@@ -45,16 +54,15 @@ pub(super) async fn serve(
     };
     // An answer is one write and must leave at once. If this fails the peer is gone, which the first read will tell.
     let _ = stream.set_nodelay(true);
+    watch_peer(&stream);
     let joined = callers.join(Instant::now());
     let caller = Rc::clone(&joined.caller);
     let service = service_fn(move |request: Request<Incoming>| {
         let (worker, entry, under_way) = (Rc::clone(&worker), Arc::clone(&entry), caller.begin());
         async move {
             let response = request::handle(&worker, &entry, request).await;
-            Ok::<_, Infallible>(response.map(|body| Guarded {
-                body,
-                _under_way: under_way,
-            }))
+            under_way.caller().answers(response.body().bounds());
+            Ok::<_, Infallible>(response.map(|body| Guarded { body, under_way }))
         }
     });
     let connection = http1::Builder::new()
@@ -70,7 +78,7 @@ pub(super) async fn serve(
         match joined.caller.told(cx) {
             None => {}
             Some(Order::HangUp) => connection.as_mut().graceful_shutdown(),
-            Some(Order::TooSilent) => return Poll::Ready(Ok(())),
+            Some(Order::TooSilent | Order::Cut) => return Poll::Ready(Ok(())),
         }
         connection.as_mut().poll(cx)
     });
@@ -80,10 +88,21 @@ pub(super) async fn serve(
     }
 }
 
+/// Lets the kernel find out that a peer is gone without a word. Where it refuses, the sweep of `callers` remains.
+fn watch_peer(stream: &tokio::net::TcpStream) {
+    let socket = socket2::SockRef::from(stream);
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES);
+    let _ = socket.set_tcp_keepalive(&keepalive);
+    let _ = socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX));
+}
+
 /// An answer's body, and with it the request that is under way until the body is gone.
 struct Guarded {
     body: ResponseBody,
-    _under_way: UnderWay,
+    under_way: UnderWay,
 }
 
 impl Body for Guarded {
@@ -94,7 +113,9 @@ impl Body for Guarded {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        self.under_way.caller().handed_over(polled.is_ready());
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -103,6 +124,14 @@ impl Body for Guarded {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        if let Some(reason) = self.under_way.caller().was_cut() {
+            self.body.cut_short(reason, "the caller did not read its answer");
+        }
     }
 }
 

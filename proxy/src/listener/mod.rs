@@ -100,6 +100,7 @@ async fn accept(
     seats: Vec<Seat>,
     drain: Drain,
 ) {
+    let mut failing = false;
     loop {
         let accepted = tokio::select! {
             // First, so that the door is closed only when nobody waits in it: a connection that the kernel has made
@@ -109,17 +110,24 @@ async fn accept(
             () = drain.closed() => return,
         };
         let stream = match accepted.and_then(|(stream, _)| stream.into_std()) {
-            Ok(stream) => stream,
+            Ok(stream) => {
+                failing = false;
+                stream
+            }
             Err(error) => {
                 // EMFILE and its like pass when connections close; a connection that was reset while it waited is
                 // no reason to stop either.
-                tracing::warn!(%error, "cannot accept a connection; trying again");
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(%error, "cannot accept a connection; trying again until it can");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
         let Some(seat) = seats
             .iter()
+            // A worker that died would for ever be the one with the fewest.
+            .filter(|seat| !seat.arrivals.is_closed())
             .min_by_key(|seat| seat.connections.load(Ordering::Relaxed))
         else {
             return;
@@ -130,9 +138,8 @@ async fn accept(
             entry: Arc::clone(&entry),
             open: open.clone(),
         };
-        if seat.arrivals.send(arrival).await.is_err() {
-            return;
-        }
+        // If it dies just now this connection is lost with its others; the next goes elsewhere.
+        let _ = seat.arrivals.send(arrival).await;
     }
 }
 

@@ -155,6 +155,11 @@ impl Bounds {
         }
     }
 
+    /// When the whole request must be over, and the longest silence; each where the route has one.
+    pub(crate) fn parts(&self) -> (Option<Instant>, Option<Duration>) {
+        (self.deadline, self.idle)
+    }
+
     /// The nearer of the two: the end of the request, and the end of a silence that begins now.
     fn next(&self, now: Instant) -> Option<Instant> {
         let silence = self.idle.map(|idle| now + idle);
@@ -238,6 +243,26 @@ impl Relayed {
         log.complete(now);
         if !connection.is_closed() {
             worker.pool.give_back(connection, now, cx);
+        }
+    }
+}
+
+impl ResponseBody {
+    /// How long it may take, if it comes from an upstream.
+    pub(crate) fn bounds(&self) -> Option<Bounds> {
+        match self {
+            Self::Relayed(relayed) => Some(relayed.bounds),
+            Self::Text(..) | Self::Empty => None,
+        }
+    }
+
+    /// Notes why it ends before its last byte: its connection is about to be closed.
+    pub(crate) fn cut_short(&mut self, reason: Reason, detail: &str) {
+        match self {
+            Self::Relayed(relayed) => {
+                relayed.cut(reason, detail.to_owned());
+            }
+            Self::Text(..) | Self::Empty => {}
         }
     }
 }

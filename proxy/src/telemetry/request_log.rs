@@ -36,13 +36,18 @@ impl AccessLogger {
     /// When the thread cannot be started.
     pub fn start(which: AccessLog, lost: LostLines) -> std::io::Result<Self> {
         let (lines, waiting) = sync_channel::<Vec<u8>>(LINES_WAITING_MAX);
+        let unwritten = lost.clone();
         std::thread::Builder::new()
             .name("access-log".into())
             .spawn(move || {
                 // Ends when the last worker is gone, or when nobody reads standard output any more.
                 while let Ok(line) = waiting.recv() {
-                    if std::io::stdout().lock().write_all(&line).is_err() {
-                        return;
+                    if let Err(error) = std::io::stdout().lock().write_all(&line) {
+                        unwritten.count();
+                        // Anything else may pass, such as a disk that is full for a second.
+                        if error.kind() == std::io::ErrorKind::BrokenPipe {
+                            return;
+                        }
                     }
                 }
             })?;

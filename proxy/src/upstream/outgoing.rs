@@ -17,6 +17,10 @@ use hyper::body::Incoming;
 /// Linkerd's limit. Frames are shared with the receive buffer, so keeping them copies nothing.
 pub(crate) const REPLAY_MAX: usize = 64 * 1024;
 
+/// The most frames that are kept: each costs some tens of bytes beside its data, and a body of single-byte chunks
+/// would cost many times its size. Honest bodies of 64 KB come in a few dozen.
+const FRAMES_MAX: usize = 256;
+
 /// The body of a request on its way to an endpoint.
 #[derive(Debug)]
 pub(crate) enum OutgoingBody {
@@ -172,7 +176,7 @@ impl Replay {
                         .bytes
                         .max(usize::try_from(shared.size.lower()).unwrap_or(usize::MAX))
                         <= REPLAY_MAX;
-                    if shared.whole && fits {
+                    if shared.whole && fits && shared.frames.len() < FRAMES_MAX {
                         shared.frames.push(data.clone());
                         self.sent_frames += 1;
                     } else {

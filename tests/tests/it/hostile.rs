@@ -1,7 +1,7 @@
 //! Bytes that no honest client sends. Whatever comes, the sidecar answers or closes, and serves the next.
 
 use outrigger_tests::wait::{eventually, within};
-use outrigger_tests::{Answer, Ask, Behaviour, Sidecar, SidecarSpec, Upstream, simple};
+use outrigger_tests::{Answer, Ask, Behaviour, Client, Sidecar, SidecarSpec, Upstream, simple};
 
 /// What comes back for these bytes: the status, and the reason; 0 for a connection that is closed without a word.
 async fn told(sidecar: &Sidecar, bytes: &[u8]) -> (u16, Option<String>) {
@@ -181,4 +181,44 @@ async fn a_reader_that_is_slow_does_not_fill_the_sidecar() {
     let framing = head.answer_framing("GET").unwrap();
     let body = within("the body", connection.wire().body(framing, 1)).await;
     assert_eq!(body.cut, None);
+}
+
+#[tokio::test]
+async fn a_caller_that_does_not_read_its_answer_is_cut_when_its_time_is_over() {
+    for (fields, reason) in [
+        ("timeout: { request: 1s }", "request-timeout"),
+        ("timeout: { request: 0s, idle: 1s }", "idle-timeout"),
+    ] {
+        let upstream = Upstream::start("a").await;
+        upstream.behave(Behaviour::Answer(Answer::ok().body(vec![7; 64 * 1024 * 1024])));
+        let sidecar = Sidecar::of(simple("reviews", &[&upstream], fields)).await;
+        let mut connection = sidecar.client().connect().await;
+        let ask = Ask::get("/").host("reviews").to_bytes();
+        connection.wire().send(&ask).await.unwrap();
+        let counted = [("reason", reason)];
+        sidecar
+            .metrics_when(reason, |metrics| {
+                let open = [("listener", "outbound")];
+                metrics.sum("outrigger_requests_total", &counted) == 1.0
+                    && metrics.sum("outrigger_connections_open", &open) == 0.0
+            })
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn silent_connections_do_not_keep_probes_out() {
+    let upstream = Upstream::start("a").await;
+    let sidecar = Sidecar::of(simple("reviews", &[&upstream], "")).await;
+    let mut silent = Vec::new();
+    for _ in 0..70 {
+        silent.push(tokio::net::TcpStream::connect(sidecar.scrape()).await.unwrap());
+    }
+    let prober = Client::new(sidecar.scrape());
+    let asked = prober.get("scrape", "/live");
+    let limit = std::time::Duration::from_secs(10);
+    let reply = tokio::time::timeout(limit, asked)
+        .await
+        .expect("an answer in time");
+    assert_eq!(reply.status(), 200);
 }
