@@ -128,7 +128,7 @@ impl Sidecar {
         } = self;
         let metrics = Arc::new(Metrics::new()?);
         let snapshots = Arc::new(Snapshots::new(compile::nothing(&metrics)));
-        let logger = AccessLogger::start(bootstrap.access_log, metrics.lost_lines())?;
+        let logger = AccessLogger::start(bootstrap.access_log, metrics.lost_lines(), drain.clone())?;
         let workers = Workers::start(worker_count(&bootstrap), &snapshots, &logger, &drain)?;
         let resolver = Resolver::new(&dns)?;
         let source = source(&bootstrap, &resolver)?;

@@ -62,6 +62,11 @@ impl Drain {
         self.ended.cancel();
     }
 
+    /// Whether the time to finish is over.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.is_cancelled()
+    }
+
     /// Resolves when the time to finish is over.
     pub(crate) async fn ended(&self) {
         self.ended.cancelled().await;

@@ -37,6 +37,8 @@ pub enum Reason {
     RequestTimeout,
     /// A body was silent for too long.
     IdleTimeout,
+    /// The sidecar stopped before the request was done.
+    Draining,
     /// The caller went away before it had its answer.
     ClientGone,
     /// A fault of the proxy itself.
@@ -62,7 +64,7 @@ struct Facts {
 
 impl Reason {
     /// Every reason, in the order of the table.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::BadRequest,
         Self::NotReady,
         Self::NoService,
@@ -76,6 +78,7 @@ impl Reason {
         Self::AttemptTimeout,
         Self::RequestTimeout,
         Self::IdleTimeout,
+        Self::Draining,
         Self::ClientGone,
         Self::Internal,
     ];
@@ -135,6 +138,7 @@ impl Reason {
             Self::AttemptTimeout =>   facts("attempt-timeout",   504, Maybe, "one attempt outlasted `timeout.attempt`"),
             Self::RequestTimeout =>   facts("request-timeout",   504, Maybe, "the request outlasted `timeout.request`"),
             Self::IdleTimeout =>      facts("idle-timeout",      504, Maybe, "a body was silent for longer than `timeout.idle`"),
+            Self::Draining =>           facts("draining",          502, Maybe, "the sidecar stopped before the request was done; give `drain` more time"),
             // 499 is nginx's word for it; nobody is left to read the status, only log and metric carry it.
             Self::ClientGone =>       facts("client-gone",       499, Maybe, "the caller gave up first; look at its own timeout"),
             Self::Internal =>         facts("internal",          500, Maybe, "a fault of this sidecar; please report it with its log"),

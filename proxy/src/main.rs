@@ -1,5 +1,6 @@
 //! `outrigger-proxy`: arguments in, exit code out. The sidecar itself is in the library.
 
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,6 +12,7 @@ use outrigger_config::bootstrap::{AccessLog, LocalListener};
 use outrigger_config::units::Duration;
 use outrigger_proxy::app::{Sidecar, Start};
 use outrigger_proxy::drain::Drain;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[cfg(feature = "mimalloc")]
@@ -66,6 +68,10 @@ struct Arguments {
     /// Which requests are written to standard output: failures, all, off
     #[arg(long, env = "OUTRIGGER_ACCESS_LOG", value_name = "WHICH", value_parser = access_log)]
     access_log: Option<AccessLog>,
+    /// Ask the sidecar that runs here whether it is ready, on its scrape address, and end with 0 if it is: the health
+    /// check for ECS and compose, where the image has no other program
+    #[arg(long)]
+    check_ready: bool,
     /// DNS servers to ask instead of the system's, such as 127.0.0.1:53
     #[arg(long, env = "OUTRIGGER_DNS", value_name = "ADDRESS", value_delimiter = ',')]
     dns: Vec<SocketAddr>,
@@ -150,6 +156,7 @@ fn replace<T>(value: &mut T, flag: Option<T>) {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     log_to_stderr();
+    let check_ready = arguments.check_ready;
     let start = match arguments.bootstrap() {
         Ok(start) => start,
         Err(error) => {
@@ -157,7 +164,12 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    match run(start) {
+    let done = if check_ready {
+        ask_whether_ready(start.bootstrap.scrape)
+    } else {
+        run(start)
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -166,7 +178,46 @@ fn main() -> ExitCode {
     }
 }
 
+/// How long a sidecar may take to say whether it is ready: health checks commonly allow five seconds.
+const READY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Asks the sidecar whose scrape address this is.
+fn ask_whether_ready(scrape: SocketAddr) -> anyhow::Result<()> {
+    let mut address = scrape;
+    if address.ip().is_unspecified() {
+        address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+    }
+    let asked = || -> std::io::Result<String> {
+        let mut stream = std::net::TcpStream::connect_timeout(&address, READY_TIMEOUT)?;
+        stream.set_read_timeout(Some(READY_TIMEOUT))?;
+        stream.write_all(b"GET /ready HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.take(4096).read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    let answer = asked().with_context(|| format!("no sidecar answers on {address}"))?;
+    let status = answer.split(' ').nth(1).unwrap_or_default();
+    if status != "200" {
+        let why = answer.rsplit("\r\n\r\n").next().unwrap_or_default().trim();
+        anyhow::bail!("{address} answered {status}: {why}");
+    }
+    Ok(())
+}
+
+/// Raises the limit on open files to what the system allows: each request under way holds two.
+fn raise_open_files() {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit on open files");
+    }
+}
+
 fn run(start: Start) -> anyhow::Result<()> {
+    raise_open_files();
     let drain = Drain::default();
     // Before the first socket is bound: whoever sees it listening may tell it to stop.
     drain_on_signals(drain.clone())?;

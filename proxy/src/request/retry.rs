@@ -216,6 +216,7 @@ impl Event {
                 | Reason::NoEndpoint
                 | Reason::RequestTimeout
                 | Reason::IdleTimeout
+                | Reason::Draining
                 | Reason::ClientGone
                 | Reason::Internal => None,
             },

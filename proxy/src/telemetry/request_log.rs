@@ -14,6 +14,7 @@ use http::{Method, StatusCode, Uri};
 use outrigger_config::bootstrap::AccessLog;
 use serde::Serialize;
 
+use crate::drain::Drain;
 use crate::error::{Failure, Reason};
 use crate::telemetry::metrics::{Ending, LostLines, RouteMetrics};
 
@@ -27,6 +28,7 @@ pub struct AccessLogger {
     which: AccessLog,
     lines: SyncSender<Vec<u8>>,
     lost: LostLines,
+    drain: Drain,
 }
 
 impl AccessLogger {
@@ -34,7 +36,7 @@ impl AccessLogger {
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn start(which: AccessLog, lost: LostLines) -> std::io::Result<Self> {
+    pub fn start(which: AccessLog, lost: LostLines, drain: Drain) -> std::io::Result<Self> {
         let (lines, waiting) = sync_channel::<Vec<u8>>(LINES_WAITING_MAX);
         let unwritten = lost.clone();
         std::thread::Builder::new()
@@ -51,7 +53,12 @@ impl AccessLogger {
                     }
                 }
             })?;
-        Ok(Self { which, lines, lost })
+        Ok(Self {
+            which,
+            lines,
+            lost,
+            drain,
+        })
     }
 
     fn writes(&self, failed: bool) -> bool {
@@ -152,7 +159,9 @@ impl RequestLog {
 impl Drop for RequestLog {
     fn drop(&mut self) {
         if !self.complete && self.reason.is_none() {
-            self.reason = Some(Reason::ClientGone);
+            // What is still under way when the time to drain is over was cut by this sidecar, not given up.
+            let cut = self.logger.drain.has_ended();
+            self.reason = Some(if cut { Reason::Draining } else { Reason::ClientGone });
         }
         let took = self
             .finished

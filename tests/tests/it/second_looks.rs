@@ -141,3 +141,40 @@ async fn a_file_that_becomes_empty_is_refused_and_the_table_serves_on() {
     );
     assert_eq!(sidecar.client().get("reviews", "/").await.status(), 200);
 }
+
+/// What `outrigger-proxy --check-ready` ends with for a sidecar's scrape address.
+async fn check_ready(sidecar: &Sidecar) -> Option<i32> {
+    let mut command = std::process::Command::new(outrigger_tests::program::binary("outrigger-proxy"));
+    command.args(["--check-ready", "--scrape", &sidecar.scrape().to_string()]);
+    let mut check = outrigger_tests::program::Program::spawn("check", command);
+    check.exited().await.code()
+}
+
+#[tokio::test]
+async fn the_health_check_says_whether_the_sidecar_is_ready() {
+    let upstream = Upstream::start("a").await;
+    let ready = Sidecar::of(simple("reviews", &[&upstream], "")).await;
+    assert_eq!(check_ready(&ready).await, Some(0));
+    let waiting = Sidecar::launch(SidecarSpec::control("waiting", "http://127.0.0.1:9")).await;
+    assert_eq!(check_ready(&waiting).await, Some(1));
+}
+
+#[tokio::test]
+async fn a_request_that_is_cut_at_the_end_of_the_drain_is_not_blamed_on_its_caller() {
+    let upstream = Upstream::start("a").await;
+    upstream.behave(Behaviour::Hang);
+    let file = simple("reviews", &[&upstream], "").to_string();
+    let mut sidecar = Sidecar::start(SidecarSpec::text("a", &file).with("--drain", "1s")).await;
+    let mut connection = sidecar.client().connect().await;
+    connection
+        .wire()
+        .send(&Ask::get("/").host("reviews").to_bytes())
+        .await
+        .unwrap();
+    upstream.has_requests(1).await;
+    sidecar.program().terminate();
+    sidecar
+        .program()
+        .printed("the cut request", |line| line.contains("\"reason\":\"draining\""))
+        .await;
+}
