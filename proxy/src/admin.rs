@@ -122,7 +122,7 @@ impl Admin {
         if self.drain.is_draining() {
             return text(
                 StatusCode::SERVICE_UNAVAILABLE,
-                "draining: it finishes what it has and takes no more\n",
+                "draining: it finishes what it has; ask another instance\n",
             );
         }
         if self.snapshots.load().origin == Origin::Nothing {

@@ -88,7 +88,7 @@ pub(crate) async fn send(
         };
         match connection.send(request, bounds).await {
             Ok(response) => {
-                let (head, body) = response.into_parts();
+                let (mut head, body) = response.into_parts();
                 let said = said(&head);
                 match said {
                     // The application behind the endpoint is as good as not there.
@@ -98,7 +98,7 @@ pub(crate) async fn send(
                     // A probe may have come by a kept connection: that it was answered is as good as a new one.
                     _ => pick.health.connected(),
                 }
-                headers::check_response(&head).map_err(|what| {
+                headers::prepare_response(&mut head).map_err(|what| {
                     Failure::new(Reason::UpstreamProtocol, format!("{}: {what}", pick.address))
                 })?;
                 return Ok(Answer {

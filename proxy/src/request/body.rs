@@ -12,9 +12,9 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::error::{Failure, Reason};
+use crate::request::Worker;
 use crate::request::attempt::Answer;
 use crate::request::retry::Progress;
-use crate::request::{Worker, headers};
 use crate::snapshot::routes::Route;
 use crate::telemetry::request_log::RequestLog;
 use crate::upstream::Pick;
@@ -55,7 +55,7 @@ pub(crate) async fn relay(
     mut log: RequestLog,
 ) -> Response<ResponseBody> {
     let Answer {
-        mut head,
+        head,
         body,
         mut connection,
         pick,
@@ -67,7 +67,6 @@ pub(crate) async fn relay(
             format!("the sidecar at {} said so", pick.address),
         ));
     }
-    headers::prepare_response(&mut head);
     log.answered(head.status);
     if body.is_end_stream() {
         let now = Instant::now();

@@ -146,35 +146,31 @@ pub(crate) fn prepare_request(head: &mut Parts, fallback: &str) {
     head.version = Version::HTTP_11;
 }
 
-/// What no answer may have, whose bytes would otherwise mean one thing here and another to the caller.
+/// Makes a received answer into one to hand on: what belongs to the hop that it came by goes.
 ///
 /// # Errors
-/// What is wrong with it.
-pub(crate) fn check_response(head: &http::response::Parts) -> Result<(), &'static str> {
+/// What no answer may have, because its bytes would mean one thing here and another to the caller.
+pub(crate) fn prepare_response(head: &mut http::response::Parts) -> Result<(), &'static str> {
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         // RFC 9110 section 15.2.2: nobody asked for it, since this hop does not pass `Upgrade` on.
         return Err("it switched protocols without being asked to");
     }
-    if look(&head.headers).other_coding {
+    let found = look(&head.headers);
+    if found.other_coding {
         return Err("its answer has a transfer coding other than chunked");
     }
-    Ok(())
-}
-
-/// Takes out of an answer what belongs to the hop that it came by.
-pub(crate) fn prepare_response(head: &mut http::response::Parts) {
-    let found = look(&head.headers);
     let (connection, hop_by_hop, names_fields) = (found.connection, found.hop_by_hop, found.names_fields);
-    let found_chunked = found.chunked;
+    let chunked = found.chunked;
     if connection || hop_by_hop {
         strip_hop_by_hop(&mut head.headers, hop_by_hop, names_fields);
     }
-    if found_chunked {
+    if chunked {
         // RFC 9112 section 6.3: chunked is what framed the body, and a length beside it is a lie.
         head.headers.remove(CONTENT_LENGTH);
     }
     // RFC 9110 section 2.5: an intermediary sends its own version, not the one that it received.
     head.version = Version::HTTP_11;
+    Ok(())
 }
 
 fn accepts_trailers(headers: &HeaderMap) -> bool {
@@ -311,8 +307,7 @@ mod tests {
     #[test]
     fn an_answer_loses_the_length_that_chunked_overrules() {
         let mut head = answer(&[("transfer-encoding", "chunked"), ("content-length", "5")]);
-        check_response(&head).unwrap();
-        prepare_response(&mut head);
+        prepare_response(&mut head).unwrap();
         assert!(head.headers.is_empty(), "{:?}", head.headers);
     }
 
@@ -326,7 +321,7 @@ mod tests {
                 "{coding}"
             );
             assert!(
-                check_response(&answer(&[("transfer-encoding", coding)])).is_err(),
+                prepare_response(&mut answer(&[("transfer-encoding", coding)])).is_err(),
                 "{coding}"
             );
         }
@@ -345,7 +340,7 @@ mod tests {
     fn an_answer_that_switches_protocols_unasked_is_refused() {
         let mut head = answer(&[]);
         head.status = StatusCode::SWITCHING_PROTOCOLS;
-        assert!(check_response(&head).is_err());
+        assert!(prepare_response(&mut head).is_err());
     }
 
     #[test]

@@ -93,7 +93,7 @@ impl Resolver {
                 let mut addresses: Vec<IpAddr> = records.iter().collect();
                 // Servers turn the records round for every question; the order here must not make a new set.
                 addresses.sort_unstable();
-                self.found(
+                found(
                     &cluster,
                     &name,
                     addresses
@@ -127,23 +127,20 @@ impl Resolver {
             }
         }
     }
+}
 
-    #[expect(
-        clippy::unused_self,
-        reason = "a step of the resolver's work, beside its siblings"
-    )]
-    fn found(&self, cluster: &Arc<Cluster>, name: &str, addresses: Vec<SocketAddr>) {
-        let set = cluster.endpoints();
-        let same = set.endpoints.len() == addresses.len()
-            && set
-                .endpoints
-                .iter()
-                .zip(&addresses)
-                .all(|(endpoint, address)| endpoint.address == *address);
-        if !same {
-            let (service, backend) = (&cluster.service, &cluster.name);
-            tracing::info!(service, backend, name, endpoints = ?addresses, "endpoints changed");
-            cluster.found(addresses, format!("DNS for {name} has no address"));
-        }
+/// Makes what DNS found the endpoints of a cluster, if they are others than those it has.
+fn found(cluster: &Arc<Cluster>, name: &str, addresses: Vec<SocketAddr>) {
+    let set = cluster.endpoints();
+    let same = set.endpoints.len() == addresses.len()
+        && set
+            .endpoints
+            .iter()
+            .zip(&addresses)
+            .all(|(endpoint, address)| endpoint.address == *address);
+    if !same {
+        let (service, backend) = (&cluster.service, &cluster.name);
+        tracing::info!(service, backend, name, endpoints = ?addresses, "endpoints changed");
+        cluster.found(addresses, format!("DNS for {name} has no address"));
     }
 }

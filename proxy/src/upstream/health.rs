@@ -66,11 +66,6 @@ impl Health {
             .compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed)
             .is_ok()
     }
-
-    /// Whether it is being left alone, without asking to probe it.
-    pub fn is_avoided(&self) -> bool {
-        self.avoid_until.load(Ordering::Relaxed) != 0
-    }
 }
 
 /// How long an unused part of the budget is kept: a burst of failures may spend what the last ten seconds earned.

@@ -25,9 +25,9 @@ use tokio::task::coop::unconstrained;
 use crate::error::{Failure, Reason};
 use crate::stream::Stream;
 use crate::timer::Deadline;
+use crate::upstream::Endpoint;
 use crate::upstream::gate::Gate;
 use crate::upstream::outgoing::{OutgoingBody, Upload};
-use crate::upstream::{Endpoint, EndpointSet};
 
 /// An idle connection is closed after this. Node.js closes its side after 5 s by default and many servers follow
 /// it; closing first is what keeps a request from meeting a connection that is being closed.
@@ -322,15 +322,5 @@ impl Pool {
             connections.retain(|connection| now.saturating_duration_since(connection.idle_since) < IDLE_MAX);
             !connections.is_empty()
         });
-    }
-}
-
-impl EndpointSet {
-    /// Connections open to all of them, over all workers.
-    pub fn connections(&self) -> u32 {
-        self.endpoints
-            .iter()
-            .map(|endpoint| endpoint.connections.load(Ordering::Relaxed))
-            .sum()
     }
 }
