@@ -5,7 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::service::{Balance, Budget, Retry, RetryOn, Route, Service, Timeout};
+use crate::service::{Balance, Budget, Protocol, Retry, RetryOn, Route, Service, Timeout};
 use crate::units;
 
 /// What holds for every service of the mesh.
@@ -37,6 +37,10 @@ const REQUEST_TIMEOUT: units::Duration = units::Duration::from_secs(15);
 
 /// A body that is silent for longer is given up: under the 60 s after which load balancers in front cut silently.
 const IDLE_TIMEOUT: units::Duration = units::Duration::from_secs(60);
+
+/// The same for gRPC, whose streams may have nothing to say for minutes: Envoy's idle time of a stream. Calls of gRPC
+/// have no bound of their own here, since each brings its deadline in `grpc-timeout`.
+const GRPC_IDLE_TIMEOUT: units::Duration = units::Duration::from_secs(300);
 
 /// The first try and two more: enough to leave a bad endpoint and one more bad choice.
 const ATTEMPTS: u32 = 3;
@@ -73,14 +77,18 @@ pub struct RetryPolicy {
 
 impl Mesh {
     /// The timeouts of a route: its own, else the mesh's, else the built-in ones, each field by itself.
-    pub fn timeouts(&self, route: &Route) -> Timeouts {
+    pub fn timeouts(&self, route: &Route, protocol: Protocol) -> Timeouts {
         let own = route.timeout.unwrap_or_default();
         let mesh = self.defaults.timeout.unwrap_or_default();
         let bound = |chosen: units::Duration| (!chosen.0.is_zero()).then_some(chosen.0);
+        let (request, idle) = match protocol {
+            Protocol::Http | Protocol::Http2 => (REQUEST_TIMEOUT, IDLE_TIMEOUT),
+            Protocol::Grpc => (units::Duration::from_secs(0), GRPC_IDLE_TIMEOUT),
+        };
         Timeouts {
-            request: bound(own.request.or(mesh.request).unwrap_or(REQUEST_TIMEOUT)),
+            request: bound(own.request.or(mesh.request).unwrap_or(request)),
             attempt: own.attempt.or(mesh.attempt).and_then(bound),
-            idle: bound(own.idle.or(mesh.idle).unwrap_or(IDLE_TIMEOUT)),
+            idle: bound(own.idle.or(mesh.idle).unwrap_or(idle)),
         }
     }
 

@@ -47,9 +47,20 @@ impl Service {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
-    /// HTTP.
+    /// HTTP/1.1 towards its endpoints. Callers may speak HTTP/1.1 or HTTP/2 to their sidecar.
     #[default]
     Http,
+    /// HTTP/2 with prior knowledge towards its endpoints. Callers may speak either.
+    Http2,
+    /// gRPC: HTTP/2, whose calls bring their own deadlines, and whose failures stand in `grpc-status`.
+    Grpc,
+}
+
+impl Protocol {
+    /// Whether its endpoints are spoken to in HTTP/2.
+    pub const fn is_http2(self) -> bool {
+        matches!(self, Self::Http2 | Self::Grpc)
+    }
 }
 
 /// How an endpoint is chosen among those of a backend.

@@ -27,6 +27,8 @@ pub enum Reason {
     ConnectFailed,
     /// No connection was made in time.
     ConnectTimeout,
+    /// The endpoint said that it did not begin with the request.
+    RefusedStream,
     /// The connection broke before or inside the answer.
     UpstreamReset,
     /// The answer is not one that HTTP allows.
@@ -64,7 +66,7 @@ struct Facts {
 
 impl Reason {
     /// Every reason, in the order of the table.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::BadRequest,
         Self::NotReady,
         Self::NoService,
@@ -73,6 +75,7 @@ impl Reason {
         Self::NoEndpoint,
         Self::ConnectFailed,
         Self::ConnectTimeout,
+        Self::RefusedStream,
         Self::UpstreamReset,
         Self::UpstreamProtocol,
         Self::AttemptTimeout,
@@ -133,6 +136,7 @@ impl Reason {
             Self::NoEndpoint =>       facts("no-endpoint",       503, No,    "the backend has no endpoint; look at its `discover` and at DNS"),
             Self::ConnectFailed =>    facts("connect-failed",    503, No,    "nothing accepts connections there; is the instance running and its port right?"),
             Self::ConnectTimeout =>   facts("connect-timeout",   503, No,    "no answer to the connection; look at security groups and routes"),
+            Self::RefusedStream =>    facts("refused-stream",    503, No,    "the instance turned the request away before it began; look for its restart or its limit on streams"),
             Self::UpstreamReset =>    facts("upstream-reset",    502, Maybe, "the instance closed the connection; look for its crash or restart"),
             Self::UpstreamProtocol => facts("upstream-protocol", 502, Maybe, "the instance does not answer in HTTP; is `protocol` right?"),
             Self::AttemptTimeout =>   facts("attempt-timeout",   504, Maybe, "one attempt outlasted `timeout.attempt`"),

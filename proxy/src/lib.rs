@@ -9,15 +9,18 @@
 //! * [`snapshot`] is config as it runs, and the routing table.
 //! * [`upstream`] is clusters, endpoints, balancing, discovery, pools.
 //! * [`telemetry`] is metrics and the access log.
-//! * [`error`], [`drain`], `timer`, `stream` are the ground: the one table of reasons, how everything stops,
-//!   deadlines, sockets as hyper is handed them.
+//! * `arriving` is a body that comes in, whichever version of HTTP it comes by.
+//! * [`error`], [`drain`], `timer`, `stream`, `http2` are the ground: the one table of reasons, how everything stops,
+//!   deadlines, sockets as hyper is handed them, streams as bodies.
 
 mod admin;
 pub mod app;
 pub mod apply;
+mod arriving;
 mod control;
 pub mod drain;
 pub mod error;
+mod http2;
 mod listener;
 mod request;
 pub mod snapshot;

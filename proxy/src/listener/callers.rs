@@ -7,7 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::error::Reason;
@@ -40,13 +40,27 @@ pub(super) struct Caller {
     under_way: Cell<u32>,
     /// How many had begun at the last look, and when it was first seen to rest there.
     seen: Cell<(u64, Instant)>,
+    /// The requests under way: one at a time by HTTP/1, many by HTTP/2.
+    requests: RefCell<Vec<Rc<Watch>>>,
+    /// The watch of a request that is over, for the next.
+    spare: RefCell<Option<Rc<Watch>>>,
+    /// Whether it carries many requests at once, so that one can be cut without the others.
+    multiplexed: bool,
+    order: Cell<Option<Order>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+/// One request as the sweep sees it.
+#[derive(Debug, Default)]
+struct Watch {
+    /// Its place among the requests under way.
+    place: Cell<usize>,
     /// How long the answer under way may take.
     bounds: Cell<Option<Bounds>>,
     /// Since when a frame has been handed over and none asked for: the caller does not read. `None` while the
     /// upstream is what is waited for.
     unread_since: Cell<Option<Instant>>,
     cut: Cell<Option<Reason>>,
-    order: Cell<Option<Order>>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -66,16 +80,16 @@ impl Callers {
     ///
     /// One that begins after the others were told to hang up is not told: it has come for one request, whose answer
     /// says that there is no second.
-    pub(super) fn join(self: &Rc<Self>, now: Instant) -> Joined {
+    pub(super) fn join(self: &Rc<Self>, multiplexed: bool, now: Instant) -> Joined {
         let place = self.next.get();
         self.next.set(place + 1);
         let caller = Rc::new(Caller {
             begun: Cell::new(0),
             under_way: Cell::new(0),
             seen: Cell::new((0, now)),
-            bounds: Cell::new(None),
-            unread_since: Cell::new(None),
-            cut: Cell::new(None),
+            requests: RefCell::default(),
+            spare: RefCell::default(),
+            multiplexed,
             order: Cell::new(None),
             waker: RefCell::new(None),
         });
@@ -95,11 +109,17 @@ impl Callers {
             .for_each(|caller| caller.tell(Order::HangUp));
     }
 
+    /// Tells those that speak HTTP/2 that they are to open no further streams: it can be said to them at once.
+    pub(super) fn go_away(&self) {
+        let callers = self.connections.borrow();
+        let multiplexed = callers.values().filter(|caller| caller.multiplexed);
+        multiplexed.for_each(|caller| caller.tell(Order::HangUp));
+    }
+
     /// Tells those that have been silent for too long. Called about once a second.
     pub(super) fn sweep(&self, now: Instant) {
         for caller in self.connections.borrow().values() {
-            if let Some(reason) = caller.overdue(now) {
-                caller.cut.set(Some(reason));
+            if caller.cut_overdue(now) && !caller.multiplexed {
                 caller.tell(Order::Cut);
                 continue;
             }
@@ -113,7 +133,7 @@ impl Callers {
     }
 }
 
-impl Caller {
+impl Watch {
     /// Why its answer is to be cut, if it is. The bounds of a body are kept by the body whenever it is asked for
     /// more; while the caller reads nothing it is not asked, and only this look remains.
     fn overdue(&self, now: Instant) -> Option<Reason> {
@@ -123,23 +143,25 @@ impl Caller {
         }
         (now.saturating_duration_since(since) > idle.unwrap_or(UNREAD_MAX)).then_some(Reason::IdleTimeout)
     }
+}
 
-    /// An answer begins to be handed over.
-    pub(super) fn answers(&self, bounds: Option<Bounds>) {
-        self.bounds.set(bounds);
+impl Caller {
+    /// Notes which answers are to be cut, and wakes whoever hands them over. Whether there is one.
+    fn cut_overdue(&self, now: Instant) -> bool {
+        let mut any = false;
+        for watch in self.requests.borrow().iter() {
+            if let Some(reason) = watch.overdue(now) {
+                any = true;
+                watch.cut.set(Some(reason));
+                if let Some(waker) = watch.waker.take() {
+                    waker.wake();
+                }
+            }
+        }
+        any
     }
 
-    /// A frame has been handed over, or the upstream has to be waited for.
-    pub(super) fn handed_over(&self, frame: bool) {
-        self.unread_since.set(frame.then(Instant::now));
-    }
-
-    /// Why its answer was cut, if it was.
-    pub(super) fn was_cut(&self) -> Option<Reason> {
-        self.cut.get()
-    }
-
-    fn tell(&self, order: Order) {
+    pub(super) fn tell(&self, order: Order) {
         self.order.set(Some(order));
         if let Some(waker) = self.waker.take() {
             waker.wake();
@@ -150,7 +172,14 @@ impl Caller {
     pub(super) fn begin(self: &Rc<Self>) -> UnderWay {
         self.begun.set(self.begun.get() + 1);
         self.under_way.set(self.under_way.get() + 1);
-        UnderWay(Rc::clone(self))
+        let watch = self.spare.take().unwrap_or_default();
+        let mut requests = self.requests.borrow_mut();
+        watch.place.set(requests.len());
+        requests.push(Rc::clone(&watch));
+        UnderWay {
+            caller: Rc::clone(self),
+            watch,
+        }
     }
 
     /// What it has been told since this was last asked. Until then the task is woken when it is told something.
@@ -166,20 +195,55 @@ impl Caller {
 
 /// A request under way.
 #[derive(Debug)]
-pub(super) struct UnderWay(Rc<Caller>);
+pub(super) struct UnderWay {
+    caller: Rc<Caller>,
+    watch: Rc<Watch>,
+}
 
 impl UnderWay {
-    /// Whose request it is.
-    pub(super) fn caller(&self) -> &Caller {
-        &self.0
+    /// An answer begins to be handed over.
+    pub(super) fn answers(&self, bounds: Option<Bounds>) {
+        self.watch.bounds.set(bounds);
+    }
+
+    /// A frame has been handed over, or the upstream has to be waited for.
+    pub(super) fn handed_over(&self, frame: bool) {
+        self.watch.unread_since.set(frame.then(Instant::now));
+    }
+
+    /// Why its answer was cut, if it was.
+    pub(super) fn was_cut(&self) -> Option<Reason> {
+        self.watch.cut.get()
+    }
+
+    /// The same, for a request that can be cut by itself: whoever asks is woken when it is.
+    pub(super) fn poll_cut(&self, cx: &Context<'_>) -> Poll<Reason> {
+        if let Some(reason) = self.watch.cut.get() {
+            return Poll::Ready(reason);
+        }
+        let mut waker = self.watch.waker.borrow_mut();
+        if waker.is_none() {
+            *waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.bounds.set(None);
-        self.0.unread_since.set(None);
-        self.0.under_way.set(self.0.under_way.get() - 1);
+        let Self { caller, watch } = self;
+        caller.under_way.set(caller.under_way.get() - 1);
+        let mut requests = caller.requests.borrow_mut();
+        let place = watch.place.get();
+        requests.swap_remove(place);
+        if let Some(moved) = requests.get(place) {
+            moved.place.set(place);
+        }
+        watch.bounds.set(None);
+        watch.unread_since.set(None);
+        watch.cut.set(None);
+        watch.waker.take();
+        caller.spare.replace(Some(Rc::clone(watch)));
     }
 }
 
@@ -209,7 +273,7 @@ mod tests {
     fn a_connection_is_told_when_it_has_been_silent_for_too_long_and_not_before() {
         let callers = Rc::new(Callers::default());
         let start = Instant::now();
-        let joined = callers.join(start);
+        let joined = callers.join(false, start);
         callers.sweep(start + SILENCE_MAX - Duration::from_secs(1));
         assert_eq!(told(&joined), None);
         callers.sweep(start + SILENCE_MAX);
@@ -220,7 +284,7 @@ mod tests {
     fn a_request_begins_the_silence_anew_and_one_under_way_is_none() {
         let callers = Rc::new(Callers::default());
         let start = Instant::now();
-        let joined = callers.join(start);
+        let joined = callers.join(false, start);
         let request = joined.caller.begin();
         callers.sweep(start + SILENCE_MAX * 3);
         assert_eq!(told(&joined), None, "a long request is not silence");
@@ -237,10 +301,10 @@ mod tests {
     fn those_that_are_there_are_told_to_hang_up_and_those_that_left_are_forgotten() {
         let callers = Rc::new(Callers::default());
         let now = Instant::now();
-        let (stays, leaves) = (callers.join(now), callers.join(now));
+        let (stays, leaves) = (callers.join(false, now), callers.join(true, now));
         drop(leaves);
         callers.hang_up();
-        let late = callers.join(now);
+        let late = callers.join(false, now);
         assert_eq!(
             (told(&stays), told(&stays), told(&late)),
             (Some(Order::HangUp), None, None)

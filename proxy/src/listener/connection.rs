@@ -1,31 +1,20 @@
-//! One connection from a caller, from the first byte to the last: HTTP/1.1, one request after the other.
+//! One connection from a caller, from the first byte to the last.
 
-use std::convert::Infallible;
-use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::Request;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
 
-use crate::listener::Arrival;
-use crate::listener::callers::{Callers, Order, UnderWay};
+use crate::listener::callers::{Callers, Joined, UnderWay};
+use crate::listener::opening::{self, Speaks};
+use crate::listener::{Arrival, http1, http2};
+use crate::request::Worker;
 use crate::request::body::ResponseBody;
-use crate::request::{self, Worker};
 use crate::stream::Stream;
-
-/// A head may be this large, all its headers together: Envoy's limit.
-const HEAD_MAX: usize = 60 * 1024;
-
-/// How much of a connection is buffered: a head, and of bodies what one read brings.
-const BUFFER_MAX: usize = 64 * 1024;
 
 /// A silent connection is asked after this long whether its peer still lives, then this often, so many times: one
 /// minute until a peer that vanished is noticed.
@@ -55,37 +44,25 @@ pub(super) async fn serve(
     // An answer is one write and must leave at once. If this fails the peer is gone, which the first read will tell.
     let _ = stream.set_nodelay(true);
     watch_peer(&stream);
-    let joined = callers.join(Instant::now());
-    let caller = Rc::clone(&joined.caller);
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (worker, entry, under_way) = (Rc::clone(&worker), Arc::clone(&entry), caller.begin());
-        async move {
-            let response = request::handle(&worker, &entry, request).await;
-            under_way.caller().answers(response.body().bounds());
-            Ok::<_, Infallible>(response.map(|body| Guarded { body, under_way }))
-        }
-    });
-    let connection = http1::Builder::new()
-        // Silence is watched by `callers`, for all connections at once.
-        .header_read_timeout(None)
-        .max_header_size(HEAD_MAX)
-        .max_buf_size(BUFFER_MAX)
-        // A proxy passes a date on; it does not make one up.
-        .auto_date_header(false)
-        .serve_connection(Stream::new(stream), service);
-    let mut connection = pin!(connection);
-    let ended = std::future::poll_fn(|cx| {
-        match joined.caller.told(cx) {
-            None => {}
-            Some(Order::HangUp) => connection.as_mut().graceful_shutdown(),
-            Some(Order::TooSilent | Order::Cut) => return Poll::Ready(Ok(())),
-        }
-        connection.as_mut().poll(cx)
-    });
-    let ended = ended.await;
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection ended early");
+    let Some((speaks, stream)) = open_with(&callers, stream).await else {
+        return;
+    };
+    let joined = callers.join(speaks == Speaks::Http2, Instant::now());
+    match speaks {
+        Speaks::Http1 => http1::serve(worker, entry, joined, stream).await,
+        Speaks::Http2 => http2::serve(worker, entry, joined, stream).await,
     }
+}
+
+/// Finds out what the caller speaks, unless it is silent for too long or told to go first.
+async fn open_with(callers: &Rc<Callers>, stream: tokio::net::TcpStream) -> Option<(Speaks, Stream)> {
+    let Joined { caller, .. } = &callers.join(false, Instant::now());
+    let mut opening = std::pin::pin!(opening::listen(stream));
+    let opened = std::future::poll_fn(|cx| match caller.told(cx) {
+        Some(_) => Poll::Ready(None),
+        None => opening.as_mut().poll(cx).map(Result::ok),
+    });
+    opened.await
 }
 
 /// Lets the kernel find out that a peer is gone without a word. Where it refuses, the sweep of `callers` remains.
@@ -100,9 +77,16 @@ fn watch_peer(stream: &tokio::net::TcpStream) {
 }
 
 /// An answer's body, and with it the request that is under way until the body is gone.
-struct Guarded {
+pub(super) struct Guarded {
     body: ResponseBody,
-    under_way: UnderWay,
+    pub(super) under_way: UnderWay,
+}
+
+impl Guarded {
+    pub(super) fn new(body: ResponseBody, under_way: UnderWay) -> Self {
+        under_way.answers(body.bounds());
+        Self { body, under_way }
+    }
 }
 
 impl Body for Guarded {
@@ -114,7 +98,7 @@ impl Body for Guarded {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
-        self.under_way.caller().handed_over(polled.is_ready());
+        self.under_way.handed_over(polled.is_ready());
         polled
     }
 
@@ -129,7 +113,7 @@ impl Body for Guarded {
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        if let Some(reason) = self.under_way.caller().was_cut() {
+        if let Some(reason) = self.under_way.was_cut() {
             self.body.cut_short(reason, "the caller did not read its answer");
         }
     }

@@ -6,6 +6,9 @@
 
 mod callers;
 mod connection;
+mod http1;
+mod http2;
+mod opening;
 mod worker;
 
 use std::net::SocketAddr;

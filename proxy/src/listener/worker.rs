@@ -81,6 +81,8 @@ async fn run(worker: Rc<Worker>, mut arriving: mpsc::Receiver<Arrival>, connecti
     let callers = Rc::new(Callers::default());
     let (drain, told) = (worker.drain.clone(), Rc::clone(&callers));
     tokio::task::spawn_local(async move {
+        drain.draining().await;
+        told.go_away();
         drain.hung_up().await;
         told.hang_up();
     });

@@ -8,15 +8,16 @@ use std::time::{Duration, Instant};
 
 use http::request::Parts;
 use http::{Request, response};
-use hyper::body::Incoming;
 
+use crate::arriving::Arriving;
 use crate::error::{Failure, Reason};
 use crate::request::body::REASON;
 use crate::request::retry::Progress;
 use crate::request::{Worker, headers};
 use crate::upstream::Pick;
+use crate::upstream::http1::Connection;
 use crate::upstream::outgoing::OutgoingBody;
-use crate::upstream::pool::{Bounds, Connection, SendError};
+use crate::upstream::pool::{Bounds, Carrier, SendError};
 
 /// A request as it will leave, kept for another attempt as long as there may be one.
 #[derive(Debug)]
@@ -26,7 +27,7 @@ pub(crate) struct Outgoing {
 
 impl Outgoing {
     /// A request with a prepared head. `replayable`: its policy and method may let it be sent again.
-    pub(crate) fn new(head: Parts, body: Incoming, replayable: bool) -> Self {
+    pub(crate) fn new(head: Parts, body: Arriving, replayable: bool) -> Self {
         Self {
             kept: Some((head, OutgoingBody::new(body, replayable))),
         }
@@ -57,8 +58,8 @@ impl Outgoing {
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) head: response::Parts,
-    pub(crate) body: Incoming,
-    pub(crate) connection: Box<Connection>,
+    pub(crate) body: Arriving,
+    pub(crate) carrier: Carrier,
     pub(crate) pick: Pick,
     /// Why the sidecar of the endpoint answered instead of its application, if it did.
     pub(crate) said: Option<Reason>,
@@ -67,7 +68,7 @@ pub(crate) struct Answer {
 /// Sends a request to the chosen endpoint and waits for the head of its answer.
 pub(crate) async fn send(
     worker: &Rc<Worker>,
-    pick: Pick,
+    (pick, http2): (Pick, bool),
     mut request: Request<OutgoingBody>,
     deadline: Option<(Instant, Reason)>,
     idle: Option<Duration>,
@@ -78,15 +79,10 @@ pub(crate) async fn send(
         idle,
     };
     loop {
-        let kept = worker.pool.checkout(&pick);
-        let fresh = kept.is_none();
-        let mut connection = match kept {
-            Some(connection) => connection,
-            None => Connection::dial(&pick, until)
-                .await
-                .map_err(|failure| in_time(failure, deadline))?,
-        };
-        match connection.send(request, bounds).await {
+        let mut carrier = carrier(worker, &pick, http2, until)
+            .await
+            .map_err(|failure| in_time(failure, deadline))?;
+        match carrier.send(request, bounds).await {
             Ok(response) => {
                 let (mut head, body) = response.into_parts();
                 let said = said(&head);
@@ -104,14 +100,30 @@ pub(crate) async fn send(
                 return Ok(Answer {
                     head,
                     body,
-                    connection,
+                    carrier,
                     pick,
                     said,
                 });
             }
-            Err(SendError::NotSent(back)) if !fresh => request = *back,
-            Err(error) => return Err(failure(&error, &pick, &connection, deadline)),
+            Err(SendError::NotSent(back)) if carrier.reused() => request = *back,
+            Err(error) => return Err(failure(error, &pick, &carrier, deadline)),
         }
+    }
+}
+
+/// A kept connection or a new one; of one that is shared, a stream.
+async fn carrier(
+    worker: &Rc<Worker>,
+    pick: &Pick,
+    http2: bool,
+    until: Option<Instant>,
+) -> Result<Carrier, Failure> {
+    if http2 {
+        return worker.pool.stream(pick, until).await.map(Carrier::Shared);
+    }
+    match worker.pool.checkout(pick) {
+        Some(connection) => Ok(Carrier::Own(connection)),
+        None => Connection::dial(pick, until).await.map(Carrier::Own),
     }
 }
 
@@ -136,18 +148,31 @@ fn in_time(failure: Failure, deadline: Option<(Instant, Reason)>) -> Failure {
     }
 }
 
-fn failure(
-    error: &SendError,
-    pick: &Pick,
-    connection: &Connection,
-    deadline: Option<(Instant, Reason)>,
-) -> Failure {
+fn failure(error: SendError, pick: &Pick, carrier: &Carrier, deadline: Option<(Instant, Reason)>) -> Failure {
     let address = pick.address;
     match error {
         SendError::NotSent(_) => Failure::new(
             Reason::ConnectFailed,
             format!("{address} closed a new connection before it was used"),
         ),
+        SendError::Refused(error) => Failure::new(
+            Reason::RefusedStream,
+            format!("{address} turned the request away: {error}"),
+        ),
+        // What `h2` itself found wrong is the endpoint's fault in the protocol; what the endpoint says is its own will.
+        SendError::Reset(error) if error.is_library() && !error.is_io() => Failure::new(
+            Reason::UpstreamProtocol,
+            format!("{address} did not keep to HTTP/2: {error}"),
+        ),
+        SendError::Reset(error) => Failure::new(
+            Reason::UpstreamReset,
+            format!("{address} gave the request up: {error}"),
+        ),
+        SendError::CallerBroke(detail) => Failure::new(
+            Reason::ClientGone,
+            format!("the caller broke off its request: {detail}"),
+        ),
+        SendError::Unsendable(detail) => Failure::new(Reason::BadRequest, detail),
         SendError::TimedOut => {
             let reason = deadline.map_or(Reason::RequestTimeout, |(_, reason)| reason);
             Failure::new(reason, format!("{address} did not answer in time"))
@@ -165,7 +190,7 @@ fn failure(
             format!("{address} did not answer in HTTP: {error}"),
         ),
         SendError::Broken(error) => {
-            let kind = if connection.reused { "a kept" } else { "a new" };
+            let kind = if carrier.reused() { "a kept" } else { "a new" };
             let detail = format!("{address} closed {kind} connection before it answered: {error}");
             Failure::new(Reason::UpstreamReset, detail)
         }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, header};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
+use crate::arriving::Arriving;
 use crate::error::{Failure, Reason};
 use crate::request::Worker;
 use crate::request::attempt::Answer;
@@ -18,7 +18,8 @@ use crate::request::retry::Progress;
 use crate::snapshot::routes::Route;
 use crate::telemetry::request_log::RequestLog;
 use crate::upstream::Pick;
-use crate::upstream::pool::Connection;
+use crate::upstream::http1::Connection;
+use crate::upstream::pool::Carrier;
 
 /// The header that says why the proxy answered itself.
 pub(crate) const REASON: HeaderName = HeaderName::from_static("x-outrigger-reason");
@@ -37,8 +38,8 @@ pub(crate) enum ResponseBody {
 /// A body that is on its way from an upstream.
 #[derive(Debug)]
 pub(crate) struct Relayed {
-    incoming: Incoming,
-    connection: Box<Connection>,
+    incoming: Arriving,
+    carrier: Carrier,
     pick: Pick,
     worker: Rc<Worker>,
     log: RequestLog,
@@ -57,7 +58,7 @@ pub(crate) async fn relay(
     let Answer {
         head,
         body,
-        mut connection,
+        mut carrier,
         pick,
         said,
     } = answer;
@@ -71,16 +72,16 @@ pub(crate) async fn relay(
     if body.is_end_stream() {
         let now = Instant::now();
         log.complete(now);
-        give_back(worker, connection, now).await;
+        give_back(worker, carrier, now).await;
         return Response::from_parts(head, ResponseBody::Empty);
     }
     if let Some(until) = bounds.next(bounds.at) {
-        connection.deadline.set(until);
+        carrier.deadline().set(until);
     }
     let worker = Rc::clone(worker);
     let relayed = Relayed {
         incoming: body,
-        connection,
+        carrier,
         pick,
         worker,
         log,
@@ -93,17 +94,18 @@ pub(crate) async fn relay(
 /// Puts by an answer that nobody will see, because another attempt is made. If it is over already, its connection can
 /// take that attempt: an endpoint that is overloaded is not made to take new connections on top.
 pub(crate) async fn put_by(worker: &Rc<Worker>, outcome: Result<Answer, Failure>, now: Instant) {
-    let Ok(Answer { body, connection, .. }) = outcome else {
+    let Ok(Answer { body, carrier, .. }) = outcome else {
         return;
     };
     if body.is_end_stream() {
-        give_back(worker, connection, now).await;
+        give_back(worker, carrier, now).await;
     }
 }
 
 /// Gives a connection back to the pool from outside a poll.
-async fn give_back(worker: &Worker, connection: Box<Connection>, now: Instant) {
-    let mut connection = Some(connection);
+async fn give_back(worker: &Worker, carrier: Carrier, now: Instant) {
+    let Carrier::Own(connection) = carrier else { return };
+    let mut connection: Option<Box<Connection>> = Some(connection);
     let given_back = std::future::poll_fn(|cx| {
         Poll::Ready(
             connection
@@ -172,11 +174,15 @@ impl Bounds {
 /// Why a body was cut short. hyper answers it by breaking the connection, which is what shows the caller that the
 /// answer is not whole.
 #[derive(Debug)]
-pub(crate) struct Cut(Failure);
+pub(crate) struct Cut {
+    failure: Failure,
+    /// What an HTTP/2 endpoint said, for an HTTP/2 caller.
+    pub(crate) code: Option<h2::Reason>,
+}
 
 impl std::fmt::Display for Cut {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
+        self.failure.fmt(f)
     }
 }
 
@@ -184,14 +190,16 @@ impl std::error::Error for Cut {}
 
 impl Relayed {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        match self.connection.poll_body(&mut self.incoming, cx) {
+        match self.carrier.poll_body(&mut self.incoming, cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.progress = true;
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
                 let detail = format!("{} broke off its answer: {error}", self.pick.address);
-                Poll::Ready(Some(Err(self.cut(Reason::UpstreamReset, detail))))
+                let code = error.code();
+                let cut = self.cut(Reason::UpstreamReset, detail);
+                Poll::Ready(Some(Err(Cut { code, ..cut })))
             }
             Poll::Ready(None) => Poll::Ready(None),
             Poll::Pending => self.poll_bounds(cx),
@@ -203,7 +211,7 @@ impl Relayed {
         if self.bounds.deadline.is_none() && self.bounds.idle.is_none() {
             return Poll::Pending;
         }
-        while self.connection.deadline.poll(cx).is_ready() {
+        while self.carrier.deadline().poll(cx).is_ready() {
             let address = self.pick.address;
             let now = Instant::now();
             if self.bounds.deadline.is_some_and(|deadline| now >= deadline) {
@@ -213,12 +221,13 @@ impl Relayed {
             }
             // Whether anything has come is asked only here, once an idle time, and not at every frame: a silence
             // is therefore noticed after one to two idle times.
-            if !std::mem::take(&mut self.progress) {
+            let uploads = self.carrier.uploads();
+            if !std::mem::take(&mut self.progress) && !uploads {
                 let detail = format!("{address} was silent in the middle of its answer");
                 return Poll::Ready(Some(Err(self.cut(Reason::IdleTimeout, detail))));
             }
             if let Some(until) = self.bounds.next(now) {
-                self.connection.deadline.set(until);
+                self.carrier.deadline().set(until);
             }
         }
         Poll::Pending
@@ -227,20 +236,22 @@ impl Relayed {
     fn cut(&mut self, reason: Reason, detail: String) -> Cut {
         let failure = Failure::new(reason, detail);
         self.log.failed(&failure);
-        Cut(failure)
+        Cut { failure, code: None }
     }
 
     /// The last byte has been handed over: the connection may take another request.
     fn finish(self, cx: &mut Context<'_>) {
         let Self {
             mut log,
-            connection,
+            carrier,
             worker,
             ..
         } = self;
         let now = Instant::now();
         log.complete(now);
-        if !connection.is_closed() {
+        if let Carrier::Own(connection) = carrier
+            && !connection.is_closed()
+        {
             worker.pool.give_back(connection, now, cx);
         }
     }

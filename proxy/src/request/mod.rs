@@ -14,9 +14,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, header};
-use hyper::body::Incoming;
+use http::{Request, Response};
 
+use crate::arriving::Arriving;
 use crate::drain::Drain;
 use crate::error::{Failure, Reason};
 use crate::request::attempt::{Answer, Outgoing};
@@ -64,24 +64,16 @@ impl Worker {
 pub(crate) async fn handle(
     worker: &Rc<Worker>,
     entry: &Entry,
-    request: Request<Incoming>,
+    request: Request<Arriving>,
 ) -> Response<ResponseBody> {
     let (head, body) = request.into_parts();
     let lease = worker.lease();
     let series = Arc::clone(lease.unmatched(entry));
     let mut log = RequestLog::start(Rc::clone(&worker.logger), Instant::now(), &head, series);
-    let mut response = match serve(worker, &lease, entry, (head, body), &mut log).await {
+    match serve(worker, &lease, entry, (head, body), &mut log).await {
         Ok((answer, bounds)) => body::relay(worker, answer, bounds, log).await,
         Err(failure) => body::refusal(&failure, log),
-    };
-    if worker.drain.is_draining() {
-        // RFC 9112 section 9.6: says that this connection takes no further request, so that a caller which keeps
-        // to it opens its next one elsewhere and none is lost.
-        response
-            .headers_mut()
-            .insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    response
 }
 
 /// Steps three to eight: route, prepare, then pick, send and settle until there is an answer or no point in going on.
@@ -89,7 +81,7 @@ async fn serve(
     worker: &Rc<Worker>,
     lease: &Lease,
     entry: &Entry,
-    (mut head, body): (Parts, Incoming),
+    (mut head, body): (Parts, Arriving),
     log: &mut RequestLog,
 ) -> Result<(Answer, Bounds), Failure> {
     let virtual_host = lease.virtual_host(entry, headers::authority(&head)?.unwrap_or(""))?;
@@ -113,7 +105,14 @@ async fn serve(
 
         let sent = outgoing.next(&progress);
         let attempt = UnderWay::begin(&target.cluster, now);
-        let outcome = attempt::send(worker, pick, sent, progress.deadline(), route.timeouts.idle).await;
+        let outcome = attempt::send(
+            worker,
+            (pick, target.cluster.http2),
+            sent,
+            progress.deadline(),
+            route.timeouts.idle,
+        )
+        .await;
         let ended = Instant::now();
         attempt.ended(&outcome, ended);
 

@@ -207,6 +207,7 @@ impl Event {
                 Reason::ConnectFailed | Reason::ConnectTimeout | Reason::Overloaded => {
                     Some(RetryOn::ConnectFailure)
                 }
+                Reason::RefusedStream => Some(RetryOn::RefusedStream),
                 Reason::UpstreamReset | Reason::UpstreamProtocol => Some(RetryOn::Reset),
                 Reason::AttemptTimeout => Some(RetryOn::GatewayError),
                 Reason::BadRequest

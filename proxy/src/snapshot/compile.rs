@@ -264,7 +264,7 @@ impl<'a> Compiler<'a> {
             targets.push((self.target(OUTBOUND, service, &route.name, cluster), to.weight));
         }
         let mesh = &self.config.mesh;
-        let policy = (mesh.timeouts(route), mesh.retry(route));
+        let policy = (mesh.timeouts(route, service.protocol), mesh.retry(route));
         self.assemble((OUTBOUND, service, &route.name), matchers, targets, policy)
     }
 
@@ -323,7 +323,10 @@ impl<'a> Compiler<'a> {
         }
         let balance = self.config.mesh.balance(service);
         let previous = self.previous_clusters.get(&key);
-        let same = previous.filter(|previous| previous.balance == balance && previous.discover == *discover);
+        let http2 = service.protocol.is_http2();
+        let same = previous.filter(|previous| {
+            previous.balance == balance && previous.discover == *discover && previous.http2 == http2
+        });
         let cluster = same.map_or_else(
             || {
                 let labels = ClusterLabels {
@@ -331,7 +334,7 @@ impl<'a> Compiler<'a> {
                     backend: backend.to_owned(),
                 };
                 let metrics = self.metrics.cluster(labels);
-                let cluster = Cluster::new(&service.name, backend, discover.clone(), balance, metrics);
+                let cluster = Cluster::new(&service.name, backend, discover.clone(), balance, http2, metrics);
                 if let Some(previous) = previous {
                     cluster.take_over(previous);
                 }

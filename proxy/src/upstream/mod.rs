@@ -6,9 +6,12 @@
 //! request is tried again is not decided here.
 
 pub mod balance;
+mod dial;
 pub mod discovery;
 mod gate;
 pub mod health;
+pub(crate) mod http1;
+mod http2;
 pub mod outgoing;
 pub mod pool;
 
@@ -91,6 +94,8 @@ pub struct Cluster {
     /// Where its endpoints come from.
     pub discover: Discover,
     pub(crate) balance: Balance,
+    /// Whether its endpoints are spoken to in HTTP/2.
+    pub(crate) http2: bool,
     pub(crate) cursor: AtomicUsize,
     endpoints: ArcSwap<EndpointSet>,
     /// Its series.
@@ -104,6 +109,7 @@ impl Cluster {
         name: &str,
         discover: Discover,
         balance: Balance,
+        http2: bool,
         metrics: Arc<ClusterMetrics>,
     ) -> Self {
         let cluster = Self {
@@ -111,6 +117,7 @@ impl Cluster {
             name: name.to_owned(),
             discover,
             balance,
+            http2,
             cursor: AtomicUsize::new(0),
             endpoints: ArcSwap::default(),
             metrics,

@@ -9,9 +9,9 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
+use crate::arriving::{Arriving, Broken};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
 /// The most that is kept of a body in order to send it again: covers nearly all unary gRPC and form posts, and is
 /// Linkerd's limit. Frames are shared with the receive buffer, so keeping them copies nothing.
@@ -27,7 +27,7 @@ pub(crate) enum OutgoingBody {
     /// There is none.
     Empty,
     /// It can be sent once.
-    Once(Incoming, Upload),
+    Once(Arriving, Upload),
     /// It is copied while it is sent for the first time.
     Replayed(Replay),
 }
@@ -63,7 +63,7 @@ impl Upload {
         self.0.get() == Stage::Ended
     }
 
-    fn saw(&self, frame: Option<&Result<Frame<Bytes>, hyper::Error>>, ended: bool) {
+    fn saw(&self, frame: Option<&Result<Frame<Bytes>, Broken>>, ended: bool) {
         let over = ended || !matches!(frame, Some(Ok(_)));
         self.0.set(if over { Stage::Ended } else { Stage::Moved });
     }
@@ -78,7 +78,7 @@ pub(crate) struct Replay {
 
 #[derive(Debug)]
 struct Shared {
-    incoming: Incoming,
+    incoming: Arriving,
     upload: Upload,
     frames: Vec<Bytes>,
     trailers: Option<http::HeaderMap>,
@@ -93,7 +93,7 @@ struct Shared {
 
 impl OutgoingBody {
     /// A body of which `replayable` says whether it should be kept for another attempt.
-    pub(crate) fn new(incoming: Incoming, replayable: bool) -> Self {
+    pub(crate) fn new(incoming: Arriving, replayable: bool) -> Self {
         if incoming.is_end_stream() {
             return Self::Empty;
         }
@@ -147,7 +147,7 @@ impl OutgoingBody {
 }
 
 impl Replay {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let mut shared = self.shared.borrow_mut();
         let shared = &mut *shared;
         if let Some(frame) = shared.frames.get(self.sent_frames) {
@@ -196,12 +196,9 @@ impl Replay {
 
 impl Body for OutgoingBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Broken;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Once(incoming, upload) => {

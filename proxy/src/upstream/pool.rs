@@ -1,32 +1,27 @@
-//! Connections to endpoints: dialled, used by one request at a time, kept for the next.
+//! Connections to endpoints: kept for the next request, or made.
 //!
-//! Each worker has its own pool, so nothing here is shared or locked. A connection has no task of its own: the
-//! request that uses it drives it, which saves two wake-ups a request, and while it is idle nobody drives it. It is
-//! driven next with the next request, which is when a close by the peer shows. The only place that names
-//! `hyper::client` on the data path. It does not choose endpoints and does not retry.
+//! Each worker has its own pool, so nothing here is shared or locked. An HTTP/1.1 connection leaves the pool with its
+//! request and comes back after it; HTTP/2 connections stay and lend their streams. It does not choose endpoints and
+//! does not retry.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::future::Future;
-use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame};
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use tokio::net::TcpStream;
-use tokio::task::coop::unconstrained;
+use tokio::sync::oneshot;
 
+use crate::arriving::{Arriving, Broken};
 use crate::error::{Failure, Reason};
-use crate::stream::Stream;
 use crate::timer::Deadline;
 use crate::upstream::Endpoint;
-use crate::upstream::gate::Gate;
+use crate::upstream::http1::Connection;
+use crate::upstream::http2::{Stream, Trunk};
 use crate::upstream::outgoing::{OutgoingBody, Upload};
 
 /// An idle connection is closed after this. Node.js closes its side after 5 s by default and many servers follow
@@ -37,29 +32,17 @@ const IDLE_MAX: Duration = Duration::from_secs(4);
 /// workers' worth is what the endpoint is allowed in all, so that idle ones seldom stand in the way of needed ones.
 const IDLE_CONNECTIONS_MAX: usize = 128;
 
-/// The most connections to one endpoint, over all workers: Envoy's default, a bound on what a slow endpoint can
-/// gather. A request that would need another is answered with `overloaded`.
-const CONNECTIONS_MAX: u32 = 1024;
+/// How often one request looks for room on an HTTP/2 connection. Each time that it finds none another connection is
+/// made, so a second look is for those that came together; more says that connections die as they are made.
+const LOOKS_MAX: usize = 8;
 
-/// How long the network may take to make a connection. Inside one region an answer takes milliseconds; a second
-/// lets one lost packet be sent again. Linkerd's value.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// The read buffer's bound: a head and what came with it. A head that does not fit is refused.
-const BUFFER_MAX: usize = 64 * 1024;
-
-/// A connection to an endpoint.
+/// What carries a request to an endpoint and its answer back.
 #[derive(Debug)]
-pub(crate) struct Connection {
-    sender: http1::SendRequest<OutgoingBody>,
-    /// Gone once the connection is over: dropping it is what makes hyper hand back a request that it still holds.
-    driver: Option<http1::Connection<Stream, OutgoingBody>>,
-    gate: Gate,
-    /// Whether a request has been sent on it before: then the peer may have begun to close it.
-    pub(crate) reused: bool,
-    pub(crate) deadline: Deadline,
-    idle_since: Instant,
-    endpoint: Arc<Endpoint>,
+pub(crate) enum Carrier {
+    /// A connection that is this request's alone until its answer is over.
+    Own(Box<Connection>),
+    /// A stream of a connection that others use too.
+    Shared(Box<Stream>),
 }
 
 /// Why a request got no answer's head.
@@ -67,138 +50,71 @@ pub(crate) struct Connection {
 pub(crate) enum SendError {
     /// The connection was closed before a byte was written; the request comes back whole.
     NotSent(Box<Request<OutgoingBody>>),
+    /// The endpoint said that it has not begun with it.
+    Refused(h2::Error),
+    /// The endpoint gave it up, or what came was not HTTP/2.
+    Reset(h2::Error),
     /// The connection broke, or what came was not HTTP.
     Broken(hyper::Error),
+    /// The caller broke off in the middle of the request.
+    CallerBroke(String),
+    /// It cannot be said in the endpoint's protocol.
+    Unsendable(String),
     /// The deadline passed.
     TimedOut,
     /// The request's body was silent for too long.
     UploadSilent,
 }
 
-impl Connection {
-    /// Dials an endpoint.
-    pub(crate) async fn dial(
-        endpoint: &Arc<Endpoint>,
-        deadline: Option<Instant>,
-    ) -> Result<Box<Self>, Failure> {
-        let counted = Counted::new(endpoint)?;
-        let now = Instant::now();
-        let until = deadline.map_or(now + CONNECT_TIMEOUT, |deadline| {
-            deadline.min(now + CONNECT_TIMEOUT)
-        });
-        let address = endpoint.address;
-        let stream = match tokio::time::timeout_at(until.into(), TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => {
-                endpoint.health.connect_failed(Instant::now());
-                return Err(Failure::new(
-                    Reason::ConnectFailed,
-                    format!("connect to {address}: {error}"),
-                ));
-            }
-            Err(_) => {
-                endpoint.health.connect_failed(Instant::now());
-                let waited = now.elapsed().as_millis();
-                let detail = format!("connect to {address}: no answer after {waited} ms");
-                return Err(Failure::new(Reason::ConnectTimeout, detail));
-            }
-        };
-        endpoint.health.connected();
-        // Small writes must leave at once: a request is one write. An error here means that the peer is gone
-        // already, which the first write will tell better.
-        let _ = stream.set_nodelay(true);
-        let (sender, driver) = http1::Builder::new()
-            .max_buf_size(BUFFER_MAX)
-            .handshake(Stream::new(stream))
-            .await
-            .map_err(|error| Failure::new(Reason::ConnectFailed, format!("connect to {address}: {error}")))?;
-        counted.keep();
-        Ok(Box::new(Self {
-            sender,
-            driver: Some(driver),
-            gate: Gate::new(),
-            reused: false,
-            deadline: Deadline::new(until),
-            idle_since: now,
-            endpoint: Arc::clone(endpoint),
-        }))
-    }
-
-    /// Moves what can be moved: writes what is queued, reads what has come.
-    pub(crate) fn drive(&mut self, cx: &Context<'_>) {
-        let Self { driver, gate, .. } = self;
-        drive(driver, gate, cx);
-    }
-
-    /// The next frame of an answer's body that comes by this connection. The connection is driven for it: nobody
-    /// else would.
-    pub(crate) fn poll_body(
-        &mut self,
-        body: &mut Incoming,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let look = |body: &mut Incoming, gate: &Gate| {
-            let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx));
-            gate.shut(|| std::pin::pin!(unconstrained(frame)).poll(&mut Context::from_waker(Waker::noop())))
-        };
-        let frame = look(body, &self.gate);
-        if frame.is_ready() {
-            return frame;
-        }
-        self.drive(cx);
-        look(body, &self.gate)
-    }
-
-    /// Whether it can take a request now.
-    fn is_ready(&self) -> bool {
-        self.driver.is_some() && self.sender.is_ready()
-    }
-
-    /// Whether it has been closed.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.driver.is_none()
-    }
-
+impl Carrier {
     /// Sends a request and waits for the head of its answer, within bounds.
     pub(crate) async fn send(
         &mut self,
         request: Request<OutgoingBody>,
         bounds: Bounds,
-    ) -> Result<Response<Incoming>, SendError> {
-        let upload = bounds.idle.and_then(|_| request.body().upload());
-        if let Some(until) = bounds.next(upload.as_ref()) {
-            self.deadline.set(until);
+    ) -> Result<Response<Arriving>, SendError> {
+        match self {
+            Self::Own(connection) => connection.send(request, bounds).await,
+            Self::Shared(stream) => stream.send(request, bounds).await,
         }
-        let Self {
-            sender,
-            driver,
-            gate,
-            deadline,
-            ..
-        } = self;
-        let mut answer = std::pin::pin!(unconstrained(gate.shut(|| sender.try_send_request(request))));
-        let sent = std::future::poll_fn(|cx| {
-            drive(driver, gate, cx);
-            // The answer comes by the driver alone, which has just been looked after: nothing need wake for it. It is
-            // unconstrained because a channel that yields for fairness's sake would wake nobody here.
-            if let Poll::Ready(answer) = answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                return Poll::Ready(answer.map_err(|mut error| match error.take_message() {
-                    Some(request) => SendError::NotSent(Box::new(request)),
-                    None => SendError::Broken(error.into_error()),
-                }));
-            }
-            bounds.poll(deadline, upload.as_ref(), cx).map(Err)
-        });
-        sent.await
     }
-}
 
-/// Drives a connection, and lets go of it when it is over.
-fn drive(driver: &mut Option<http1::Connection<Stream, OutgoingBody>>, gate: &Gate, cx: &Context<'_>) {
-    if let Some(connection) = driver
-        && gate.open(cx, |cx| Pin::new(connection).poll(cx)).is_ready()
-    {
-        *driver = None;
+    /// The next frame of an answer's body that comes by it.
+    pub(crate) fn poll_body(
+        &mut self,
+        body: &mut Arriving,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        match self {
+            Self::Own(connection) => connection.poll_body(body, cx),
+            Self::Shared(_) => std::pin::Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    pub(crate) fn deadline(&mut self) -> &mut Deadline {
+        match self {
+            Self::Own(connection) => &mut connection.deadline,
+            Self::Shared(stream) => &mut stream.deadline,
+        }
+    }
+
+    /// Whether the request's body, which may go on while the answer comes, has moved since this was last asked.
+    pub(crate) fn uploads(&self) -> bool {
+        match self {
+            Self::Own(_) => false,
+            Self::Shared(stream) => stream
+                .upload
+                .as_ref()
+                .is_some_and(|upload| !upload.has_ended() && upload.moves()),
+        }
+    }
+
+    /// Whether it has carried a request before: then the peer may have begun to close it.
+    pub(crate) fn reused(&self) -> bool {
+        match self {
+            Self::Own(connection) => connection.reused,
+            Self::Shared(_) => false,
+        }
     }
 }
 
@@ -213,7 +129,7 @@ pub(crate) struct Bounds {
 
 impl Bounds {
     /// The moment of the next look: the deadline, or the end of a silence that would begin now.
-    fn next(&self, upload: Option<&Upload>) -> Option<Instant> {
+    pub(super) fn next(&self, upload: Option<&Upload>) -> Option<Instant> {
         let uploading = upload.is_some_and(|upload| !upload.has_ended());
         let silence = self.idle.filter(|_| uploading).map(|idle| Instant::now() + idle);
         match (self.deadline, silence) {
@@ -223,7 +139,12 @@ impl Bounds {
     }
 
     /// Ready when a bound is reached.
-    fn poll(&self, timer: &mut Deadline, upload: Option<&Upload>, cx: &mut Context<'_>) -> Poll<SendError> {
+    pub(super) fn poll(
+        &self,
+        timer: &mut Deadline,
+        upload: Option<&Upload>,
+        cx: &mut Context<'_>,
+    ) -> Poll<SendError> {
         if self.deadline.is_none() && upload.is_none() {
             return Poll::Pending;
         }
@@ -243,43 +164,7 @@ impl Bounds {
     }
 }
 
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.endpoint.connections.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A connection counted on its endpoint while it is being made.
-struct Counted<'a>(Option<&'a Endpoint>);
-
-impl<'a> Counted<'a> {
-    fn new(endpoint: &'a Endpoint) -> Result<Self, Failure> {
-        if endpoint.connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
-            endpoint.connections.fetch_sub(1, Ordering::Relaxed);
-            let detail = format!(
-                "{} has {CONNECTIONS_MAX} connections from this sidecar already",
-                endpoint.address
-            );
-            return Err(Failure::new(Reason::Overloaded, detail));
-        }
-        Ok(Self(Some(endpoint)))
-    }
-
-    /// The connection was made and counts until it is dropped.
-    fn keep(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        if let Some(endpoint) = self.0 {
-            endpoint.connections.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-}
-
-/// The idle connections of one worker.
+/// The connections of one worker.
 #[derive(Debug, Default)]
 #[expect(
     clippy::vec_box,
@@ -287,6 +172,19 @@ impl Drop for Counted<'_> {
 )]
 pub(crate) struct Pool {
     idle: RefCell<HashMap<u64, Vec<Box<Connection>>, xxhash_rust::xxh3::Xxh3DefaultBuilder>>,
+    /// Shared with the tasks that dial.
+    trunks: Rc<RefCell<HashMap<u64, Trunks, xxhash_rust::xxh3::Xxh3DefaultBuilder>>>,
+}
+
+/// What those that wait for a connection are told.
+type Made = Result<(), (Reason, String)>;
+
+/// The HTTP/2 connections to one endpoint.
+#[derive(Debug, Default)]
+struct Trunks {
+    open: Vec<Rc<Trunk>>,
+    /// Whether one more is being made, and who waits for it.
+    dialling: Option<Vec<oneshot::Sender<Made>>>,
 }
 
 impl Pool {
@@ -310,7 +208,7 @@ impl Pool {
         }
         connection.idle_since = now;
         let mut idle = self.idle.borrow_mut();
-        let connections = idle.entry(connection.endpoint.id).or_default();
+        let connections = idle.entry(connection.endpoint().id).or_default();
         if connections.len() < IDLE_CONNECTIONS_MAX {
             connections.push(connection);
         }
@@ -322,5 +220,81 @@ impl Pool {
             connections.retain(|connection| now.saturating_duration_since(connection.idle_since) < IDLE_MAX);
             !connections.is_empty()
         });
+        self.trunks.borrow_mut().retain(|_, trunks| {
+            trunks.open.retain(|trunk| !trunk.is_old(now));
+            !trunks.open.is_empty() || trunks.dialling.is_some()
+        });
+    }
+
+    /// A stream to an endpoint: of a connection that has room, else of one that is made for all that wait for one.
+    pub(crate) async fn stream(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        deadline: Option<Instant>,
+    ) -> Result<Box<Stream>, Failure> {
+        for _ in 0..LOOKS_MAX {
+            let made = {
+                let mut trunks = self.trunks.borrow_mut();
+                let trunks = trunks.entry(endpoint.id).or_default();
+                if let Some(stream) = trunks.room() {
+                    return Ok(stream);
+                }
+                let (tell, made) = oneshot::channel();
+                match &mut trunks.dialling {
+                    Some(waiting) => waiting.push(tell),
+                    None => {
+                        trunks.dialling = Some(vec![tell]);
+                        self.dial(endpoint);
+                    }
+                }
+                made
+            };
+            let made = match deadline {
+                None => made.await,
+                Some(until) => match tokio::time::timeout_at(until.into(), made).await {
+                    Ok(made) => made,
+                    Err(_) => {
+                        let detail = format!("connect to {}: not connected in time", endpoint.address);
+                        return Err(Failure::new(Reason::ConnectTimeout, detail));
+                    }
+                },
+            };
+            if let Ok(Err((reason, detail))) = made {
+                return Err(Failure::new(reason, detail));
+            }
+        }
+        let detail = format!("{}: connections end as soon as they are made", endpoint.address);
+        Err(Failure::new(Reason::ConnectFailed, detail))
+    }
+
+    /// Makes a connection in a task of its own, so that it does not fail because the request that wanted it first went
+    /// away.
+    fn dial(&self, endpoint: &Arc<Endpoint>) {
+        let (shared, endpoint) = (Rc::clone(&self.trunks), Arc::clone(endpoint));
+        tokio::task::spawn_local(async move {
+            let made = Trunk::dial(&endpoint).await;
+            let mut shared = shared.borrow_mut();
+            let trunks = shared.entry(endpoint.id).or_default();
+            let waiting = trunks.dialling.take().unwrap_or_default();
+            let told = match made {
+                Ok(trunk) => {
+                    trunks.open.push(trunk);
+                    Ok(())
+                }
+                Err(failure) => Err((failure.reason, failure.detail)),
+            };
+            for waiting in waiting {
+                // One that gave up meanwhile does not want to know.
+                let _ = waiting.send(told.clone());
+            }
+        });
+    }
+}
+
+impl Trunks {
+    /// A stream of the first connection that has room; those that are over are let go of.
+    fn room(&mut self) -> Option<Box<Stream>> {
+        self.open.retain(|trunk| !trunk.is_over());
+        self.open.iter().find_map(Trunk::open)
     }
 }

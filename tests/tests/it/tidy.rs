@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 /// The floors of the proxy, from the ground up. A module imports from lower floors only; those of one floor do not
 /// know one another. A new module gets its place here, in the same change.
 const FLOORS: &[&[&str]] = &[
-    &["error", "drain", "timer", "stream"],
+    &["error", "drain", "timer", "stream", "http2"],
+    &["arriving"],
     &["telemetry"],
     &["tls"],
     &["upstream"],
@@ -25,7 +26,20 @@ const DOORS: &[(&str, &[&str])] = &[
     ("prometheus", &["telemetry/metrics/"]),
     ("hickory_resolver", &["upstream/discovery.rs"]),
     ("hyper::server", &["listener.rs", "listener/", "admin.rs"]),
-    ("hyper::client", &["upstream/pool.rs", "control.rs", "control/"]),
+    (
+        "h2",
+        &[
+            "http2.rs",
+            "arriving.rs",
+            "error.rs",
+            "upstream/http2.rs",
+            "upstream/pool.rs",
+            "listener/",
+            "request/body.rs",
+            "request/attempt.rs",
+        ],
+    ),
+    ("hyper::client", &["upstream/http1.rs", "control.rs", "control/"]),
 ];
 
 /// Names that say nothing of what is inside.

@@ -1,0 +1,264 @@
+//! HTTP/2 streams as the rest of the house sees them: bodies that are received, bodies that are sent, and byte tunnels.
+//!
+//! Used towards callers and towards endpoints alike. The frames, their compression and their rules are the `h2`
+//! crate's; this is only what stands between its streams and bodies. It opens no connection and knows no request.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use h2::{RecvStream, SendStream};
+use http_body::{Body, Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Header fields of one message, decoded, with the 32 bytes that RFC 9113 section 6.5.2 counts for each: as much as
+/// HTTP/1.1 heads may have here, so that crossing from one to the other loses none.
+pub(crate) const HEADERS_MAX: u32 = 64 * 1024;
+
+/// What a peer may send on one stream before we have passed it on: the bytes of two full socket reads. At a round
+/// trip of 1 ms it lets 128 MB/s through.
+pub(crate) const STREAM_WINDOW: u32 = 128 * 1024;
+
+/// What may wait to be sent on one stream beyond the frame at hand.
+pub(crate) const SEND_BUFFER_MAX: usize = 64 * 1024;
+
+/// What is received on a stream, as a body.
+#[derive(Debug)]
+pub(crate) struct Received {
+    stream: RecvStream,
+    /// What `content-length` promised; `h2` itself refuses a body that breaks the promise (RFC 9113 section 8.1.1).
+    length: Option<u64>,
+    data_over: bool,
+}
+
+impl Received {
+    pub(crate) fn new(stream: RecvStream, headers: &http::HeaderMap) -> Self {
+        let length = headers.get(http::header::CONTENT_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+        Self {
+            stream,
+            length,
+            data_over: false,
+        }
+    }
+
+    /// The stream itself, for a tunnel.
+    pub(crate) fn into_stream(self) -> RecvStream {
+        self.stream
+    }
+}
+
+impl Body for Received {
+    type Data = Bytes;
+    type Error = h2::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        if !self.data_over {
+            match ready!(self.stream.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    // Whoever polls has room for it: the peer may send as much again.
+                    let _ = self.stream.flow_control().release_capacity(data.len());
+                    if let Some(length) = &mut self.length {
+                        *length = length.saturating_sub(data.len() as u64);
+                    }
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                // RFC 9113 section 8.1: an answer that is complete may be followed by a reset without an error, which
+                // only says that the rest of the request is not wanted.
+                Some(Err(error)) if error.reason() == Some(h2::Reason::NO_ERROR) => return Poll::Ready(None),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => self.data_over = true,
+            }
+        }
+        match ready!(self.stream.poll_trailers(cx)) {
+            Ok(trailers) => Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers)))),
+            Err(error) if error.reason() == Some(h2::Reason::NO_ERROR) => Poll::Ready(None),
+            Err(error) => Poll::Ready(Some(Err(error))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.stream.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.length {
+            _ if self.stream.is_end_stream() => SizeHint::with_exact(0),
+            Some(length) => SizeHint::with_exact(length),
+            None => SizeHint::default(),
+        }
+    }
+}
+
+/// A body on its way into a stream, as fast as the peer's windows let it.
+#[derive(Debug)]
+pub(crate) struct Sent<B> {
+    stream: SendStream<Bytes>,
+    body: B,
+    /// What the body gave and the window has not let through, and whether it is the last.
+    waiting: Option<(Bytes, bool)>,
+}
+
+/// Why a body could not be sent to its end.
+#[derive(Debug)]
+pub(crate) enum SendFailed<E> {
+    /// The peer wants no more of it, or the connection is gone.
+    Stream(h2::Error),
+    /// The body itself broke off.
+    Body(E),
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Sent<B> {
+    pub(crate) fn new(stream: SendStream<Bytes>, body: B) -> Self {
+        Self {
+            stream,
+            body,
+            waiting: None,
+        }
+    }
+
+    /// Tells the peer that no more will come, and why.
+    pub(crate) fn reset(&mut self, reason: h2::Reason) {
+        self.stream.send_reset(reason);
+    }
+
+    /// The body that is being sent.
+    pub(crate) fn body(&self) -> &B {
+        &self.body
+    }
+
+    /// Ready when the peer has all of it, or it cannot be.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendFailed<B::Error>>> {
+        loop {
+            match self.stream.poll_reset(cx) {
+                Poll::Ready(Ok(reason)) => return Poll::Ready(Err(SendFailed::Stream(reason.into()))),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(SendFailed::Stream(error))),
+                Poll::Pending => {}
+            }
+            if let Some((data, last)) = self.waiting.take() {
+                if !data.is_empty() && self.stream.capacity() == 0 {
+                    self.waiting = Some((data, last));
+                    match ready!(self.stream.poll_capacity(cx)) {
+                        Some(Ok(_)) => continue,
+                        Some(Err(error)) => return Poll::Ready(Err(SendFailed::Stream(error))),
+                        None => {
+                            return Poll::Ready(Err(SendFailed::Stream(h2::Reason::STREAM_CLOSED.into())));
+                        }
+                    }
+                }
+                self.stream.send_data(data, last).map_err(SendFailed::Stream)?;
+                if last {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            // The body is asked before capacity is, so that a body with nothing to say holds none of the
+            // connection's window, which its siblings need.
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                None => {
+                    return Poll::Ready(
+                        self.stream
+                            .send_data(Bytes::new(), true)
+                            .map_err(SendFailed::Stream),
+                    );
+                }
+                Some(Err(error)) => return Poll::Ready(Err(SendFailed::Body(error))),
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => {
+                        if !data.is_empty() {
+                            // One byte is asked for: `send_data` asks for the rest by itself.
+                            self.stream.reserve_capacity(1);
+                        }
+                        self.waiting = Some((data, self.body.is_end_stream()));
+                    }
+                    Err(frame) => {
+                        let trailers = frame.into_trailers().unwrap_or_default();
+                        self.stream.reserve_capacity(0);
+                        return Poll::Ready(self.stream.send_trailers(trailers).map_err(SendFailed::Stream));
+                    }
+                },
+            }
+        }
+    }
+}
+
+/// A stream as plain bytes both ways: what CONNECT opens (RFC 9113 section 8.5).
+#[derive(Debug)]
+pub(crate) struct Tunnel {
+    send: SendStream<Bytes>,
+    receive: RecvStream,
+    /// Received and not yet read.
+    unread: Bytes,
+}
+
+impl Tunnel {
+    pub(crate) fn new(send: SendStream<Bytes>, receive: RecvStream) -> Self {
+        Self {
+            send,
+            receive,
+            unread: Bytes::new(),
+        }
+    }
+}
+
+fn broken(error: h2::Error) -> io::Error {
+    if error.is_io() {
+        error
+            .into_io()
+            .unwrap_or_else(|| io::ErrorKind::BrokenPipe.into())
+    } else {
+        // A reset of the stream is to a tunnel what a reset of the connection is to TCP (RFC 9113 section 8.5).
+        io::Error::new(io::ErrorKind::ConnectionReset, error)
+    }
+}
+
+impl AsyncRead for Tunnel {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.unread.is_empty() {
+            match ready!(self.receive.poll_data(cx)) {
+                None => return Poll::Ready(Ok(())),
+                Some(Ok(data)) => self.unread = data,
+                Some(Err(error)) => return Poll::Ready(Err(broken(error))),
+            }
+        }
+        let count = buffer.remaining().min(self.unread.len());
+        buffer.put_slice(&self.unread[..count]);
+        self.unread.advance(count);
+        let _ = self.receive.flow_control().release_capacity(count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Tunnel {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if bytes.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        self.send.reserve_capacity(bytes.len());
+        while self.send.capacity() == 0 {
+            match ready!(self.send.poll_capacity(cx)) {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Poll::Ready(Err(broken(error))),
+                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            }
+        }
+        let count = self.send.capacity().min(bytes.len());
+        let data = Bytes::copy_from_slice(&bytes[..count]);
+        Poll::Ready(self.send.send_data(data, false).map(|()| count).map_err(broken))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.send.send_data(Bytes::new(), true).map_err(broken))
+    }
+}

@@ -1,0 +1,63 @@
+//! A caller that speaks HTTP/1.1: one request after the other.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+
+use http::{HeaderValue, Request, header};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+
+use crate::arriving::Arriving;
+use crate::listener::callers::{Joined, Order};
+use crate::listener::connection::Guarded;
+use crate::request::{self, Worker};
+use crate::snapshot::Entry;
+use crate::stream::Stream;
+
+/// A head may be this large, all its headers together: Envoy's limit.
+const HEAD_MAX: usize = 60 * 1024;
+
+/// How much of a connection is buffered: a head, and of bodies what one read brings.
+const BUFFER_MAX: usize = 64 * 1024;
+
+/// Serves a connection to its end.
+pub(super) async fn serve(worker: Rc<Worker>, entry: Arc<Entry>, joined: Joined, stream: Stream) {
+    let caller = Rc::clone(&joined.caller);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (worker, entry, under_way) = (Rc::clone(&worker), Arc::clone(&entry), caller.begin());
+        async move {
+            let mut response = request::handle(&worker, &entry, request.map(Arriving::Http1)).await;
+            if worker.drain.is_draining() {
+                // RFC 9112 section 9.6: says that this connection takes no further request, so that a caller which
+                // keeps to it opens its next one elsewhere and none is lost.
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
+            }
+            Ok::<_, Infallible>(response.map(|body| Guarded::new(body, under_way)))
+        }
+    });
+    let connection = http1::Builder::new()
+        // Silence is watched by `callers`, for all connections at once.
+        .header_read_timeout(None)
+        .max_header_size(HEAD_MAX)
+        .max_buf_size(BUFFER_MAX)
+        // A proxy passes a date on; it does not make one up.
+        .auto_date_header(false)
+        .serve_connection(stream, service);
+    let mut connection = pin!(connection);
+    let ended = std::future::poll_fn(|cx| {
+        match joined.caller.told(cx) {
+            None => {}
+            Some(Order::HangUp) => connection.as_mut().graceful_shutdown(),
+            Some(Order::TooSilent | Order::Cut) => return Poll::Ready(Ok(())),
+        }
+        connection.as_mut().poll(cx)
+    });
+    if let Err(error) = ended.await {
+        tracing::debug!(%error, "a connection ended early");
+    }
+}

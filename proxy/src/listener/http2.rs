@@ -1,0 +1,156 @@
+//! A caller that speaks HTTP/2: many requests at once, each a stream and a task of its own.
+//!
+//! The frames and what a peer may do to them are `h2`'s; this hands each request to `request::handle` and its answer
+//! back to its stream. One stream can be cut without its siblings.
+
+use std::future::Future;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::SendResponse;
+use http::{Request, Response};
+use http_body::Body;
+
+use crate::arriving::Arriving;
+use crate::http2::{HEADERS_MAX, Received, SEND_BUFFER_MAX, STREAM_WINDOW, SendFailed, Sent};
+use crate::listener::callers::{Joined, Order, UnderWay};
+use crate::listener::connection::Guarded;
+use crate::request::{self, Worker};
+use crate::snapshot::Entry;
+use crate::stream::Stream;
+
+/// Requests that a caller may have under way at once on one connection: Go's default for servers, over RFC 9113
+/// section 6.5.2's "no smaller than 100".
+const STREAMS_MAX: u32 = 250;
+
+/// What a caller may send on one connection before we have passed it on: full windows of 32 streams whose endpoints do
+/// not read leave the others theirs, and one caller can make us hold no more than this.
+const CONNECTION_WINDOW: u32 = 32 * STREAM_WINDOW;
+
+/// Streams that the caller opened and took back before we saw them, at once: past this it is no caller that changed
+/// its mind but a flood of resets (CVE-2023-44487), and the connection ends with ENHANCE_YOUR_CALM.
+const RESETS_UNSEEN_MAX: usize = 20;
+
+/// Streams that we had to reset because the caller broke the rules: past this the connection ends (CVE-2025-8671).
+const RESETS_FORCED_MAX: usize = 128;
+
+/// Serves a connection to its end.
+pub(super) async fn serve(worker: Rc<Worker>, entry: Arc<Entry>, joined: Joined, stream: Stream) {
+    let ended = connection(worker, entry, joined, stream).await;
+    if let Err(error) = ended {
+        tracing::debug!(%error, "an HTTP/2 connection ended early");
+    }
+}
+
+async fn connection(
+    worker: Rc<Worker>,
+    entry: Arc<Entry>,
+    joined: Joined,
+    stream: Stream,
+) -> Result<(), h2::Error> {
+    let caller = &joined.caller;
+    let handshake = h2::server::Builder::new()
+        .max_concurrent_streams(STREAMS_MAX)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(HEADERS_MAX)
+        .max_send_buffer_size(SEND_BUFFER_MAX)
+        .max_pending_accept_reset_streams(RESETS_UNSEEN_MAX)
+        .max_local_error_reset_streams(Some(RESETS_FORCED_MAX))
+        .enable_connect_protocol()
+        .handshake::<_, Bytes>(stream);
+    let mut handshake = pin!(handshake);
+    let shaken = std::future::poll_fn(|cx| match caller.told(cx) {
+        Some(_) => Poll::Ready(None),
+        None => handshake.as_mut().poll(cx).map(Some),
+    });
+    let Some(connection) = shaken.await else {
+        return Ok(());
+    };
+    let mut connection = connection?;
+    if worker.drain.is_draining() {
+        connection.graceful_shutdown();
+    }
+    let mut told_to_go = false;
+    loop {
+        let accepted = std::future::poll_fn(|cx| {
+            match caller.told(cx) {
+                None => {}
+                Some(Order::HangUp) => connection.graceful_shutdown(),
+                // A peer that does not even answer a goodbye is left.
+                Some(Order::TooSilent) if told_to_go => return Poll::Ready(None),
+                Some(Order::TooSilent) => {
+                    told_to_go = true;
+                    connection.graceful_shutdown();
+                }
+                Some(Order::Cut) => return Poll::Ready(None),
+            }
+            connection.poll_accept(cx)
+        });
+        let Some(accepted) = accepted.await else {
+            return Ok(());
+        };
+        let (request, respond) = accepted?;
+        let exchange = exchange(
+            Rc::clone(&worker),
+            Arc::clone(&entry),
+            caller.begin(),
+            request,
+            respond,
+        );
+        tokio::task::spawn_local(exchange);
+    }
+}
+
+/// One request and its answer.
+async fn exchange(
+    worker: Rc<Worker>,
+    entry: Arc<Entry>,
+    under_way: UnderWay,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) {
+    let (head, stream) = request.into_parts();
+    let body = Arriving::Http2(Received::new(stream, &head.headers));
+    let answered = {
+        let mut handled = pin!(request::handle(&worker, &entry, Request::from_parts(head, body)));
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(response) = handled.as_mut().poll(cx) {
+                return Poll::Ready(Some(response));
+            }
+            // The caller took its request back, or is gone.
+            respond.poll_reset(cx).map(|_| None)
+        })
+        .await
+    };
+    let Some(response) = answered else { return };
+    let (head, body) = response.into_parts();
+    let body = Guarded::new(body, under_way);
+    let nothing = body.is_end_stream();
+    // An error here means that the stream or its connection is gone.
+    let Ok(stream) = respond.send_response(Response::from_parts(head, ()), nothing) else {
+        return;
+    };
+    if !nothing {
+        send_body(Sent::new(stream, body)).await;
+    }
+}
+
+async fn send_body(mut sent: Sent<Guarded>) {
+    let over = std::future::poll_fn(|cx| {
+        if let Poll::Ready(over) = sent.poll(cx) {
+            return Poll::Ready(Some(over));
+        }
+        sent.body().under_way.poll_cut(cx).map(|_| None)
+    });
+    match over.await {
+        // RFC 9113 section 8.1: an answer that is not whole must not look as if it were.
+        Some(Err(SendFailed::Body(cut))) => sent.reset(cut.code.unwrap_or(h2::Reason::INTERNAL_ERROR)),
+        None => sent.reset(h2::Reason::CANCEL),
+        Some(Ok(()) | Err(SendFailed::Stream(_))) => {}
+    }
+}

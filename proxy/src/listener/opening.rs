@@ -1,0 +1,72 @@
+//! The first bytes of a connection: do they open HTTP/2?
+//!
+//! On a port without TLS a caller that knows speaks HTTP/2 at once (RFC 9113 section 3.3), and its preface was chosen
+//! so that it can be no HTTP/1 request. Nothing else is guessed. What was read is handed on to be read again.
+
+use std::io;
+
+use bytes::Bytes;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+use crate::stream::Stream;
+
+/// RFC 9113 section 3.4.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What is read first: nearly every head of HTTP/1 is in it whole, so that looking costs no further read.
+const FIRST_READ: usize = 4096;
+
+/// What a caller speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Speaks {
+    Http1,
+    Http2,
+}
+
+/// Reads as far as it takes to know.
+///
+/// # Errors
+/// When the connection breaks before. One that ends before is HTTP/1's to answer.
+pub(super) async fn listen(mut stream: TcpStream) -> io::Result<(Speaks, Stream)> {
+    let mut first = vec![0; FIRST_READ];
+    let mut read = 0;
+    let speaks = loop {
+        let more = stream.read(&mut first[read..]).await?;
+        read += more;
+        match told(&first[..read]) {
+            Some(speaks) => break speaks,
+            None if more == 0 => break Speaks::Http1,
+            None => {}
+        }
+    };
+    first.truncate(read);
+    Ok((speaks, Stream::after(Bytes::from(first), stream)))
+}
+
+/// What these bytes tell; `None`: not enough yet.
+fn told(first: &[u8]) -> Option<Speaks> {
+    let count = first.len().min(PREFACE.len());
+    if first[..count] != PREFACE[..count] {
+        return Some(Speaks::Http1);
+    }
+    (count == PREFACE.len()).then_some(Speaks::Http2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_whole_preface_opens_http2_and_the_first_byte_that_differs_settles_it() {
+        assert_eq!(told(PREFACE), Some(Speaks::Http2));
+        assert_eq!(told(&[&PREFACE[..], b"\0\0\0"].concat()), Some(Speaks::Http2));
+        for short in 0..PREFACE.len() {
+            assert_eq!(told(&PREFACE[..short]), None, "{short} bytes");
+            let mut other = PREFACE[..=short].to_vec();
+            other[short] ^= 1;
+            assert_eq!(told(&other), Some(Speaks::Http1), "byte {short} differs");
+        }
+        assert_eq!(told(b"PROPFIND / HTTP/1.1\r\n"), Some(Speaks::Http1));
+    }
+}

@@ -1,0 +1,154 @@
+//! An HTTP/1.1 connection to an endpoint: used by one request at a time.
+//!
+//! It has no task of its own: the request that uses it drives it, which saves two wake-ups a request, and while it is
+//! idle nobody drives it. It is driven next with the next request, which is when a close by the peer shows. The only
+//! place that names `hyper::client` on the data path. It does not choose endpoints and does not retry.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body, Frame};
+use hyper::client::conn::http1;
+use tokio::task::coop::unconstrained;
+
+use crate::arriving::{Arriving, Broken};
+use crate::error::{Failure, Reason};
+use crate::stream::Stream;
+use crate::timer::Deadline;
+use crate::upstream::Endpoint;
+use crate::upstream::dial::{self, Counted};
+use crate::upstream::gate::Gate;
+use crate::upstream::outgoing::OutgoingBody;
+use crate::upstream::pool::{Bounds, SendError};
+
+/// The read buffer's bound: a head and what came with it. A head that does not fit is refused.
+const BUFFER_MAX: usize = 64 * 1024;
+
+/// A connection to an endpoint.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    sender: http1::SendRequest<OutgoingBody>,
+    /// Gone once the connection is over: dropping it is what makes hyper hand back a request that it still holds.
+    driver: Option<http1::Connection<Stream, OutgoingBody>>,
+    gate: Gate,
+    /// Whether a request has been sent on it before: then the peer may have begun to close it.
+    pub(crate) reused: bool,
+    pub(crate) deadline: Deadline,
+    pub(super) idle_since: Instant,
+    counted: Counted,
+}
+
+impl Connection {
+    /// Dials an endpoint.
+    pub(crate) async fn dial(
+        endpoint: &Arc<Endpoint>,
+        deadline: Option<Instant>,
+    ) -> Result<Box<Self>, Failure> {
+        let (stream, counted) = dial::connect(endpoint, deadline).await?;
+        let (sender, driver) = http1::Builder::new()
+            .max_buf_size(BUFFER_MAX)
+            .handshake(Stream::new(stream))
+            .await
+            .map_err(|error| {
+                let address = endpoint.address;
+                Failure::new(Reason::ConnectFailed, format!("connect to {address}: {error}"))
+            })?;
+        let now = Instant::now();
+        Ok(Box::new(Self {
+            sender,
+            driver: Some(driver),
+            gate: Gate::new(),
+            reused: false,
+            deadline: Deadline::new(now),
+            idle_since: now,
+            counted,
+        }))
+    }
+
+    /// Moves what can be moved: writes what is queued, reads what has come.
+    pub(crate) fn drive(&mut self, cx: &Context<'_>) {
+        let Self { driver, gate, .. } = self;
+        drive(driver, gate, cx);
+    }
+
+    /// The next frame of an answer's body that comes by this connection. The connection is driven for it: nobody
+    /// else would.
+    pub(crate) fn poll_body(
+        &mut self,
+        body: &mut Arriving,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let look = |body: &mut Arriving, gate: &Gate| {
+            let frame = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx));
+            gate.shut(|| std::pin::pin!(unconstrained(frame)).poll(&mut Context::from_waker(Waker::noop())))
+        };
+        let frame = look(body, &self.gate);
+        if frame.is_ready() {
+            return frame;
+        }
+        self.drive(cx);
+        look(body, &self.gate)
+    }
+
+    /// Whether it can take a request now.
+    pub(super) fn is_ready(&self) -> bool {
+        self.driver.is_some() && self.sender.is_ready()
+    }
+
+    /// Whether it has been closed.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.driver.is_none()
+    }
+
+    /// The endpoint that it goes to.
+    pub(super) fn endpoint(&self) -> &Arc<Endpoint> {
+        self.counted.endpoint()
+    }
+
+    /// Sends a request and waits for the head of its answer, within bounds.
+    pub(crate) async fn send(
+        &mut self,
+        request: Request<OutgoingBody>,
+        bounds: Bounds,
+    ) -> Result<Response<Arriving>, SendError> {
+        let upload = bounds.idle.and_then(|_| request.body().upload());
+        if let Some(until) = bounds.next(upload.as_ref()) {
+            self.deadline.set(until);
+        }
+        let Self {
+            sender,
+            driver,
+            gate,
+            deadline,
+            ..
+        } = self;
+        let mut answer = std::pin::pin!(unconstrained(gate.shut(|| sender.try_send_request(request))));
+        let sent = std::future::poll_fn(|cx| {
+            drive(driver, gate, cx);
+            // The answer comes by the driver alone, which has just been looked after: nothing need wake for it. It is
+            // unconstrained because a channel that yields for fairness's sake would wake nobody here.
+            if let Poll::Ready(answer) = answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                return Poll::Ready(answer.map_err(|mut error| match error.take_message() {
+                    Some(request) => SendError::NotSent(Box::new(request)),
+                    None => SendError::Broken(error.into_error()),
+                }));
+            }
+            bounds.poll(deadline, upload.as_ref(), cx).map(Err)
+        });
+        Ok(sent.await?.map(Arriving::Http1))
+    }
+}
+
+/// Drives a connection, and lets go of it when it is over.
+fn drive(driver: &mut Option<http1::Connection<Stream, OutgoingBody>>, gate: &Gate, cx: &Context<'_>) {
+    if let Some(connection) = driver
+        && gate.open(cx, |cx| Pin::new(connection).poll(cx)).is_ready()
+    {
+        *driver = None;
+    }
+}

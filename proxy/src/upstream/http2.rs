@@ -1,0 +1,255 @@
+//! An HTTP/2 connection to an endpoint, shared by many requests: a trunk, and one stream of it for each request.
+//!
+//! The trunk's frames are moved by a task of its own, which the requests on it cannot do for one another. It counts
+//! its streams itself against what the peer allows, so that none waits inside the connection where nobody could
+//! bound or see it; when a trunk is full the pool makes another. Spoken by prior knowledge (RFC 9113 section 3.3): the
+//! service file declares it. It uses `h2` and not hyper's client over it, which costs two tasks and a channel more
+//! for each request (docs/decisions/0005).
+
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::header::{HOST, TRANSFER_ENCODING};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Request, Response, Uri, Version, request};
+use http_body::Body;
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
+
+use crate::arriving::Arriving;
+use crate::error::{Failure, Reason};
+use crate::http2::{HEADERS_MAX, Received, SEND_BUFFER_MAX, STREAM_WINDOW, SendFailed, Sent};
+use crate::timer::Deadline;
+use crate::upstream::Endpoint;
+use crate::upstream::dial;
+use crate::upstream::outgoing::{OutgoingBody, Upload};
+use crate::upstream::pool::{Bounds, SendError};
+
+/// What an endpoint may send on one connection before we have passed it on: full windows of 128 streams whose callers
+/// do not read leave the others theirs.
+const CONNECTION_WINDOW: u32 = 128 * STREAM_WINDOW;
+
+/// The most requests at once on one connection, whatever the peer allows: past it a second connection spreads the
+/// work over the peer's threads.
+const STREAMS_MAX: usize = 1_000;
+
+/// A connection without a request is closed after this. Closing says GOAWAY first, so that no request is lost by it;
+/// the 60 s of AWS load balancers.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// A connection takes no new request after this, so that endpoints behind one address (a load balancer, a
+/// restarted name) are found again. Up to a tenth less, so that connections made together do not end together.
+const AGE_MAX: Duration = Duration::from_secs(60 * 60);
+
+/// A connection to an endpoint.
+#[derive(Debug)]
+pub(crate) struct Trunk {
+    sender: RefCell<SendRequest<Bytes>>,
+    streams: Cell<usize>,
+    idle_since: Cell<Instant>,
+    retires_at: Instant,
+    /// Dropped last, which wakes the task that moves the frames to say goodbye: `h2` does not notice by itself.
+    _in_use: oneshot::Sender<()>,
+}
+
+impl Trunk {
+    /// Connects, and waits until the endpoint has said what it allows: until then the number of its streams is a guess,
+    /// and an endpoint that does not speak HTTP/2 has not shown itself.
+    pub(super) async fn dial(endpoint: &Arc<Endpoint>) -> Result<Rc<Self>, Failure> {
+        let (stream, counted) = dial::connect(endpoint, None).await?;
+        let address = endpoint.address;
+        let failed = |error: &dyn std::fmt::Display| {
+            let detail = format!(
+                "{address} took the connection but does not speak HTTP/2 with prior knowledge: {error}"
+            );
+            Failure::new(Reason::ConnectFailed, detail)
+        };
+        let handshake = h2::client::Builder::new()
+            .initial_max_send_streams(0)
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(HEADERS_MAX)
+            .max_send_buffer_size(SEND_BUFFER_MAX)
+            .enable_push(false)
+            .handshake::<_, Bytes>(stream);
+        let (sender, mut connection) = handshake.await.map_err(|error| failed(&error))?;
+        let settings = std::future::poll_fn(|cx| {
+            let over = Pin::new(&mut connection).poll(cx);
+            match over {
+                Poll::Ready(Ok(())) => Poll::Ready(Err(failed(&"it closed the connection"))),
+                Poll::Ready(Err(error)) => Poll::Ready(Err(failed(&error))),
+                Poll::Pending if sender.current_max_send_streams() > 0 => Poll::Ready(Ok(())),
+                Poll::Pending => Poll::Pending,
+            }
+        });
+        match tokio::time::timeout(dial::CONNECT_TIMEOUT, settings).await {
+            Ok(settled) => settled?,
+            Err(_) => return Err(failed(&"no SETTINGS came in time")),
+        }
+        let (in_use, mut released) = oneshot::channel::<()>();
+        tokio::task::spawn_local(async move {
+            let _counted = counted;
+            let mut noticed = false;
+            let ended = std::future::poll_fn(|cx| {
+                noticed = noticed || Pin::new(&mut released).poll(cx).is_ready();
+                Pin::new(&mut connection).poll(cx)
+            });
+            if let Err(error) = ended.await {
+                tracing::debug!(%address, %error, "an HTTP/2 connection ended early");
+            }
+        });
+        let now = Instant::now();
+        Ok(Rc::new(Self {
+            sender: RefCell::new(sender),
+            streams: Cell::new(0),
+            idle_since: Cell::new(now),
+            retires_at: now + AGE_MAX.mul_f64(1.0 - fastrand::f64() / 10.0),
+            _in_use: in_use,
+        }))
+    }
+
+    /// Whether it will never take a request again: closed, told to go away, or out of stream numbers.
+    pub(super) fn is_over(&self) -> bool {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        matches!(self.sender.borrow_mut().poll_ready(&mut cx), Poll::Ready(Err(_)))
+    }
+
+    /// Whether it should be let go of.
+    pub(super) fn is_old(&self, now: Instant) -> bool {
+        let idle =
+            self.streams.get() == 0 && now.saturating_duration_since(self.idle_since.get()) >= IDLE_MAX;
+        idle || now >= self.retires_at || self.is_over()
+    }
+
+    /// Begins a request on it, if it has room.
+    pub(super) fn open(self: &Rc<Self>) -> Option<Box<Stream>> {
+        let allowed = self.sender.borrow().current_max_send_streams().min(STREAMS_MAX);
+        (self.streams.get() < allowed).then(|| {
+            self.streams.set(self.streams.get() + 1);
+            Box::new(Stream {
+                deadline: Deadline::new(self.idle_since.get()),
+                trunk: Rc::clone(self),
+                upload: None,
+                sending: None,
+            })
+        })
+    }
+}
+
+/// One request's part of a trunk.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    trunk: Rc<Trunk>,
+    pub(crate) deadline: Deadline,
+    /// How far the request's body has come.
+    pub(super) upload: Option<Upload>,
+    /// What is left of the request's body, while the answer already comes.
+    sending: Option<AbortHandle>,
+}
+
+impl Stream {
+    /// Sends a request and waits for the head of its answer, within bounds.
+    pub(crate) async fn send(
+        &mut self,
+        request: Request<OutgoingBody>,
+        bounds: Bounds,
+    ) -> Result<Response<Arriving>, SendError> {
+        self.upload = bounds.idle.and_then(|_| request.body().upload());
+        let upload = self.upload.clone();
+        if let Some(until) = bounds.next(upload.as_ref()) {
+            self.deadline.set(until);
+        }
+        let (mut head, body) = request.into_parts();
+        let nothing = body.is_end_stream();
+        dress(&mut head).map_err(SendError::Unsendable)?;
+        let head = Request::from_parts(head, ());
+        let begun = self.trunk.sender.borrow_mut().send_request(head, nothing);
+        let (mut answer, stream) = begun.map_err(refused_or_reset)?;
+        let mut sending = (!nothing).then(|| Sent::new(stream, body));
+        let deadline = &mut self.deadline;
+        let answered = std::future::poll_fn(|cx| {
+            match sending.as_mut().map(|sending| sending.poll(cx)) {
+                None | Some(Poll::Pending) => {}
+                // What the stream has to say, the answer says too.
+                Some(Poll::Ready(Ok(()) | Err(SendFailed::Stream(_)))) => sending = None,
+                Some(Poll::Ready(Err(SendFailed::Body(error)))) => {
+                    if let Some(sending) = sending.as_mut() {
+                        sending.reset(h2::Reason::CANCEL);
+                    }
+                    return Poll::Ready(Err(SendError::CallerBroke(error.to_string())));
+                }
+            }
+            if let Poll::Ready(answer) = Pin::new(&mut answer).poll(cx) {
+                return Poll::Ready(answer.map_err(refused_or_reset));
+            }
+            bounds.poll(deadline, upload.as_ref(), cx).map(Err)
+        });
+        let answer = answered.await?;
+        if let Some(rest) = sending {
+            self.sending = Some(send_the_rest(rest));
+        }
+        let (head, stream) = answer.into_parts();
+        let body = Received::new(stream, &head.headers);
+        Ok(Response::from_parts(head, Arriving::Http2(body)))
+    }
+}
+
+/// The answer has begun before the request was all sent, as in a conversation: the rest is sent by a task of its own,
+/// so that a caller who does not read for a while can still speak. It ends with the stream.
+fn send_the_rest(mut rest: Sent<OutgoingBody>) -> AbortHandle {
+    let task = tokio::task::spawn_local(async move {
+        let sent = std::future::poll_fn(|cx| rest.poll(cx)).await;
+        if let Err(SendFailed::Body(_)) = sent {
+            rest.reset(h2::Reason::CANCEL);
+        }
+    });
+    task.abort_handle()
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // An answer that is over before its request is one that does not need the rest.
+        if let Some(sending) = &self.sending {
+            sending.abort();
+        }
+        self.trunk.streams.set(self.trunk.streams.get() - 1);
+        if self.trunk.streams.get() == 0 {
+            self.trunk.idle_since.set(Instant::now());
+        }
+    }
+}
+
+/// Gives an HTTP/1.1 head the form that HTTP/2 has (RFC 9113 section 8.3.1): the host becomes `:authority`.
+fn dress(head: &mut request::Parts) -> Result<(), String> {
+    head.headers.remove(TRANSFER_ENCODING);
+    head.version = Version::HTTP_2;
+    let host = head.headers.remove(HOST);
+    let host = host.as_ref().map_or(&b""[..], |host| host.as_bytes());
+    let authority =
+        Authority::try_from(host).map_err(|error| format!("its host is no authority: {error}"))?;
+    let path = std::mem::take(&mut head.uri).into_parts().path_and_query;
+    let mut uri = http::uri::Parts::default();
+    uri.scheme = Some(Scheme::HTTP);
+    uri.authority = Some(authority);
+    uri.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    head.uri = Uri::from_parts(uri).map_err(|error| error.to_string())?;
+    Ok(())
+}
+
+/// Whether the peer surely did nothing with a request. It says so by REFUSED_STREAM, or by a GOAWAY whose last stream
+/// is an earlier one (RFC 9113 sections 6.8 and 8.7); `h2` hands a GOAWAY to such streams only.
+fn refused_or_reset(error: h2::Error) -> SendError {
+    let refused = error.is_remote()
+        && (error.is_go_away() || error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM));
+    if refused {
+        SendError::Refused(error)
+    } else {
+        SendError::Reset(error)
+    }
+}
