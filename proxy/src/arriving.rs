@@ -15,6 +15,7 @@ use crate::http2::Received;
 /// A body that arrives.
 #[derive(Debug)]
 pub(crate) enum Arriving {
+    Nothing,
     Http1(Incoming),
     Http2(Received),
 }
@@ -60,6 +61,7 @@ impl Body for Arriving {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match self.get_mut() {
+            Self::Nothing => Poll::Ready(None),
             Self::Http1(body) => Pin::new(body)
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map_err(Broken::Http1))),
@@ -71,6 +73,7 @@ impl Body for Arriving {
 
     fn is_end_stream(&self) -> bool {
         match self {
+            Self::Nothing => true,
             Self::Http1(body) => body.is_end_stream(),
             Self::Http2(body) => body.is_end_stream(),
         }
@@ -78,6 +81,7 @@ impl Body for Arriving {
 
     fn size_hint(&self) -> SizeHint {
         match self {
+            Self::Nothing => SizeHint::with_exact(0),
             Self::Http1(body) => body.size_hint(),
             Self::Http2(body) => body.size_hint(),
         }

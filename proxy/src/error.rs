@@ -60,6 +60,7 @@ pub enum Reached {
 struct Facts {
     word: &'static str,
     status: StatusCode,
+    grpc: u8,
     reached: Reached,
     advice: &'static str,
 }
@@ -101,6 +102,12 @@ impl Reason {
         self.facts().status
     }
 
+    /// The `grpc-status` of the answer that the proxy makes to a gRPC call: what gRPC's own mapping from HTTP gives
+    /// (its document "HTTP to gRPC Status Code Mapping"), but DEADLINE_EXCEEDED for a time that is over.
+    pub const fn grpc_status(self) -> u8 {
+        self.facts().grpc
+    }
+
     /// Whether the upstream may have seen the request.
     pub const fn reached(self) -> Reached {
         self.facts().reached
@@ -128,30 +135,30 @@ impl Reason {
     const fn facts(self) -> Facts {
         use Reached::{Maybe, No};
         match self {
-            Self::BadRequest =>       facts("bad-request",       400, No,    "the request is malformed; look at the client"),
-            Self::NotReady =>           facts("not-ready",         503, No,    "no configuration has been applied yet; can the sidecar reach the control API?"),
-            Self::NoService =>        facts("no-service",        404, No,    "no service has this host; compare `hosts` in the service files"),
-            Self::NoRoute =>          facts("no-route",          404, No,    "no route of the service matches; compare its `routes`"),
-            Self::Overloaded =>       facts("overloaded",        503, No,    "a limit of this sidecar was reached; look at connections and at slow endpoints"),
-            Self::NoEndpoint =>       facts("no-endpoint",       503, No,    "the backend has no endpoint; look at its `discover` and at DNS"),
-            Self::ConnectFailed =>    facts("connect-failed",    503, No,    "nothing accepts connections there; is the instance running and its port right?"),
-            Self::ConnectTimeout =>   facts("connect-timeout",   503, No,    "no answer to the connection; look at security groups and routes"),
-            Self::RefusedStream =>    facts("refused-stream",    503, No,    "the instance turned the request away before it began; look for its restart or its limit on streams"),
-            Self::UpstreamReset =>    facts("upstream-reset",    502, Maybe, "the instance closed the connection; look for its crash or restart"),
-            Self::UpstreamProtocol => facts("upstream-protocol", 502, Maybe, "the instance does not answer in HTTP; is `protocol` right?"),
-            Self::AttemptTimeout =>   facts("attempt-timeout",   504, Maybe, "one attempt outlasted `timeout.attempt`"),
-            Self::RequestTimeout =>   facts("request-timeout",   504, Maybe, "the request outlasted `timeout.request`"),
-            Self::IdleTimeout =>      facts("idle-timeout",      504, Maybe, "a body was silent for longer than `timeout.idle`"),
-            Self::Draining =>           facts("draining",          502, Maybe, "the sidecar stopped before the request was done; give `drain` more time"),
+            Self::BadRequest =>       facts("bad-request",       400, 13, No,    "the request is malformed; look at the client"),
+            Self::NotReady =>           facts("not-ready",         503, 14, No,    "no configuration has been applied yet; can the sidecar reach the control API?"),
+            Self::NoService =>        facts("no-service",        404, 12, No,    "no service has this host; compare `hosts` in the service files"),
+            Self::NoRoute =>          facts("no-route",          404, 12, No,    "no route of the service matches; compare its `routes`"),
+            Self::Overloaded =>       facts("overloaded",        503, 14, No,    "a limit of this sidecar was reached; look at connections and at slow endpoints"),
+            Self::NoEndpoint =>       facts("no-endpoint",       503, 14, No,    "the backend has no endpoint; look at its `discover` and at DNS"),
+            Self::ConnectFailed =>    facts("connect-failed",    503, 14, No,    "nothing accepts connections there; is the instance running and its port right?"),
+            Self::ConnectTimeout =>   facts("connect-timeout",   503, 14, No,    "no answer to the connection; look at security groups and routes"),
+            Self::RefusedStream =>    facts("refused-stream",    503, 14, No,    "the instance turned the request away before it began; look for its restart or its limit on streams"),
+            Self::UpstreamReset =>    facts("upstream-reset",    502, 14, Maybe, "the instance closed the connection; look for its crash or restart"),
+            Self::UpstreamProtocol => facts("upstream-protocol", 502, 14, Maybe, "the instance does not answer in HTTP; is `protocol` right?"),
+            Self::AttemptTimeout =>   facts("attempt-timeout",   504,  4, Maybe, "one attempt outlasted `timeout.attempt`"),
+            Self::RequestTimeout =>   facts("request-timeout",   504,  4, Maybe, "the request outlasted `timeout.request`"),
+            Self::IdleTimeout =>      facts("idle-timeout",      504,  4, Maybe, "a body was silent for longer than `timeout.idle`"),
+            Self::Draining =>           facts("draining",          502, 14, Maybe, "the sidecar stopped before the request was done; give `drain` more time"),
             // 499 is nginx's word for it; nobody is left to read the status, only log and metric carry it.
-            Self::ClientGone =>       facts("client-gone",       499, Maybe, "the caller gave up first; look at its own timeout"),
-            Self::Internal =>         facts("internal",          500, Maybe, "a fault of this sidecar; please report it with its log"),
+            Self::ClientGone =>       facts("client-gone",       499,  1, Maybe, "the caller gave up first; look at its own timeout"),
+            Self::Internal =>         facts("internal",          500, 13, Maybe, "a fault of this sidecar; please report it with its log"),
         }
     }
 }
 
 /// One row: the status is given as a number so that the table reads as a table.
-const fn facts(word: &'static str, status: u16, reached: Reached, advice: &'static str) -> Facts {
+const fn facts(word: &'static str, status: u16, grpc: u8, reached: Reached, advice: &'static str) -> Facts {
     // Every status above is a valid one, which the test below walks through; the fallback is never taken.
     let status = match StatusCode::from_u16(status) {
         Ok(status) => status,
@@ -160,6 +167,7 @@ const fn facts(word: &'static str, status: u16, reached: Reached, advice: &'stat
     Facts {
         word,
         status,
+        grpc,
         reached,
         advice,
     }

@@ -42,11 +42,6 @@ impl Received {
             data_over: false,
         }
     }
-
-    /// The stream itself, for a tunnel.
-    pub(crate) fn into_stream(self) -> RecvStream {
-        self.stream
-    }
 }
 
 impl Body for Received {
@@ -187,19 +182,22 @@ impl<B: Body<Data = Bytes> + Unpin> Sent<B> {
 
 /// A stream as plain bytes both ways: what CONNECT opens (RFC 9113 section 8.5).
 #[derive(Debug)]
-pub(crate) struct Tunnel {
+pub(crate) struct Tunnel<G> {
     send: SendStream<Bytes>,
     receive: RecvStream,
     /// Received and not yet read.
     unread: Bytes,
+    /// What lives as long as the tunnel.
+    _guard: G,
 }
 
-impl Tunnel {
-    pub(crate) fn new(send: SendStream<Bytes>, receive: RecvStream) -> Self {
+impl<G> Tunnel<G> {
+    pub(crate) fn new(send: SendStream<Bytes>, receive: RecvStream, guard: G) -> Self {
         Self {
             send,
             receive,
             unread: Bytes::new(),
+            _guard: guard,
         }
     }
 }
@@ -215,7 +213,7 @@ fn broken(error: h2::Error) -> io::Error {
     }
 }
 
-impl AsyncRead for Tunnel {
+impl<G: Unpin> AsyncRead for Tunnel<G> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -236,7 +234,7 @@ impl AsyncRead for Tunnel {
     }
 }
 
-impl AsyncWrite for Tunnel {
+impl<G: Unpin> AsyncWrite for Tunnel<G> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if bytes.is_empty() {
             return Poll::Ready(Ok(0));

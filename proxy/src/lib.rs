@@ -10,7 +10,7 @@
 //! * [`upstream`] is clusters, endpoints, balancing, discovery, pools.
 //! * [`telemetry`] is metrics and the access log.
 //! * `arriving` is a body that comes in, whichever version of HTTP it comes by.
-//! * [`error`], [`drain`], `timer`, `stream`, `http2` are the ground: the one table of reasons, how everything stops,
+//! * [`error`], [`drain`], `timer`, `stream`, `pump`, `http2` are the ground: the one table of reasons, how everything stops,
 //!   deadlines, sockets as hyper is handed them, streams as bodies.
 
 mod admin;
@@ -22,6 +22,7 @@ pub mod drain;
 pub mod error;
 mod http2;
 mod listener;
+mod pump;
 mod request;
 pub mod snapshot;
 mod stream;

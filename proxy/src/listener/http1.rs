@@ -10,10 +10,13 @@ use http::{HeaderValue, Request, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 
 use crate::arriving::Arriving;
 use crate::listener::callers::{Joined, Order};
 use crate::listener::connection::Guarded;
+use crate::request::upgrade::Tunnel;
 use crate::request::{self, Worker};
 use crate::snapshot::Entry;
 use crate::stream::Stream;
@@ -27,7 +30,8 @@ const BUFFER_MAX: usize = 64 * 1024;
 /// Serves a connection to its end.
 pub(super) async fn serve(worker: Rc<Worker>, entry: Arc<Entry>, joined: Joined, stream: Stream) {
     let caller = Rc::clone(&joined.caller);
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        let upgrade = hyper::upgrade::on(&mut request);
         let (worker, entry, under_way) = (Rc::clone(&worker), Arc::clone(&entry), caller.begin());
         async move {
             let mut response = request::handle(&worker, &entry, request.map(Arriving::Http1)).await;
@@ -36,6 +40,9 @@ pub(super) async fn serve(worker: Rc<Worker>, entry: Arc<Entry>, joined: Joined,
                 // keeps to it opens its next one elsewhere and none is lost.
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(header::CONNECTION, close);
+            }
+            if let Some(tunnel) = Tunnel::of(&mut response) {
+                worker.drain.spawn_local(switched(upgrade, tunnel));
             }
             Ok::<_, Infallible>(response.map(|body| Guarded::new(body, under_way)))
         }
@@ -47,7 +54,8 @@ pub(super) async fn serve(worker: Rc<Worker>, entry: Arc<Entry>, joined: Joined,
         .max_buf_size(BUFFER_MAX)
         // A proxy passes a date on; it does not make one up.
         .auto_date_header(false)
-        .serve_connection(stream, service);
+        .serve_connection(stream, service)
+        .with_upgrades();
     let mut connection = pin!(connection);
     let ended = std::future::poll_fn(|cx| {
         match joined.caller.told(cx) {
@@ -59,5 +67,13 @@ pub(super) async fn serve(worker: Rc<Worker>, entry: Arc<Entry>, joined: Joined,
     });
     if let Err(error) = ended.await {
         tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+/// What follows an answer that switched protocols, once the caller has the answer.
+async fn switched(upgrade: OnUpgrade, tunnel: Box<Tunnel>) {
+    match upgrade.await {
+        Ok(caller) => tunnel.run(TokioIo::new(caller)).await,
+        Err(error) => tracing::debug!(%error, "the caller left before its connection was switched"),
     }
 }

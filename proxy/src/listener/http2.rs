@@ -12,13 +12,14 @@ use std::task::Poll;
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body::Body;
 
 use crate::arriving::Arriving;
-use crate::http2::{HEADERS_MAX, Received, SEND_BUFFER_MAX, STREAM_WINDOW, SendFailed, Sent};
+use crate::http2::{self, HEADERS_MAX, Received, SEND_BUFFER_MAX, STREAM_WINDOW, SendFailed, Sent};
 use crate::listener::callers::{Joined, Order, UnderWay};
 use crate::listener::connection::Guarded;
+use crate::request::upgrade::Tunnel;
 use crate::request::{self, Worker};
 use crate::snapshot::Entry;
 use crate::stream::Stream;
@@ -115,7 +116,11 @@ async fn exchange(
     mut respond: SendResponse<Bytes>,
 ) {
     let (head, stream) = request.into_parts();
-    let body = Arriving::Http2(Received::new(stream, &head.headers));
+    let (body, receive) = if head.method == Method::CONNECT {
+        (Arriving::Nothing, Some(stream))
+    } else {
+        (Arriving::Http2(Received::new(stream, &head.headers)), None)
+    };
     let answered = {
         let mut handled = pin!(request::handle(&worker, &entry, Request::from_parts(head, body)));
         std::future::poll_fn(|cx| {
@@ -127,7 +132,15 @@ async fn exchange(
         })
         .await
     };
-    let Some(response) = answered else { return };
+    let Some(mut response) = answered else { return };
+    if let (Some(tunnel), Some(receive)) = (Tunnel::of(&mut response), receive) {
+        let (head, _) = response.into_parts();
+        let answer = Response::from_parts(head, ());
+        if let Ok(send) = respond.send_response(answer, false) {
+            tunnel.run(http2::Tunnel::new(send, receive, under_way)).await;
+        }
+        return;
+    }
     let (head, body) = response.into_parts();
     let body = Guarded::new(body, under_way);
     let nothing = body.is_end_stream();
@@ -151,6 +164,7 @@ async fn send_body(mut sent: Sent<Guarded>) {
         // RFC 9113 section 8.1: an answer that is not whole must not look as if it were.
         Some(Err(SendFailed::Body(cut))) => sent.reset(cut.code.unwrap_or(h2::Reason::INTERNAL_ERROR)),
         None => sent.reset(h2::Reason::CANCEL),
-        Some(Ok(()) | Err(SendFailed::Stream(_))) => {}
+        Some(Err(SendFailed::Stream(error))) => tracing::debug!(%error, "the caller left its answer"),
+        Some(Ok(())) => {}
     }
 }

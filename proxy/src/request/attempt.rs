@@ -6,18 +6,21 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use http::header::SEC_WEBSOCKET_KEY;
 use http::request::Parts;
-use http::{Request, response};
+use http::{Request, StatusCode, response};
 
 use crate::arriving::Arriving;
 use crate::error::{Failure, Reason};
 use crate::request::body::REASON;
 use crate::request::retry::Progress;
-use crate::request::{Worker, headers};
+use crate::request::upgrade::Upgrade;
+use crate::request::{Worker, grpc, headers};
+use crate::timer::Deadline;
 use crate::upstream::Pick;
-use crate::upstream::http1::Connection;
+use crate::upstream::http1::{Connection, Switching};
 use crate::upstream::outgoing::OutgoingBody;
-use crate::upstream::pool::{Bounds, Carrier, SendError};
+use crate::upstream::pool::{Bounds, Carrier, SendError, Switched};
 
 /// A request as it will leave, kept for another attempt as long as there may be one.
 #[derive(Debug)]
@@ -37,9 +40,12 @@ impl Outgoing {
     pub(crate) fn next(&mut self, progress: &Progress) -> Request<OutgoingBody> {
         // There is one: `decide` says "again" only while `is_kept` holds. An empty request would be answered with
         // an error by any upstream, which is the least bad end of a fault here.
-        let Some((head, body)) = self.kept.take() else {
+        let Some((mut head, body)) = self.kept.take() else {
             return Request::new(OutgoingBody::Empty);
         };
+        if let Some(left) = progress.left_of_call() {
+            grpc::tell_what_is_left(&mut head.headers, left);
+        }
         if progress.may_go_again()
             && let Some(again) = body.again()
         {
@@ -63,6 +69,8 @@ pub(crate) struct Answer {
     pub(crate) pick: Pick,
     /// Why the sidecar of the endpoint answered instead of its application, if it did.
     pub(crate) said: Option<Reason>,
+    /// The bytes behind it, if it switches protocols.
+    pub(crate) switched: Option<Switched>,
 }
 
 /// Sends a request to the chosen endpoint and waits for the head of its answer.
@@ -103,12 +111,62 @@ pub(crate) async fn send(
                     carrier,
                     pick,
                     said,
+                    switched: None,
                 });
             }
             Err(SendError::NotSent(back)) if carrier.reused() => request = *back,
             Err(error) => return Err(failure(error, &pick, &carrier, deadline)),
         }
     }
+}
+
+/// Asks the chosen endpoint to switch to what the caller wants to speak.
+pub(crate) async fn switch(
+    worker: &Rc<Worker>,
+    (pick, http2): (Pick, bool),
+    request: Request<OutgoingBody>,
+    upgrade: &Upgrade,
+    deadline: Option<(Instant, Reason)>,
+) -> Result<Answer, Failure> {
+    let until = deadline.map(|(until, _)| until);
+    let carrier = Carrier::Apart(Deadline::new(Instant::now()));
+    let (mut head, body) = request.into_parts();
+    let answered = if http2 {
+        let stream = worker.pool.stream(&pick, until).await;
+        let stream = stream.map_err(|failure| in_time(failure, deadline))?;
+        head.headers.remove(SEC_WEBSOCKET_KEY);
+        let bounds = Bounds {
+            deadline: until,
+            idle: None,
+        };
+        let protocol = upgrade.protocol.to_str().unwrap_or_default();
+        stream.switch(head, protocol, bounds).await
+    } else {
+        upgrade.ask(&mut head.headers);
+        let connection = Switching::dial(&pick, until).await;
+        let connection = connection.map_err(|failure| in_time(failure, deadline))?;
+        connection.send(Request::from_parts(head, body), until).await
+    };
+    let (answer, switched) = answered.map_err(|error| failure(error, &pick, &carrier, deadline))?;
+    pick.health.connected();
+    let (mut head, body) = answer.into_parts();
+    if switched.is_some() {
+        head.status = StatusCode::OK;
+    }
+    headers::prepare_response(&mut head)
+        .map_err(|what| Failure::new(Reason::UpstreamProtocol, format!("{}: {what}", pick.address)))?;
+    if switched.is_some() {
+        upgrade.consent(&mut head);
+    }
+    let said = said(&head);
+    Ok(Answer {
+        head,
+        body,
+        carrier,
+        pick,
+        said,
+        switched,
+    })
 }
 
 /// A kept connection or a new one; of one that is shared, a stream.
@@ -172,7 +230,7 @@ fn failure(error: SendError, pick: &Pick, carrier: &Carrier, deadline: Option<(I
             Reason::ClientGone,
             format!("the caller broke off its request: {detail}"),
         ),
-        SendError::Unsendable(detail) => Failure::new(Reason::BadRequest, detail),
+        SendError::Unsendable(reason, detail) => Failure::new(reason, format!("{address}: {detail}")),
         SendError::TimedOut => {
             let reason = deadline.map_or(Reason::RequestTimeout, |(_, reason)| reason);
             Failure::new(reason, format!("{address} did not answer in time"))

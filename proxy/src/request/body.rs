@@ -7,14 +7,16 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Response, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 
 use crate::arriving::Arriving;
 use crate::error::{Failure, Reason};
-use crate::request::Worker;
+use crate::pump;
 use crate::request::attempt::Answer;
 use crate::request::retry::Progress;
+use crate::request::upgrade::Tunnel;
+use crate::request::{Worker, grpc};
 use crate::snapshot::routes::Route;
 use crate::telemetry::request_log::RequestLog;
 use crate::upstream::Pick;
@@ -33,6 +35,8 @@ pub(crate) enum ResponseBody {
     Empty,
     /// What the upstream sends.
     Relayed(Box<Relayed>),
+    /// None: the connection is switched to another protocol behind this answer.
+    Switched(Box<Tunnel>),
 }
 
 /// A body that is on its way from an upstream.
@@ -61,6 +65,7 @@ pub(crate) async fn relay(
         mut carrier,
         pick,
         said,
+        switched,
     } = answer;
     if let Some(reason) = said {
         log.failed(&Failure::new(
@@ -69,6 +74,17 @@ pub(crate) async fn relay(
         ));
     }
     log.answered(head.status);
+    if log.grpc()
+        && let Some(status) = grpc::status(&head.headers)
+    {
+        log.grpc_answered(status);
+    }
+    if let Some(upstream) = switched {
+        log.complete(Instant::now());
+        let idle = Some(pump::IDLE);
+        let tunnel = Tunnel { upstream, pick, idle };
+        return Response::from_parts(head, ResponseBody::Switched(Box::new(tunnel)));
+    }
     if body.is_end_stream() {
         let now = Instant::now();
         log.complete(now);
@@ -120,6 +136,9 @@ async fn give_back(worker: &Worker, carrier: Carrier, now: Instant) {
 pub(crate) fn refusal(failure: &Failure, mut log: RequestLog) -> Response<ResponseBody> {
     let reason = failure.reason;
     log.failed(failure);
+    if log.grpc() {
+        return grpc_refusal(reason, log);
+    }
     log.answered(reason.status());
     let text = Bytes::from(format!("outrigger: {}: {}\n", reason.word(), reason.advice()));
     let mut response = Response::new(ResponseBody::Empty);
@@ -132,6 +151,19 @@ pub(crate) fn refusal(failure: &Failure, mut log: RequestLog) -> Response<Respon
     );
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(text.len()));
     *response.body_mut() = ResponseBody::Text(Some(text), Box::new(log));
+    response
+}
+
+/// The same for a gRPC call: an answer without messages, whose head is its trailers too ("Trailers-Only").
+fn grpc_refusal(reason: Reason, mut log: RequestLog) -> Response<ResponseBody> {
+    log.answered(StatusCode::OK);
+    log.grpc_answered(u16::from(reason.grpc_status()));
+    log.complete(Instant::now());
+    let mut response = Response::new(ResponseBody::Empty);
+    let headers = response.headers_mut();
+    headers.insert(REASON, reason.header());
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    grpc::say(headers, reason);
     response
 }
 
@@ -233,6 +265,30 @@ impl Relayed {
         Poll::Pending
     }
 
+    /// A frame of a gRPC call's answer: notes what the trailers tell, and makes trailers out of a failure, which is how
+    /// gRPC says that an answer is not whole.
+    fn in_grpc(&mut self, frame: Option<Result<Frame<Bytes>, Cut>>) -> Option<Result<Frame<Bytes>, Cut>> {
+        if !self.log.grpc() {
+            return frame;
+        }
+        match frame {
+            Some(Err(cut)) => {
+                let mut trailers = HeaderMap::new();
+                grpc::say(&mut trailers, cut.failure.reason);
+                self.log
+                    .grpc_answered(u16::from(cut.failure.reason.grpc_status()));
+                Some(Ok(Frame::trailers(trailers)))
+            }
+            Some(Ok(frame)) => {
+                if let Some(status) = frame.trailers_ref().and_then(grpc::status) {
+                    self.log.grpc_answered(status);
+                }
+                Some(Ok(frame))
+            }
+            None => None,
+        }
+    }
+
     fn cut(&mut self, reason: Reason, detail: String) -> Cut {
         let failure = Failure::new(reason, detail);
         self.log.failed(&failure);
@@ -262,7 +318,7 @@ impl ResponseBody {
     pub(crate) fn bounds(&self) -> Option<Bounds> {
         match self {
             Self::Relayed(relayed) => Some(relayed.bounds),
-            Self::Text(..) | Self::Empty => None,
+            Self::Text(..) | Self::Empty | Self::Switched(_) => None,
         }
     }
 
@@ -272,7 +328,7 @@ impl ResponseBody {
             Self::Relayed(relayed) => {
                 relayed.cut(reason, detail.to_owned());
             }
-            Self::Text(..) | Self::Empty => {}
+            Self::Text(..) | Self::Empty | Self::Switched(_) => {}
         }
     }
 }
@@ -283,7 +339,7 @@ impl Body for ResponseBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         match &mut *self {
-            Self::Empty => Poll::Ready(None),
+            Self::Empty | Self::Switched(_) => Poll::Ready(None),
             Self::Text(text, log) => {
                 log.complete(Instant::now());
                 let text = text.take();
@@ -292,6 +348,7 @@ impl Body for ResponseBody {
             }
             Self::Relayed(relayed) => {
                 let frame = std::task::ready!(relayed.poll(cx));
+                let frame = relayed.in_grpc(frame);
                 let over = match &frame {
                     None => true,
                     Some(Ok(frame)) => frame.is_trailers() || relayed.incoming.is_end_stream(),
@@ -308,7 +365,7 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Text(text, _) => text.is_none(),
-            Self::Empty => true,
+            Self::Empty | Self::Switched(_) => true,
             Self::Relayed(relayed) => relayed.incoming.is_end_stream(),
         }
     }
@@ -316,7 +373,7 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Text(text, _) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
-            Self::Empty => SizeHint::with_exact(0),
+            Self::Empty | Self::Switched(_) => SizeHint::with_exact(0),
             Self::Relayed(relayed) => relayed.incoming.size_hint(),
         }
     }

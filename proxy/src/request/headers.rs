@@ -3,7 +3,7 @@
 //!
 //! Pure. It does not route and does not add what was not asked for.
 
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version};
@@ -29,6 +29,10 @@ struct Look<'a> {
     /// A transfer coding that this hop would have to decode, being no party to it further on.
     other_coding: bool,
     expect: bool,
+    /// Whether there is an `Upgrade`.
+    upgrade: bool,
+    /// Whether it is a gRPC call, or the answer to one.
+    grpc: bool,
 }
 
 fn look(headers: &HeaderMap) -> Look<'_> {
@@ -51,23 +55,43 @@ fn look(headers: &HeaderMap) -> Look<'_> {
                 look.chunked = true;
                 look.hop_by_hop = true;
             }
-            TE | UPGRADE => look.hop_by_hop = true,
+            TE => look.hop_by_hop = true,
+            UPGRADE => {
+                look.hop_by_hop = true;
+                look.upgrade = true;
+            }
             EXPECT => look.expect = true,
+            CONTENT_TYPE => look.grpc = value.as_bytes().starts_with(b"application/grpc"),
             _ => look.hop_by_hop |= *name == KEEP_ALIVE || *name == PROXY_CONNECTION,
         }
     }
     look
 }
 
-/// The name of the host that a request is for: from its URL if it has one (RFC 9112 section 3.2.2), else from
-/// `Host`. `None` for an HTTP/1.0 request that names none.
-pub(crate) fn authority(head: &Parts) -> Result<Option<&str>, Failure> {
-    if head.method == Method::CONNECT {
-        return Err(bad(
-            "CONNECT is not served: send the request itself, as to an HTTP proxy for http:// URLs",
-        ));
-    }
+/// What a request asks for, as far as its way depends on it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked<'a> {
+    /// The name of the host that it is for: from its URL if it has one (RFC 9112 section 3.2.2), else from `Host`.
+    /// `None` for an HTTP/1.0 request that names none.
+    pub(crate) host: Option<&'a str>,
+    /// Whether it may want to speak something else on its connection.
+    pub(crate) upgrade: bool,
+    /// Whether it is a gRPC call.
+    pub(crate) grpc: bool,
+}
+
+/// Looks at what a request asks for.
+///
+/// # Errors
+/// What no request may have, because its bytes would mean one thing here and another further on.
+pub(crate) fn asked(head: &Parts) -> Result<Asked<'_>, Failure> {
     let look = look(&head.headers);
+    let (upgrade, grpc) = (look.upgrade || head.method == Method::CONNECT, look.grpc);
+    let host = host(head, &look)?;
+    Ok(Asked { host, upgrade, grpc })
+}
+
+fn host<'a>(head: &'a Parts, look: &Look<'a>) -> Result<Option<&'a str>, Failure> {
     if look.other_coding {
         // RFC 9112 section 6.1: passing it on without its name would hand over coded bytes as plain ones.
         return Err(bad("the request has a transfer coding other than chunked"));
@@ -77,6 +101,15 @@ pub(crate) fn authority(head: &Parts) -> Result<Option<&str>, Failure> {
         return Err(bad("the request has more than one Host"));
     }
     if let Some(authority) = head.uri.authority() {
+        let differs = |host: &HeaderValue| {
+            !host
+                .as_bytes()
+                .eq_ignore_ascii_case(authority.as_str().as_bytes())
+        };
+        if head.version == Version::HTTP_2 && look.host.is_some_and(differs) {
+            // RFC 9113 section 8.3.1: one who reads `Host` would take it for another request.
+            return Err(bad("the request's `:authority` and its `host` differ"));
+        }
         return Ok(Some(authority.as_str()));
     }
     match look.host {
@@ -222,7 +255,7 @@ mod tests {
 
     fn prepared(uri: &str, headers: &[(&str, &str)]) -> Parts {
         let mut head = head(uri, headers);
-        authority(&head).unwrap();
+        asked(&head).unwrap();
         prepare_request(&mut head, "fallback");
         head
     }
@@ -316,7 +349,7 @@ mod tests {
         for coding in ["gzip, chunked", "gzip", "chunked, chunked", "xchunked"] {
             let request = head("/", &[("host", "a"), ("transfer-encoding", coding)]);
             assert_eq!(
-                authority(&request).unwrap_err().reason,
+                asked(&request).unwrap_err().reason,
                 Reason::BadRequest,
                 "{coding}"
             );
@@ -330,10 +363,7 @@ mod tests {
             ("transfer-encoding", "chunked"),
             ("transfer-encoding", "chunked"),
         ];
-        assert_eq!(
-            authority(&head("/", &twice)).unwrap_err().reason,
-            Reason::BadRequest
-        );
+        assert_eq!(asked(&head("/", &twice)).unwrap_err().reason, Reason::BadRequest);
     }
 
     #[test]
@@ -345,9 +375,9 @@ mod tests {
 
     #[test]
     fn no_host_or_two_are_refused() {
-        assert_eq!(authority(&head("/", &[])).unwrap_err().reason, Reason::BadRequest);
+        assert_eq!(asked(&head("/", &[])).unwrap_err().reason, Reason::BadRequest);
         assert_eq!(
-            authority(&head("/", &[("host", "a"), ("host", "a")]))
+            asked(&head("/", &[("host", "a"), ("host", "a")]))
                 .unwrap_err()
                 .reason,
             Reason::BadRequest
@@ -358,7 +388,7 @@ mod tests {
     fn a_request_of_http_1_0_may_have_no_host_and_is_given_one() {
         let mut head = head("/", &[]);
         head.version = Version::HTTP_10;
-        assert_eq!(authority(&head).unwrap(), None);
+        assert_eq!(asked(&head).unwrap().host, None);
         prepare_request(&mut head, "reviews");
         assert_eq!(head.headers["host"], "reviews");
         assert_eq!(head.version, Version::HTTP_11);

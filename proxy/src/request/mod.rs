@@ -5,8 +5,10 @@
 
 pub(crate) mod attempt;
 pub(crate) mod body;
+pub(crate) mod grpc;
 pub(crate) mod headers;
 pub(crate) mod retry;
+pub(crate) mod upgrade;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -22,6 +24,7 @@ use crate::error::{Failure, Reason};
 use crate::request::attempt::{Answer, Outgoing};
 use crate::request::body::{Bounds, ResponseBody};
 use crate::request::retry::{Decision, Progress};
+use crate::request::upgrade::Upgrade;
 use crate::snapshot::{Entry, Lease, Matched, Reader, Snapshots};
 use crate::telemetry::metrics::Ending;
 use crate::telemetry::request_log::{AccessLogger, RequestLog};
@@ -84,14 +87,27 @@ async fn serve(
     (mut head, body): (Parts, Arriving),
     log: &mut RequestLog,
 ) -> Result<(Answer, Bounds), Failure> {
-    let virtual_host = lease.virtual_host(entry, headers::authority(&head)?.unwrap_or(""))?;
+    let asked = headers::asked(&head)?;
+    let (wants_upgrade, grpc) = (asked.upgrade, asked.grpc);
+    if grpc {
+        log.is_grpc();
+    }
+    let virtual_host = lease.virtual_host(entry, asked.host.unwrap_or(""))?;
     log.counts_as(&lease.virtual_hosts[virtual_host].unrouted);
     let route = Matched::find(lease, virtual_host, &head).ok_or_else(|| no_route(&head))?;
     let target = route.choose();
     log.counts_as(&target.series);
 
+    let upgrade = if wants_upgrade {
+        Upgrade::asked(&mut head)?
+    } else {
+        None
+    };
     headers::prepare_request(&mut head, &lease.virtual_hosts[virtual_host].authority);
     let mut progress = Progress::start(&route, &head.method, log.started());
+    if grpc {
+        progress.must_end_within(grpc::timeout(&head.headers));
+    }
     let mut outgoing = Outgoing::new(head, body, progress.may_go_again());
     route.budget.request();
     loop {
@@ -105,14 +121,11 @@ async fn serve(
 
         let sent = outgoing.next(&progress);
         let attempt = UnderWay::begin(&target.cluster, now);
-        let outcome = attempt::send(
-            worker,
-            (pick, target.cluster.http2),
-            sent,
-            progress.deadline(),
-            route.timeouts.idle,
-        )
-        .await;
+        let (to, deadline) = ((pick, target.cluster.http2), progress.deadline());
+        let outcome = match &upgrade {
+            None => attempt::send(worker, to, sent, deadline, route.timeouts.idle).await,
+            Some(upgrade) => attempt::switch(worker, to, sent, upgrade, deadline).await,
+        };
         let ended = Instant::now();
         attempt.ended(&outcome, ended);
 

@@ -35,6 +35,8 @@ pub(crate) struct Progress {
     /// When the next attempt begins; the clock is read as seldom as may be.
     now: Instant,
     request_deadline: Option<Instant>,
+    /// Whether that deadline is the caller's own, which the next hop is told.
+    call: bool,
     attempt_timeout: Option<Duration>,
     attempt_deadline: Option<Instant>,
 }
@@ -57,9 +59,28 @@ impl Progress {
             tried: [0; ATTEMPTS_MAX],
             now: started,
             request_deadline: route.timeouts.request.map(|timeout| started + timeout),
+            call: false,
             attempt_timeout: route.timeouts.attempt,
             attempt_deadline: None,
         }
+    }
+
+    /// The caller gives its call so much time, of which the route may allow less.
+    pub(crate) fn must_end_within(&mut self, time: Option<Duration>) {
+        let Some(until) = time.and_then(|time| self.now.checked_add(time)) else {
+            return;
+        };
+        self.call = true;
+        self.request_deadline = Some(
+            self.request_deadline
+                .map_or(until, |deadline| deadline.min(until)),
+        );
+    }
+
+    /// What is left of the time that the caller gave its call, if it gave one.
+    pub(crate) fn left_of_call(&self) -> Option<Duration> {
+        let deadline = self.request_deadline.filter(|_| self.call)?;
+        Some(deadline.saturating_duration_since(self.now))
     }
 
     /// When the next attempt begins.
@@ -266,6 +287,7 @@ mod tests {
     fn progress(policy: &RetryPolicy, method: &Method, attempts: u32) -> Progress {
         let now = Instant::now();
         Progress {
+            call: false,
             attempts_max: policy.attempts,
             attempts,
             idempotent: is_idempotent(method),

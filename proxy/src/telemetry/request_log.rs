@@ -93,6 +93,9 @@ pub struct RequestLog {
     attempts: u32,
     endpoint: Option<std::net::SocketAddr>,
     complete: bool,
+    /// Whether it is a gRPC call.
+    grpc: bool,
+    grpc_status: Option<u16>,
 }
 
 impl RequestLog {
@@ -117,7 +120,24 @@ impl RequestLog {
             attempts: 0,
             endpoint: None,
             complete: false,
+            grpc: false,
+            grpc_status: None,
         }
+    }
+
+    /// It is a gRPC call.
+    pub fn is_grpc(&mut self) {
+        self.grpc = true;
+    }
+
+    /// Whether it is a gRPC call.
+    pub fn grpc(&self) -> bool {
+        self.grpc
+    }
+
+    /// The call ended with this `grpc-status`.
+    pub fn grpc_answered(&mut self, status: u16) {
+        self.grpc_status = Some(status);
     }
 
     /// When the request arrived.
@@ -173,6 +193,9 @@ impl Drop for RequestLog {
             (None, None) => Ending::failed(None, Reason::Internal),
         };
         self.series.request(ending, took);
+        if self.grpc {
+            self.series.grpc_call(self.grpc_status);
+        }
         if self.logger.writes(self.reason.is_some()) {
             self.write(took);
         }
@@ -196,6 +219,8 @@ struct Line<'a> {
     duration_ms: f64,
     attempts: u32,
     endpoint: Option<std::net::SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grpc_status: Option<u16>,
 }
 
 impl RequestLog {
@@ -222,6 +247,7 @@ impl RequestLog {
             duration_ms: took.as_secs_f64() * 1e3,
             attempts: self.attempts,
             endpoint: self.endpoint,
+            grpc_status: self.grpc_status,
         };
         if let Ok(mut text) = serde_json::to_vec(&line) {
             text.push(b'\n');

@@ -11,9 +11,10 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body::{Body, Frame};
 use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use tokio::task::coop::unconstrained;
 
 use crate::arriving::{Arriving, Broken};
@@ -24,7 +25,7 @@ use crate::upstream::Endpoint;
 use crate::upstream::dial::{self, Counted};
 use crate::upstream::gate::Gate;
 use crate::upstream::outgoing::OutgoingBody;
-use crate::upstream::pool::{Bounds, SendError};
+use crate::upstream::pool::{Bounds, SendError, Switched};
 
 /// The read buffer's bound: a head and what came with it. A head that does not fit is refused.
 const BUFFER_MAX: usize = 64 * 1024;
@@ -150,5 +151,57 @@ fn drive(driver: &mut Option<http1::Connection<Stream, OutgoingBody>>, gate: &Ga
         && gate.open(cx, |cx| Pin::new(connection).poll(cx)).is_ready()
     {
         *driver = None;
+    }
+}
+
+/// A connection for one request that asks to switch protocols. A task of its own drives it, since what comes after the
+/// answer is no request's; it is never kept.
+#[derive(Debug)]
+pub(crate) struct Switching {
+    sender: http1::SendRequest<OutgoingBody>,
+}
+
+impl Switching {
+    /// Dials an endpoint.
+    pub(crate) async fn dial(endpoint: &Arc<Endpoint>, deadline: Option<Instant>) -> Result<Self, Failure> {
+        let (stream, counted) = dial::connect(endpoint, deadline).await?;
+        let handshake = http1::Builder::new()
+            .max_buf_size(BUFFER_MAX)
+            .handshake(Stream::new(stream));
+        let (sender, connection) = handshake.await.map_err(|error| {
+            let address = endpoint.address;
+            Failure::new(Reason::ConnectFailed, format!("connect to {address}: {error}"))
+        })?;
+        tokio::task::spawn_local(async move {
+            let _counted = counted;
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "a connection that was to switch ended early");
+            }
+        });
+        Ok(Self { sender })
+    }
+
+    /// Sends the request and waits for its answer, at most until the deadline; then for the bytes behind it, if the
+    /// endpoint switches.
+    pub(crate) async fn send(
+        mut self,
+        request: Request<OutgoingBody>,
+        until: Option<Instant>,
+    ) -> Result<(Response<Arriving>, Option<Switched>), SendError> {
+        let answer = self.sender.try_send_request(request);
+        let answer = match until {
+            None => answer.await,
+            Some(until) => tokio::time::timeout_at(until.into(), answer)
+                .await
+                .map_err(|_| SendError::TimedOut)?,
+        };
+        let mut answer = answer.map_err(|error| SendError::Broken(error.into_error()))?;
+        let switched = if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let upgraded = hyper::upgrade::on(&mut answer).await.map_err(SendError::Broken)?;
+            Some(Switched::Left(TokioIo::new(upgraded)))
+        } else {
+            None
+        };
+        Ok((answer.map(Arriving::Http1), switched))
     }
 }

@@ -17,19 +17,19 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use http::header::{HOST, TRANSFER_ENCODING};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Request, Response, Uri, Version, request};
+use http::{Method, Request, Response, Uri, Version, request};
 use http_body::Body;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use crate::arriving::Arriving;
 use crate::error::{Failure, Reason};
-use crate::http2::{HEADERS_MAX, Received, SEND_BUFFER_MAX, STREAM_WINDOW, SendFailed, Sent};
+use crate::http2::{HEADERS_MAX, Received, SEND_BUFFER_MAX, STREAM_WINDOW, SendFailed, Sent, Tunnel};
 use crate::timer::Deadline;
 use crate::upstream::Endpoint;
 use crate::upstream::dial;
 use crate::upstream::outgoing::{OutgoingBody, Upload};
-use crate::upstream::pool::{Bounds, SendError};
+use crate::upstream::pool::{Bounds, SendError, Switched};
 
 /// What an endpoint may send on one connection before we have passed it on: full windows of 128 streams whose callers
 /// do not read leave the others theirs.
@@ -167,7 +167,7 @@ impl Stream {
         }
         let (mut head, body) = request.into_parts();
         let nothing = body.is_end_stream();
-        dress(&mut head).map_err(SendError::Unsendable)?;
+        dress(&mut head)?;
         let head = Request::from_parts(head, ());
         let begun = self.trunk.sender.borrow_mut().send_request(head, nothing);
         let (mut answer, stream) = begun.map_err(refused_or_reset)?;
@@ -200,6 +200,45 @@ impl Stream {
     }
 }
 
+impl Stream {
+    /// Asks the endpoint to make this stream a tunnel for a protocol (RFC 8441), and waits for its answer.
+    pub(crate) async fn switch(
+        mut self: Box<Self>,
+        mut head: request::Parts,
+        protocol: &str,
+        bounds: Bounds,
+    ) -> Result<(Response<Arriving>, Option<Switched>), SendError> {
+        if !self.trunk.sender.borrow().is_extended_connect_protocol_enabled() {
+            let detail = "the endpoint takes no extended CONNECT (RFC 8441), which this needs over HTTP/2";
+            return Err(SendError::Unsendable(Reason::UpstreamProtocol, detail.into()));
+        }
+        dress(&mut head)?;
+        head.method = Method::CONNECT;
+        head.extensions.insert(h2::ext::Protocol::from(protocol));
+        let head = Request::from_parts(head, ());
+        let begun = self.trunk.sender.borrow_mut().send_request(head, false);
+        let (mut answer, send) = begun.map_err(refused_or_reset)?;
+        if let Some(until) = bounds.next(None) {
+            self.deadline.set(until);
+        }
+        let deadline = &mut self.deadline;
+        let answered = std::future::poll_fn(|cx| {
+            if let Poll::Ready(answer) = Pin::new(&mut answer).poll(cx) {
+                return Poll::Ready(answer.map_err(refused_or_reset));
+            }
+            bounds.poll(deadline, None, cx).map(Err)
+        });
+        let (head, receive) = answered.await?.into_parts();
+        if head.status.is_success() {
+            let tunnel = Tunnel::new(send, receive, self);
+            let answer = Response::from_parts(head, Arriving::Nothing);
+            return Ok((answer, Some(Switched::Right(tunnel))));
+        }
+        let body = Arriving::Http2(Received::new(receive, &head.headers));
+        Ok((Response::from_parts(head, body), None))
+    }
+}
+
 /// The answer has begun before the request was all sent, as in a conversation: the rest is sent by a task of its own,
 /// so that a caller who does not read for a while can still speak. It ends with the stream.
 fn send_the_rest(mut rest: Sent<OutgoingBody>) -> AbortHandle {
@@ -226,19 +265,20 @@ impl Drop for Stream {
 }
 
 /// Gives an HTTP/1.1 head the form that HTTP/2 has (RFC 9113 section 8.3.1): the host becomes `:authority`.
-fn dress(head: &mut request::Parts) -> Result<(), String> {
+fn dress(head: &mut request::Parts) -> Result<(), SendError> {
+    let bad = |detail: String| SendError::Unsendable(Reason::BadRequest, detail);
     head.headers.remove(TRANSFER_ENCODING);
     head.version = Version::HTTP_2;
     let host = head.headers.remove(HOST);
     let host = host.as_ref().map_or(&b""[..], |host| host.as_bytes());
     let authority =
-        Authority::try_from(host).map_err(|error| format!("its host is no authority: {error}"))?;
+        Authority::try_from(host).map_err(|error| bad(format!("its host is no authority: {error}")))?;
     let path = std::mem::take(&mut head.uri).into_parts().path_and_query;
     let mut uri = http::uri::Parts::default();
     uri.scheme = Some(Scheme::HTTP);
     uri.authority = Some(authority);
     uri.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
-    head.uri = Uri::from_parts(uri).map_err(|error| error.to_string())?;
+    head.uri = Uri::from_parts(uri).map_err(|error| bad(error.to_string()))?;
     Ok(())
 }
 

@@ -14,10 +14,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
+use tokio_util::either::Either;
 
 use crate::arriving::{Arriving, Broken};
 use crate::error::{Failure, Reason};
+use crate::http2::Tunnel;
 use crate::timer::Deadline;
 use crate::upstream::Endpoint;
 use crate::upstream::http1::Connection;
@@ -43,7 +47,12 @@ pub(crate) enum Carrier {
     Own(Box<Connection>),
     /// A stream of a connection that others use too.
     Shared(Box<Stream>),
+    /// A connection that a task drives to its end, and when the answer must be there.
+    Apart(Deadline),
 }
+
+/// The bytes behind an answer that switched protocols: of a connection, or of a stream.
+pub(crate) type Switched = Either<TokioIo<Upgraded>, Tunnel<Box<Stream>>>;
 
 /// Why a request got no answer's head.
 #[derive(Debug)]
@@ -59,7 +68,7 @@ pub(crate) enum SendError {
     /// The caller broke off in the middle of the request.
     CallerBroke(String),
     /// It cannot be said in the endpoint's protocol.
-    Unsendable(String),
+    Unsendable(Reason, String),
     /// The deadline passed.
     TimedOut,
     /// The request's body was silent for too long.
@@ -76,6 +85,7 @@ impl Carrier {
         match self {
             Self::Own(connection) => connection.send(request, bounds).await,
             Self::Shared(stream) => stream.send(request, bounds).await,
+            Self::Apart(_) => Err(SendError::NotSent(Box::new(request))),
         }
     }
 
@@ -87,7 +97,7 @@ impl Carrier {
     ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match self {
             Self::Own(connection) => connection.poll_body(body, cx),
-            Self::Shared(_) => std::pin::Pin::new(body).poll_frame(cx),
+            Self::Shared(_) | Self::Apart(_) => std::pin::Pin::new(body).poll_frame(cx),
         }
     }
 
@@ -95,13 +105,14 @@ impl Carrier {
         match self {
             Self::Own(connection) => &mut connection.deadline,
             Self::Shared(stream) => &mut stream.deadline,
+            Self::Apart(deadline) => deadline,
         }
     }
 
     /// Whether the request's body, which may go on while the answer comes, has moved since this was last asked.
     pub(crate) fn uploads(&self) -> bool {
         match self {
-            Self::Own(_) => false,
+            Self::Own(_) | Self::Apart(_) => false,
             Self::Shared(stream) => stream
                 .upload
                 .as_ref()
@@ -113,7 +124,7 @@ impl Carrier {
     pub(crate) fn reused(&self) -> bool {
         match self {
             Self::Own(connection) => connection.reused,
-            Self::Shared(_) => false,
+            Self::Shared(_) | Self::Apart(_) => false,
         }
     }
 }

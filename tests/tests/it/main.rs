@@ -22,6 +22,7 @@ mod hostile;
 mod hot_swap;
 mod observability;
 mod other_store;
+mod peers;
 mod retries;
 mod routing;
 mod second_looks;

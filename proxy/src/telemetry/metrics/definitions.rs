@@ -38,6 +38,11 @@ pub(super) const REQUEST_DURATION: Definition = Definition {
     help: "From a request's head to the last byte of its answer, all attempts together.",
     labels: &["listener", "service", "route", "backend"],
 };
+pub(super) const GRPC_CALLS: Definition = Definition {
+    name: "outrigger_grpc_calls_total",
+    help: "gRPC calls, by the status that they ended with; none: one that ended without a status.",
+    labels: &["listener", "service", "route", "backend", "grpc_status"],
+};
 pub(super) const ATTEMPTS: Definition = Definition {
     name: "outrigger_attempts_total",
     help: "Attempts made upstream, each retry by itself.",
@@ -85,9 +90,10 @@ pub(super) const LOG_LINES_LOST: Definition = Definition {
 };
 
 /// Every metric of the sidecar; those of the process (`process_*`) come beside.
-pub const ALL: [Definition; 11] = [
+pub const ALL: [Definition; 12] = [
     REQUESTS,
     REQUEST_DURATION,
+    GRPC_CALLS,
     ATTEMPTS,
     ATTEMPT_DURATION,
     RETRIES,

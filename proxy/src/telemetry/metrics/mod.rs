@@ -21,12 +21,35 @@ use prometheus::{
 use crate::error::Reason;
 pub use definitions::{ALL, Definition};
 use definitions::{
-    ATTEMPT_DURATION, ATTEMPTS, CONFIG_APPLIED_AT, CONFIG_INFO, CONNECTIONS_OPEN, ENDPOINTS, LOG_LINES_LOST,
-    PUSHES, REQUEST_DURATION, REQUESTS, RETRIES,
+    ATTEMPT_DURATION, ATTEMPTS, CONFIG_APPLIED_AT, CONFIG_INFO, CONNECTIONS_OPEN, ENDPOINTS, GRPC_CALLS,
+    LOG_LINES_LOST, PUSHES, REQUEST_DURATION, REQUESTS, RETRIES,
 };
 
 /// Labels of a status class; the last stands for a request that never had a status.
 const CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "none"];
+
+/// Labels of the `grpc-status` that a call ended with, by number; the last stands for a call that ended without one, or
+/// with one that gRPC does not know.
+const GRPC_STATUSES: [&str; 18] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+    "none",
+];
 
 /// All metrics of one sidecar. Each sidecar has its own, so that several may live in one process.
 #[derive(Debug)]
@@ -35,6 +58,7 @@ pub struct Metrics {
     process: Registry,
     requests: IntCounterVec,
     request_duration: HistogramVec,
+    grpc_calls: IntCounterVec,
     attempts: IntCounterVec,
     attempt_duration: HistogramVec,
     retries: IntCounterVec,
@@ -110,6 +134,7 @@ impl Metrics {
         Ok(Self {
             requests: REQUESTS.counters(&registry)?,
             request_duration: REQUEST_DURATION.histograms(&registry)?,
+            grpc_calls: GRPC_CALLS.counters(&registry)?,
             attempts: ATTEMPTS.counters(&registry)?,
             attempt_duration: ATTEMPT_DURATION.histograms(&registry)?,
             retries: RETRIES.counters(&registry)?,
@@ -336,6 +361,7 @@ pub struct RouteMetrics {
     /// costs every scrape eighteen lines.
     duration: OnceLock<Histogram>,
     endings: ByEnding,
+    grpc: [OnceLock<IntCounter>; GRPC_STATUSES.len()],
 }
 
 impl RouteMetrics {
@@ -343,9 +369,22 @@ impl RouteMetrics {
         Self {
             duration: OnceLock::new(),
             endings: ByEnding::new(),
+            grpc: Default::default(),
             metrics: Arc::clone(metrics),
             labels: labels.clone(),
         }
+    }
+
+    /// Counts a gRPC call by the status that it ended with. `None`: it ended without one.
+    pub fn grpc_call(&self, status: Option<u16>) {
+        let none = GRPC_STATUSES.len() - 1;
+        let place = status.map_or(none, |status| usize::from(status).min(none));
+        let counter = self.grpc[place].get_or_init(|| {
+            let [listener, service, route, backend] = self.labels.values();
+            let values = [listener, service, route, backend, GRPC_STATUSES[place]];
+            self.metrics.grpc_calls.with_label_values(&values)
+        });
+        counter.inc();
     }
 
     /// Counts a request: how it ended and how long it took.
@@ -379,6 +418,12 @@ impl Drop for RouteMetrics {
             .metrics
             .request_duration
             .remove_label_values(&[listener, service, route, backend]);
+        for (status, counter) in GRPC_STATUSES.iter().zip(&self.grpc) {
+            if counter.get().is_some() {
+                let values = [listener, service, route, backend, status];
+                let _ = self.metrics.grpc_calls.remove_label_values(&values);
+            }
+        }
         self.endings.for_each_counted(|class, reason| {
             let _ = self
                 .metrics
