@@ -19,9 +19,11 @@ use crate::arriving::Arriving;
 use crate::http2::{HEADERS_MAX, Received, SEND_BUFFER_MAX, STREAM_WINDOW, SendFailed, Sent};
 use crate::listener::callers::{Joined, Order, UnderWay};
 use crate::listener::connection::Guarded;
+use crate::listener::guard::Watched;
 use crate::request::{self, Worker};
 use crate::snapshot::Entry;
 use crate::stream::Stream;
+use crate::telemetry::metrics::Cut;
 
 /// Requests that a caller may have under way at once on one connection: Go's default for servers, over RFC 9113
 /// section 6.5.2's "no smaller than 100".
@@ -38,11 +40,27 @@ const RESETS_UNSEEN_MAX: usize = 20;
 /// Streams that we had to reset because the caller broke the rules: past this the connection ends (CVE-2025-8671).
 const RESETS_FORCED_MAX: usize = 128;
 
-/// Serves a connection to its end.
-pub(super) async fn serve(worker: Rc<Worker>, entry: Arc<Entry>, joined: Joined, stream: Stream) {
-    let ended = connection(worker, entry, joined, stream).await;
-    if let Err(error) = ended {
-        tracing::debug!(%error, "an HTTP/2 connection ended early");
+/// Serves a connection to its end. Why it was cut, if it was.
+pub(super) async fn serve(
+    worker: Rc<Worker>,
+    entry: Arc<Entry>,
+    joined: Joined,
+    stream: Stream,
+) -> Option<Cut> {
+    connection(worker, entry, joined, stream)
+        .await
+        .unwrap_or_else(|error| {
+            tracing::debug!(%error, "an HTTP/2 connection ended early");
+            // What `h2` itself found wrong; what the caller says is its own will.
+            let found = error.is_library() && error.is_go_away();
+            error.reason().filter(|_| found).map(cut_for)
+        })
+}
+
+fn cut_for(reason: h2::Reason) -> Cut {
+    match reason {
+        h2::Reason::ENHANCE_YOUR_CALM => Cut::Flood,
+        _ => Cut::Protocol,
     }
 }
 
@@ -51,8 +69,9 @@ async fn connection(
     entry: Arc<Entry>,
     joined: Joined,
     stream: Stream,
-) -> Result<(), h2::Error> {
+) -> Result<Option<Cut>, h2::Error> {
     let caller = &joined.caller;
+    let allowance = caller.allowance().cloned().unwrap_or_default();
     let handshake = h2::server::Builder::new()
         .max_concurrent_streams(STREAMS_MAX)
         .initial_window_size(STREAM_WINDOW)
@@ -62,14 +81,14 @@ async fn connection(
         .max_pending_accept_reset_streams(RESETS_UNSEEN_MAX)
         .max_local_error_reset_streams(Some(RESETS_FORCED_MAX))
         .enable_connect_protocol()
-        .handshake::<_, Bytes>(stream);
+        .handshake::<_, Bytes>(Watched::new(stream, Rc::clone(&allowance)));
     let mut handshake = pin!(handshake);
     let shaken = std::future::poll_fn(|cx| match caller.told(cx) {
         Some(_) => Poll::Ready(None),
         None => handshake.as_mut().poll(cx).map(Some),
     });
     let Some(connection) = shaken.await else {
-        return Ok(());
+        return Ok(Some(Cut::Silent));
     };
     let mut connection = connection?;
     if worker.drain.is_draining() {
@@ -82,17 +101,28 @@ async fn connection(
                 None => {}
                 Some(Order::HangUp) => connection.graceful_shutdown(),
                 // A peer that does not even answer a goodbye is left.
-                Some(Order::TooSilent) if told_to_go => return Poll::Ready(None),
+                Some(Order::TooSilent) if told_to_go => return Poll::Ready(Err(Cut::Silent)),
                 Some(Order::TooSilent) => {
                     told_to_go = true;
                     connection.graceful_shutdown();
                 }
-                Some(Order::Cut) => return Poll::Ready(None),
+                Some(Order::Cut) => return Poll::Ready(Err(Cut::Unread)),
             }
-            connection.poll_accept(cx)
+            let accepted = connection.poll_accept(cx);
+            match allowance.verdict() {
+                Some(reason) if accepted.is_pending() => {
+                    connection.abrupt_shutdown(reason);
+                    // What the caller has room for of the GOAWAY; one that does not read it is not waited for.
+                    let _ = connection.poll_accept(cx);
+                    Poll::Ready(Err(cut_for(reason)))
+                }
+                _ => accepted.map(Ok),
+            }
         });
-        let Some(accepted) = accepted.await else {
-            return Ok(());
+        let accepted = match accepted.await {
+            Ok(Some(accepted)) => accepted,
+            Ok(None) => return Ok(None),
+            Err(cut) => return Ok(Some(cut)),
         };
         let (request, respond) = accepted?;
         let exchange = exchange(
@@ -127,7 +157,10 @@ async fn exchange(
         })
         .await
     };
-    let Some(response) = answered else { return };
+    let Some(response) = answered else {
+        under_way.was_taken_back();
+        return;
+    };
     let (head, body) = response.into_parts();
     let body = Guarded::new(body, under_way);
     let nothing = body.is_end_stream();
@@ -151,6 +184,7 @@ async fn send_body(mut sent: Sent<Guarded>) {
         // RFC 9113 section 8.1: an answer that is not whole must not look as if it were.
         Some(Err(SendFailed::Body(cut))) => sent.reset(cut.code.unwrap_or(h2::Reason::INTERNAL_ERROR)),
         None => sent.reset(h2::Reason::CANCEL),
-        Some(Ok(()) | Err(SendFailed::Stream(_))) => {}
+        Some(Err(SendFailed::Stream(_))) => sent.body().under_way.was_taken_back(),
+        Some(Ok(())) => {}
     }
 }

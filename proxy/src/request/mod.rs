@@ -5,6 +5,7 @@
 
 pub(crate) mod attempt;
 pub(crate) mod body;
+mod crossing;
 pub(crate) mod headers;
 pub(crate) mod retry;
 
@@ -15,6 +16,7 @@ use std::time::Instant;
 
 use http::request::Parts;
 use http::{Request, Response};
+use http_body::Body;
 
 use crate::arriving::Arriving;
 use crate::drain::Drain;
@@ -84,6 +86,7 @@ async fn serve(
     (mut head, body): (Parts, Arriving),
     log: &mut RequestLog,
 ) -> Result<(Answer, Bounds), Failure> {
+    crossing::arrive(&mut head, body.is_end_stream())?;
     let virtual_host = lease.virtual_host(entry, headers::authority(&head)?.unwrap_or(""))?;
     log.counts_as(&lease.virtual_hosts[virtual_host].unrouted);
     let route = Matched::find(lease, virtual_host, &head).ok_or_else(|| no_route(&head))?;

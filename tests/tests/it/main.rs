@@ -20,6 +20,8 @@ mod examples;
 mod headers;
 mod hostile;
 mod hot_swap;
+mod http2_conformance;
+mod http2_downgrade;
 mod observability;
 mod other_store;
 mod retries;

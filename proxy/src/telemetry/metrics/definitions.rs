@@ -63,6 +63,11 @@ pub(super) const CONNECTIONS_OPEN: Definition = Definition {
     help: "Connections from callers that are open.",
     labels: &["listener"],
 };
+pub(super) const CONNECTIONS_CUT: Definition = Definition {
+    name: "outrigger_connections_cut_total",
+    help: "Connections from callers that the sidecar ended, by why: flood, protocol, silent (no request for 75 s), unread.",
+    labels: &["listener", "reason"],
+};
 pub(super) const CONFIG_INFO: Definition = Definition {
     name: "outrigger_config_info",
     help: "The configuration that serves and where it came from: control, file, disk. Its value is always 1.",
@@ -85,7 +90,7 @@ pub(super) const LOG_LINES_LOST: Definition = Definition {
 };
 
 /// Every metric of the sidecar; those of the process (`process_*`) come beside.
-pub const ALL: [Definition; 11] = [
+pub const ALL: [Definition; 12] = [
     REQUESTS,
     REQUEST_DURATION,
     ATTEMPTS,
@@ -93,6 +98,7 @@ pub const ALL: [Definition; 11] = [
     RETRIES,
     ENDPOINTS,
     CONNECTIONS_OPEN,
+    CONNECTIONS_CUT,
     CONFIG_INFO,
     CONFIG_APPLIED_AT,
     PUSHES,
