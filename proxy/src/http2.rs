@@ -155,8 +155,19 @@ impl<B: Body<Data = Bytes> + Unpin> Sent<B> {
                     return Poll::Ready(Ok(()));
                 }
             }
-            // The body is asked before capacity is, so that a body with nothing to say holds none of the
-            // connection's window, which its siblings need.
+            // The body is asked when there is room for the first byte of what it says, so that no more than one frame
+            // of it waits here. Only that byte is asked for: a body with nothing to say must not hold the connection's
+            // window, which its siblings need.
+            self.stream.reserve_capacity(1);
+            if self.stream.capacity() == 0 {
+                match ready!(self.stream.poll_capacity(cx)) {
+                    Some(Ok(_)) => continue,
+                    Some(Err(error)) => return Poll::Ready(Err(SendFailed::Stream(error))),
+                    None => {
+                        return Poll::Ready(Err(SendFailed::Stream(h2::Reason::STREAM_CLOSED.into())));
+                    }
+                }
+            }
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
                 None => {
                     return Poll::Ready(

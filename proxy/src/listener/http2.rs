@@ -37,8 +37,10 @@ const CONNECTION_WINDOW: u32 = 32 * STREAM_WINDOW;
 /// its mind but a flood of resets (CVE-2023-44487), and the connection ends with ENHANCE_YOUR_CALM.
 const RESETS_UNSEEN_MAX: usize = 20;
 
-/// Streams that we had to reset because the caller broke the rules: past this the connection ends (CVE-2025-8671).
-const RESETS_FORCED_MAX: usize = 128;
+/// Streams that we had to reset because the caller broke the rules, in the life of a connection: past this it ends
+/// (CVE-2025-8671). Streams beyond [`STREAMS_MAX`] count too, which a caller may open in good faith before it knows
+/// our settings, so that this leaves a burst of a thousand its place.
+const RESETS_FORCED_MAX: usize = 1_024;
 
 /// Serves a connection to its end. Why it was cut, if it was.
 pub(super) async fn serve(
@@ -174,6 +176,9 @@ async fn exchange(
 }
 
 async fn send_body(mut sent: Sent<Guarded>) {
+    // The head is handed over. Until there is room for the body it is not asked for, and whether the caller takes it
+    // must be watched from here.
+    sent.body().under_way.handed_over(true);
     let over = std::future::poll_fn(|cx| {
         if let Poll::Ready(over) = sent.poll(cx) {
             return Poll::Ready(Some(over));

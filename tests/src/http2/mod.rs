@@ -93,6 +93,13 @@ impl Raw {
         &self.stream
     }
 
+    /// Another hand on the same socket, to write with while this reads.
+    pub fn writer(&self) -> TcpStream {
+        use std::os::fd::AsFd;
+        let socket = self.stream.as_fd().try_clone_to_owned().expect("a descriptor");
+        TcpStream::from_std(socket.into()).expect("a socket")
+    }
+
     /// Sends these bytes.
     pub async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes).await

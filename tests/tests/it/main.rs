@@ -19,6 +19,7 @@ mod drain;
 mod examples;
 mod headers;
 mod hostile;
+mod hostile_http2;
 mod hot_swap;
 mod http2_conformance;
 mod http2_downgrade;

@@ -5,7 +5,6 @@
 //! lets a malformed request be answered, so is 400 (section 8.1.1). What the library beneath does otherwise and cannot
 //! be mended stands in [`KNOWN`], with what it does, and in docs/http2.md.
 
-mod client;
 mod compression;
 mod framing;
 mod messages;
