@@ -23,6 +23,8 @@ mod hostile_http2;
 mod hot_swap;
 mod http2_conformance;
 mod http2_downgrade;
+mod http2_drain;
+mod http2_upstream;
 mod observability;
 mod other_store;
 mod retries;
