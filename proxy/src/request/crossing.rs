@@ -107,3 +107,85 @@ fn target(head: &Parts) -> Result<(), Failure> {
 fn bad(detail: &'static str) -> Failure {
     Failure::new(Reason::BadRequest, detail)
 }
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn head(method: &str, uri: &str, headers: &[(&str, &str)]) -> Parts {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(uri)
+            .version(Version::HTTP_2);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn what_is_said_in_pieces_becomes_one() {
+        let fields = [
+            ("cookie", "a=1"),
+            ("content-length", "5"),
+            ("cookie", "b=2"),
+            ("content-length", "5"),
+        ];
+        let mut head = head("POST", "http://a/", &fields);
+        arrive(&mut head, false).unwrap();
+        let all = |name| head.headers.get_all(name).iter().collect::<Vec<_>>();
+        assert_eq!(all(COOKIE), ["a=1; b=2"]);
+        assert_eq!(all(CONTENT_LENGTH), ["5"]);
+        assert!(!head.headers.contains_key(TRANSFER_ENCODING));
+    }
+
+    #[test]
+    fn a_body_without_a_length_is_chunked_and_no_body_is_not() {
+        for (bodiless, expected) in [(false, Some("chunked")), (true, None)] {
+            let mut head = head("GET", "http://a/", &[]);
+            arrive(&mut head, bodiless).unwrap();
+            let coding = head.headers.get(TRANSFER_ENCODING);
+            assert_eq!(coding.map(|coding| coding.to_str().unwrap()), expected);
+        }
+    }
+
+    #[test]
+    fn where_it_goes_is_said_once() {
+        let told = |method: &str, uri: &str, host: &[&str]| {
+            let fields: Vec<_> = host.iter().map(|host| ("host", *host)).collect();
+            arrive(&mut head(method, uri, &fields), true)
+        };
+        assert!(told("GET", "http://reviews:80/", &["Reviews:80"]).is_ok());
+        assert!(told("GET", "/", &["reviews"]).is_ok());
+        assert!(told("OPTIONS", "*", &["reviews"]).is_ok());
+        assert!(told("CONNECT", "reviews:443", &[]).is_ok());
+        for (method, uri, host) in [
+            ("GET", "http://reviews/", &["ratings"][..]),
+            ("GET", "http://reviews/", &["reviews", "ratings"]),
+            ("GET", "http://reviews/", &["reviews:80"]),
+            ("GET", "http://user@reviews/", &[]),
+            ("GET", "http://reviews:x/", &[]),
+            ("GET", "*", &["reviews"]),
+        ] {
+            assert_eq!(
+                told(method, uri, host).unwrap_err().reason,
+                Reason::BadRequest,
+                "{uri} {host:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_request_by_http1_is_not_looked_at() {
+        let mut head = head(
+            "GET",
+            "http://user@reviews/",
+            &[("host", "ratings"), ("cookie", "a"), ("cookie", "b")],
+        );
+        head.version = Version::HTTP_11;
+        arrive(&mut head, false).unwrap();
+        assert_eq!(head.headers.len(), 3);
+    }
+}
