@@ -1,6 +1,6 @@
 //! An HTTP/2 server whose every connection runs a script of the test.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -118,7 +118,7 @@ pub async fn serve(stream: TcpStream, _number: u64, counts: Arc<Counts>, answers
     let mut raw = Raw::accept(stream, &answers.settings).await?;
     raw.send(&frame::window(0, WINDOW_MAX - 65_535)).await?;
     let (mut seen, mut last) = (0, 0);
-    let mut waiting: HashMap<u32, ()> = HashMap::new();
+    let mut waiting: HashSet<u32> = HashSet::new();
     let (tell, mut ready) = tokio::sync::mpsc::unbounded_channel::<u32>();
     let mut windows = Windows::default();
     let mut leaving = false;
@@ -128,8 +128,9 @@ pub async fn serve(stream: TcpStream, _number: u64, counts: Arc<Counts>, answers
                 let Some(frame) = frame? else { return Ok(()) };
                 windows.note(&frame);
                 windows.flush(&mut raw).await?;
+                acknowledge(&mut raw, &frame).await?;
                 match frame.kind {
-                    kind::HEADERS if !leaving && !waiting.contains_key(&frame.stream) && frame.stream > last => {
+                    kind::HEADERS if !leaving && !waiting.contains(&frame.stream) && frame.stream > last => {
                         raw.fields(&frame).await?;
                         seen += 1;
                         last = frame.stream;
@@ -138,7 +139,7 @@ pub async fn serve(stream: TcpStream, _number: u64, counts: Arc<Counts>, answers
                             raw.send(&frame::reset(frame.stream, code)).await?;
                             continue;
                         }
-                        waiting.insert(frame.stream, ());
+                        waiting.insert(frame.stream);
                         if answers.goaway_after == Some(seen) {
                             raw.send(&frame::goaway(last, 0)).await?;
                             leaving = true;
@@ -147,13 +148,6 @@ pub async fn serve(stream: TcpStream, _number: u64, counts: Arc<Counts>, answers
                     kind::HEADERS => {
                         raw.fields(&frame).await?;
                     }
-                    kind::DATA if !frame.payload.is_empty() => {
-                        let count = u32::try_from(frame.payload.len()).unwrap_or_default();
-                        raw.send(&[frame::window(0, count), frame::window(frame.stream, count)].concat()).await?;
-                    }
-                    kind::PING if !frame.has(flag::ACK) => {
-                        raw.send(&frame::frame(kind::PING, flag::ACK, 0, &frame.payload)).await?;
-                    }
                     kind::RST_STREAM => {
                         waiting.remove(&frame.stream);
                         windows.forget(frame.stream);
@@ -161,7 +155,7 @@ pub async fn serve(stream: TcpStream, _number: u64, counts: Arc<Counts>, answers
                     _ => {}
                 }
                 let ended = matches!(frame.kind, kind::HEADERS | kind::DATA) && frame.has(flag::END_STREAM);
-                if ended && waiting.contains_key(&frame.stream) {
+                if ended && waiting.contains(&frame.stream) {
                     let (tell, delay) = (tell.clone(), answers.delay);
                     if delay.is_zero() {
                         let _ = tell.send(frame.stream);
@@ -175,7 +169,7 @@ pub async fn serve(stream: TcpStream, _number: u64, counts: Arc<Counts>, answers
             }
             stream = ready.recv() => {
                 let Some(stream) = stream else { return Ok(()) };
-                if waiting.remove(&stream).is_none() {
+                if !waiting.remove(&stream) {
                     continue;
                 }
                 counts.answered.fetch_add(1, Ordering::SeqCst);
@@ -184,6 +178,22 @@ pub async fn serve(stream: TcpStream, _number: u64, counts: Arc<Counts>, answers
                 windows.flush(&mut raw).await?;
             }
         }
+    }
+}
+
+/// What an honest end says to a frame whatever it is for: the window back, the answer to a PING.
+async fn acknowledge(raw: &mut Raw, frame: &Frame) -> io::Result<()> {
+    let count = u32::try_from(frame.payload.len()).unwrap_or_default();
+    match frame.kind {
+        kind::DATA if count > 0 => {
+            let both = [frame::window(0, count), frame::window(frame.stream, count)];
+            raw.send(&both.concat()).await
+        }
+        kind::PING if !frame.has(flag::ACK) => {
+            raw.send(&frame::frame(kind::PING, flag::ACK, 0, &frame.payload))
+                .await
+        }
+        _ => Ok(()),
     }
 }
 
