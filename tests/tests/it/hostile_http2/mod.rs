@@ -12,29 +12,33 @@ use outrigger_tests::http2::frame::{self, code, flag, kind, setting};
 use outrigger_tests::http2::{Caller, Raw, code_name, hpack, request};
 use outrigger_tests::upstream::Received;
 use outrigger_tests::wait::{eventually, within};
-use outrigger_tests::{Answer, Behaviour, Client, PATIENCE, Sidecar, Upstream, simple};
+use outrigger_tests::{Answer, Behaviour, Client, PATIENCE, ServiceFile, Sidecar, Upstream};
 use tokio::io::AsyncWriteExt;
 
 /// What the sidecar may hold under any of this beyond what it holds at rest: together 40 MB, of which the released
 /// program needs 8 at rest. That of the tests has 10 MB more of code.
 const MEMORY_MAX: u64 = 32 * 1024 * 1024;
 
-/// Frames of a flood that are written at once: a few such writes are a flood on the slowest machine.
-const TOGETHER: usize = 2_000;
+/// Bytes of a flood that are written at once: some thousand small frames, so that a few such writes are a flood on the
+/// slowest machine.
+const TOGETHER: usize = 48 * 1024;
+
+/// Frames that are written at once where they are nothing at all.
+const TOGETHER_MAX: usize = 10_000;
 
 /// A flood that has written so many frames and is still heard has not been cut.
 const FRAMES_MAX: usize = 400_000;
 
-/// `/slow` takes an hour, `/large` is 5 MB.
+/// `/slow` takes an hour.
 fn answer(received: &Received) -> Answer {
     match received.target() {
         "/slow" => Answer::ok().after(Duration::from_secs(3600)),
-        "/large" => Answer::ok().body(vec![b'x'; 5 * 1024 * 1024]),
         _ => Answer::ok(),
     }
 }
 
 struct Scene {
+    /// Where the requests go, unless a test has another place for them.
     upstream: Upstream,
     sidecar: Sidecar,
     at_rest: u64,
@@ -44,7 +48,14 @@ impl Scene {
     async fn new(fields: &str) -> Self {
         let upstream = Upstream::start("a").await;
         upstream.behave(Behaviour::Call(answer));
-        let mut sidecar = Sidecar::of(simple("reviews", &[&upstream], fields)).await;
+        let address = upstream.address();
+        Self::before(upstream, address, fields).await
+    }
+
+    /// One whose requests go to this address.
+    async fn before(upstream: Upstream, address: SocketAddr, fields: &str) -> Self {
+        let file = ServiceFile::new("reviews").backend("v1", &[address]);
+        let mut sidecar = Sidecar::of(file.route("default", &[("v1", 1)], fields)).await;
         let at_rest = sidecar.program().memory_peak();
         Self {
             upstream,
@@ -121,12 +132,15 @@ async fn flood(address: SocketAddr, opening: Vec<u8>, mut frames: impl FnMut(usi
     });
     let mut sent = 0;
     while sent < FRAMES_MAX && !reading.is_finished() {
-        let bytes: Vec<u8> = (sent..sent + TOGETHER).flat_map(&mut frames).collect();
+        let (mut bytes, before) = (Vec::new(), sent);
+        while bytes.len() < TOGETHER && sent < before + TOGETHER_MAX {
+            bytes.extend(frames(sent));
+            sent += 1;
+        }
         let written = tokio::time::timeout(PATIENCE, writer.write_all(&bytes)).await;
         if !matches!(written, Ok(Ok(()))) {
             break;
         }
-        sent += TOGETHER;
         // So that the reading gets its turn on this thread.
         tokio::task::yield_now().await;
     }
@@ -420,7 +434,7 @@ async fn a_list_of_fields_that_is_too_long_is_told_so_and_no_sibling_suffers() {
 async fn many_small_pieces_of_bodies_that_nobody_takes_are_cut() {
     // An application that accepts and never reads.
     let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let file = outrigger_tests::ServiceFile::new("reviews").backend("v1", &[deaf.local_addr().unwrap()]);
+    let file = ServiceFile::new("reviews").backend("v1", &[deaf.local_addr().unwrap()]);
     let mut sidecar =
         Sidecar::of(file.route("default", &[("v1", 1)], "timeout: { request: 0s, idle: 0s }")).await;
     let (address, at_rest) = (sidecar.outbound(), sidecar.program().memory_peak());

@@ -1,12 +1,47 @@
 //! Callers that do harm by standing there: they do not read, do not end what they began, or only connect.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use outrigger_tests::Upstream;
 use outrigger_tests::http2::frame::{self, code, flag, kind, setting};
 use outrigger_tests::http2::{Caller, Raw, hpack, request};
 use outrigger_tests::wait::{eventually, within};
+use outrigger_tests::wire::Wire;
 
 use super::{Scene, head, number, open};
+
+/// What an answer to `/large` has.
+const LARGE: usize = 5 * 1024 * 1024;
+
+/// A server whose answers to `/large` are large and cost it nothing: five hundred of them are under way at once.
+async fn large_answers() -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut wire = Wire::new(stream);
+                while let Ok(Some(head)) = wire.head().await {
+                    let pieces = if head.word(1) == "/large" {
+                        LARGE / 65_536
+                    } else {
+                        0
+                    };
+                    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", pieces * 65_536);
+                    let mut sent = wire.send(head.as_bytes()).await;
+                    for _ in 0..pieces {
+                        sent = sent.and(wire.send(&[b'x'; 65_536]).await);
+                    }
+                    if sent.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
 
 /// Streams of answers that are not read, over so many connections.
 async fn readers_that_do_not_read(scene: &mut Scene, window: u32) {
@@ -52,19 +87,23 @@ async fn readers_that_do_not_read(scene: &mut Scene, window: u32) {
 
 #[tokio::test]
 async fn five_hundred_readers_that_never_open_their_window_do_not_fill_the_sidecar() {
-    let mut scene = Scene::new("timeout: { request: 0s }").await;
+    let upstream = Upstream::start("unused").await;
+    let mut scene = Scene::before(upstream, large_answers().await, "timeout: { request: 0s }").await;
     readers_that_do_not_read(&mut scene, 0).await;
 }
 
 #[tokio::test]
 async fn five_hundred_readers_that_take_a_window_and_no_more_do_not_fill_the_sidecar() {
-    let mut scene = Scene::new("timeout: { request: 0s }").await;
+    let upstream = Upstream::start("unused").await;
+    let mut scene = Scene::before(upstream, large_answers().await, "timeout: { request: 0s }").await;
     readers_that_do_not_read(&mut scene, 65_535).await;
 }
 
 #[tokio::test]
 async fn a_reader_that_never_opens_its_window_is_cut_when_its_time_is_over_and_its_siblings_are_not() {
-    let scene = Scene::new("timeout: { request: 0s, idle: 1s }").await;
+    let upstream = Upstream::start("unused").await;
+    let fields = "timeout: { request: 0s, idle: 1s }";
+    let scene = Scene::before(upstream, large_answers().await, fields).await;
     let mut caller = Caller::open_with(scene.address(), &[(setting::INITIAL_WINDOW_SIZE, 0)])
         .await
         .unwrap();
