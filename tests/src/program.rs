@@ -102,6 +102,15 @@ impl Program {
         self.child.id()
     }
 
+    /// The most memory that it ever held, in bytes.
+    pub fn memory_peak(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id()));
+        let status = status.unwrap_or_else(|error| panic!("cannot look at {}: {error}", self.name));
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kilobytes.expect("the kernel says how much") * 1024
+    }
+
     /// The first line of its log, from the start or still to come, that passes the test.
     pub async fn logged(&self, what: &str, passes: impl Fn(&Value) -> bool) -> Value {
         self.logged_after(0, what, passes).await

@@ -11,6 +11,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::error::Reason;
+use crate::listener::guard::Allowance;
 use crate::request::body::Bounds;
 
 /// A head must be there within this, and a kept connection may be silent for this long. Above the 60 s for which
@@ -44,8 +45,10 @@ pub(super) struct Caller {
     requests: RefCell<Vec<Rc<Watch>>>,
     /// The watch of a request that is over, for the next.
     spare: RefCell<Option<Rc<Watch>>>,
-    /// Whether it carries many requests at once, so that one can be cut without the others.
-    multiplexed: bool,
+    /// What its frames may cost, if it carries many requests at once; then one can be cut without the others.
+    allowance: Option<Rc<Allowance>>,
+    /// How often it was looked at.
+    looks: Cell<u64>,
     order: Cell<Option<Order>>,
     waker: RefCell<Option<Waker>>,
 }
@@ -55,6 +58,8 @@ pub(super) struct Caller {
 struct Watch {
     /// Its place among the requests under way.
     place: Cell<usize>,
+    /// How often its connection had been looked at when it began.
+    began: Cell<u64>,
     /// How long the answer under way may take.
     bounds: Cell<Option<Bounds>>,
     /// Since when a frame has been handed over and none asked for: the caller does not read. `None` while the
@@ -89,7 +94,8 @@ impl Callers {
             seen: Cell::new((0, now)),
             requests: RefCell::default(),
             spare: RefCell::default(),
-            multiplexed,
+            allowance: multiplexed.then(Rc::default),
+            looks: Cell::new(0),
             order: Cell::new(None),
             waker: RefCell::new(None),
         });
@@ -112,14 +118,18 @@ impl Callers {
     /// Tells those that speak HTTP/2 that they are to open no further streams: it can be said to them at once.
     pub(super) fn go_away(&self) {
         let callers = self.connections.borrow();
-        let multiplexed = callers.values().filter(|caller| caller.multiplexed);
+        let multiplexed = callers.values().filter(|caller| caller.allowance.is_some());
         multiplexed.for_each(|caller| caller.tell(Order::HangUp));
     }
 
     /// Tells those that have been silent for too long. Called about once a second.
     pub(super) fn sweep(&self, now: Instant) {
         for caller in self.connections.borrow().values() {
-            if caller.cut_overdue(now) && !caller.multiplexed {
+            caller.looks.set(caller.looks.get() + 1);
+            if let Some(allowance) = &caller.allowance {
+                allowance.renew();
+            }
+            if caller.cut_overdue(now) && caller.allowance.is_none() {
                 caller.tell(Order::Cut);
                 continue;
             }
@@ -175,11 +185,17 @@ impl Caller {
         let watch = self.spare.take().unwrap_or_default();
         let mut requests = self.requests.borrow_mut();
         watch.place.set(requests.len());
+        watch.began.set(self.looks.get());
         requests.push(Rc::clone(&watch));
         UnderWay {
             caller: Rc::clone(self),
             watch,
         }
+    }
+
+    /// What its frames may cost, if it speaks HTTP/2.
+    pub(super) fn allowance(&self) -> Option<&Rc<Allowance>> {
+        self.allowance.as_ref()
     }
 
     /// What it has been told since this was last asked. Until then the task is woken when it is told something.
@@ -226,6 +242,22 @@ impl UnderWay {
             *waker = Some(cx.waker().clone());
         }
         Poll::Pending
+    }
+
+    /// The caller took its request back. One that it gave some time is no more than that; one taken back at once counts
+    /// against the connection.
+    pub(super) fn was_taken_back(&self) {
+        let Self { caller, watch } = self;
+        if watch.began.get() == caller.looks.get()
+            && let Some(allowance) = &caller.allowance
+        {
+            allowance.taken_back();
+            if allowance.verdict().is_some()
+                && let Some(waker) = caller.waker.take()
+            {
+                waker.wake();
+            }
+        }
     }
 }
 

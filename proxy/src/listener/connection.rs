@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use http_body::{Body, Frame, SizeHint};
 
-use crate::listener::callers::{Callers, Joined, UnderWay};
+use crate::listener::callers::{Callers, Joined, Order, UnderWay};
 use crate::listener::opening::{self, Speaks};
 use crate::listener::{Arrival, http1, http2};
 use crate::request::Worker;
 use crate::request::body::ResponseBody;
 use crate::stream::Stream;
+use crate::telemetry::metrics::Cut;
 
 /// A silent connection is asked after this long whether its peer still lives, then this often, so many times: one
 /// minute until a peer that vanished is noticed.
@@ -33,7 +34,7 @@ pub(super) async fn serve(
     connections: Arc<AtomicUsize>,
 ) {
     let Arrival { stream, entry, open } = arrival;
-    let _counted = (Counted(connections), open.open());
+    let (_counted, open) = (Counted(connections), open.open());
     let stream = match tokio::net::TcpStream::from_std(stream) {
         Ok(stream) => stream,
         Err(error) => {
@@ -44,23 +45,34 @@ pub(super) async fn serve(
     // An answer is one write and must leave at once. If this fails the peer is gone, which the first read will tell.
     let _ = stream.set_nodelay(true);
     watch_peer(&stream);
-    let Some((speaks, stream)) = open_with(&callers, stream).await else {
-        return;
+    let (speaks, stream) = match open_with(&callers, stream).await {
+        Ok(opened) => opened,
+        Err(cut) => {
+            cut.into_iter().for_each(|cut| open.was_cut(cut));
+            return;
+        }
     };
     let joined = callers.join(speaks == Speaks::Http2, Instant::now());
-    match speaks {
+    let cut = match speaks {
         Speaks::Http1 => http1::serve(worker, entry, joined, stream).await,
         Speaks::Http2 => http2::serve(worker, entry, joined, stream).await,
+    };
+    if let Some(cut) = cut {
+        open.was_cut(cut);
     }
 }
 
 /// Finds out what the caller speaks, unless it is silent for too long or told to go first.
-async fn open_with(callers: &Rc<Callers>, stream: tokio::net::TcpStream) -> Option<(Speaks, Stream)> {
+async fn open_with(
+    callers: &Rc<Callers>,
+    stream: tokio::net::TcpStream,
+) -> Result<(Speaks, Stream), Option<Cut>> {
     let Joined { caller, .. } = &callers.join(false, Instant::now());
     let mut opening = std::pin::pin!(opening::listen(stream));
     let opened = std::future::poll_fn(|cx| match caller.told(cx) {
-        Some(_) => Poll::Ready(None),
-        None => opening.as_mut().poll(cx).map(Result::ok),
+        Some(Order::TooSilent) => Poll::Ready(Err(Some(Cut::Silent))),
+        Some(Order::HangUp | Order::Cut) => Poll::Ready(Err(None)),
+        None => opening.as_mut().poll(cx).map_err(|_| None),
     });
     opened.await
 }

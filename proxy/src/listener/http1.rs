@@ -20,6 +20,7 @@ use crate::request::upgrade::Tunnel;
 use crate::request::{self, Worker};
 use crate::snapshot::Entry;
 use crate::stream::Stream;
+use crate::telemetry::metrics::Cut;
 
 /// A head may be this large, all its headers together: Envoy's limit.
 const HEAD_MAX: usize = 60 * 1024;
@@ -27,8 +28,13 @@ const HEAD_MAX: usize = 60 * 1024;
 /// How much of a connection is buffered: a head, and of bodies what one read brings.
 const BUFFER_MAX: usize = 64 * 1024;
 
-/// Serves a connection to its end.
-pub(super) async fn serve(worker: Rc<Worker>, entry: Arc<Entry>, joined: Joined, stream: Stream) {
+/// Serves a connection to its end. Why it was cut, if it was.
+pub(super) async fn serve(
+    worker: Rc<Worker>,
+    entry: Arc<Entry>,
+    joined: Joined,
+    stream: Stream,
+) -> Option<Cut> {
     let caller = Rc::clone(&joined.caller);
     let service = service_fn(move |mut request: Request<Incoming>| {
         let upgrade = hyper::upgrade::on(&mut request);
@@ -61,13 +67,15 @@ pub(super) async fn serve(worker: Rc<Worker>, entry: Arc<Entry>, joined: Joined,
         match joined.caller.told(cx) {
             None => {}
             Some(Order::HangUp) => connection.as_mut().graceful_shutdown(),
-            Some(Order::TooSilent | Order::Cut) => return Poll::Ready(Ok(())),
+            Some(Order::TooSilent) => return Poll::Ready(Ok(Some(Cut::Silent))),
+            Some(Order::Cut) => return Poll::Ready(Ok(Some(Cut::Unread))),
         }
-        connection.as_mut().poll(cx)
+        connection.as_mut().poll(cx).map_ok(|()| None)
     });
-    if let Err(error) = ended.await {
+    ended.await.unwrap_or_else(|error| {
         tracing::debug!(%error, "a connection ended early");
-    }
+        None
+    })
 }
 
 /// What follows an answer that switched protocols, once the caller has the answer.

@@ -19,10 +19,12 @@ use crate::arriving::Arriving;
 use crate::http2::{self, HEADERS_MAX, Received, SEND_BUFFER_MAX, STREAM_WINDOW, SendFailed, Sent};
 use crate::listener::callers::{Joined, Order, UnderWay};
 use crate::listener::connection::Guarded;
+use crate::listener::guard::Watched;
 use crate::request::upgrade::Tunnel;
 use crate::request::{self, Worker};
 use crate::snapshot::Entry;
 use crate::stream::Stream;
+use crate::telemetry::metrics::Cut;
 
 /// Requests that a caller may have under way at once on one connection: Go's default for servers, over RFC 9113
 /// section 6.5.2's "no smaller than 100".
@@ -36,14 +38,32 @@ const CONNECTION_WINDOW: u32 = 32 * STREAM_WINDOW;
 /// its mind but a flood of resets (CVE-2023-44487), and the connection ends with ENHANCE_YOUR_CALM.
 const RESETS_UNSEEN_MAX: usize = 20;
 
-/// Streams that we had to reset because the caller broke the rules: past this the connection ends (CVE-2025-8671).
-const RESETS_FORCED_MAX: usize = 128;
+/// Streams that we had to reset because the caller broke the rules, in the life of a connection: past this it ends
+/// (CVE-2025-8671). Streams beyond [`STREAMS_MAX`] count too, which a caller may open in good faith before it knows
+/// our settings, so that this leaves a burst of a thousand its place.
+const RESETS_FORCED_MAX: usize = 1_024;
 
-/// Serves a connection to its end.
-pub(super) async fn serve(worker: Rc<Worker>, entry: Arc<Entry>, joined: Joined, stream: Stream) {
-    let ended = connection(worker, entry, joined, stream).await;
-    if let Err(error) = ended {
-        tracing::debug!(%error, "an HTTP/2 connection ended early");
+/// Serves a connection to its end. Why it was cut, if it was.
+pub(super) async fn serve(
+    worker: Rc<Worker>,
+    entry: Arc<Entry>,
+    joined: Joined,
+    stream: Stream,
+) -> Option<Cut> {
+    connection(worker, entry, joined, stream)
+        .await
+        .unwrap_or_else(|error| {
+            tracing::debug!(%error, "an HTTP/2 connection ended early");
+            // What `h2` itself found wrong; what the caller says is its own will.
+            let found = error.is_library() && error.is_go_away();
+            error.reason().filter(|_| found).map(cut_for)
+        })
+}
+
+fn cut_for(reason: h2::Reason) -> Cut {
+    match reason {
+        h2::Reason::ENHANCE_YOUR_CALM => Cut::Flood,
+        _ => Cut::Protocol,
     }
 }
 
@@ -52,8 +72,9 @@ async fn connection(
     entry: Arc<Entry>,
     joined: Joined,
     stream: Stream,
-) -> Result<(), h2::Error> {
+) -> Result<Option<Cut>, h2::Error> {
     let caller = &joined.caller;
+    let allowance = caller.allowance().cloned().unwrap_or_default();
     let handshake = h2::server::Builder::new()
         .max_concurrent_streams(STREAMS_MAX)
         .initial_window_size(STREAM_WINDOW)
@@ -63,14 +84,14 @@ async fn connection(
         .max_pending_accept_reset_streams(RESETS_UNSEEN_MAX)
         .max_local_error_reset_streams(Some(RESETS_FORCED_MAX))
         .enable_connect_protocol()
-        .handshake::<_, Bytes>(stream);
+        .handshake::<_, Bytes>(Watched::new(stream, Rc::clone(&allowance)));
     let mut handshake = pin!(handshake);
     let shaken = std::future::poll_fn(|cx| match caller.told(cx) {
         Some(_) => Poll::Ready(None),
         None => handshake.as_mut().poll(cx).map(Some),
     });
     let Some(connection) = shaken.await else {
-        return Ok(());
+        return Ok(Some(Cut::Silent));
     };
     let mut connection = connection?;
     if worker.drain.is_draining() {
@@ -83,17 +104,28 @@ async fn connection(
                 None => {}
                 Some(Order::HangUp) => connection.graceful_shutdown(),
                 // A peer that does not even answer a goodbye is left.
-                Some(Order::TooSilent) if told_to_go => return Poll::Ready(None),
+                Some(Order::TooSilent) if told_to_go => return Poll::Ready(Err(Cut::Silent)),
                 Some(Order::TooSilent) => {
                     told_to_go = true;
                     connection.graceful_shutdown();
                 }
-                Some(Order::Cut) => return Poll::Ready(None),
+                Some(Order::Cut) => return Poll::Ready(Err(Cut::Unread)),
             }
-            connection.poll_accept(cx)
+            let accepted = connection.poll_accept(cx);
+            match allowance.verdict() {
+                Some(reason) if accepted.is_pending() => {
+                    connection.abrupt_shutdown(reason);
+                    // What the caller has room for of the GOAWAY; one that does not read it is not waited for.
+                    let _ = connection.poll_accept(cx);
+                    Poll::Ready(Err(cut_for(reason)))
+                }
+                _ => accepted.map(Ok),
+            }
         });
-        let Some(accepted) = accepted.await else {
-            return Ok(());
+        let accepted = match accepted.await {
+            Ok(Some(accepted)) => accepted,
+            Ok(None) => return Ok(None),
+            Err(cut) => return Ok(Some(cut)),
         };
         let (request, respond) = accepted?;
         let exchange = exchange(
@@ -132,7 +164,10 @@ async fn exchange(
         })
         .await
     };
-    let Some(mut response) = answered else { return };
+    let Some(mut response) = answered else {
+        under_way.was_taken_back();
+        return;
+    };
     if let (Some(tunnel), Some(receive)) = (Tunnel::of(&mut response), receive) {
         let (head, _) = response.into_parts();
         let answer = Response::from_parts(head, ());
@@ -154,6 +189,9 @@ async fn exchange(
 }
 
 async fn send_body(mut sent: Sent<Guarded>) {
+    // The head is handed over. Until there is room for the body it is not asked for, and whether the caller takes it
+    // must be watched from here.
+    sent.body().under_way.handed_over(true);
     let over = std::future::poll_fn(|cx| {
         if let Poll::Ready(over) = sent.poll(cx) {
             return Poll::Ready(Some(over));
@@ -164,7 +202,10 @@ async fn send_body(mut sent: Sent<Guarded>) {
         // RFC 9113 section 8.1: an answer that is not whole must not look as if it were.
         Some(Err(SendFailed::Body(cut))) => sent.reset(cut.code.unwrap_or(h2::Reason::INTERNAL_ERROR)),
         None => sent.reset(h2::Reason::CANCEL),
-        Some(Err(SendFailed::Stream(error))) => tracing::debug!(%error, "the caller left its answer"),
+        Some(Err(SendFailed::Stream(error))) => {
+            tracing::debug!(%error, "the caller left its answer");
+            sent.body().under_way.was_taken_back();
+        }
         Some(Ok(())) => {}
     }
 }

@@ -6,6 +6,7 @@
 
 mod callers;
 mod connection;
+mod guard;
 mod http1;
 mod http2;
 mod opening;
@@ -23,7 +24,7 @@ pub(crate) use worker::Workers;
 
 use crate::drain::Drain;
 use crate::snapshot::Entry;
-use crate::telemetry::metrics::OpenConnections;
+use crate::telemetry::metrics::Connections;
 
 /// Connections that the kernel may hold for us while the accepting thread is busy: Linux's own default ceiling.
 const BACKLOG: i32 = 4096;
@@ -83,7 +84,7 @@ pub(crate) fn bind(address: SocketAddr) -> std::io::Result<std::net::TcpListener
 struct Arrival {
     stream: std::net::TcpStream,
     entry: Arc<Entry>,
-    open: OpenConnections,
+    open: Connections,
 }
 
 /// One worker as the accepting thread sees it.
@@ -99,7 +100,7 @@ struct Seat {
 async fn accept(
     listener: tokio::net::TcpListener,
     entry: Arc<Entry>,
-    open: OpenConnections,
+    open: Connections,
     seats: Vec<Seat>,
     drain: Drain,
 ) {
@@ -160,7 +161,7 @@ pub(crate) fn start_accepting(
     let seats = workers.seats();
     let opened: Vec<_> = listeners
         .iter()
-        .map(|listener| metrics.connections_open(&listener.name))
+        .map(|listener| metrics.connections(&listener.name))
         .collect();
     std::thread::Builder::new().name("accept".into()).spawn(move || {
         runtime.block_on(async move {

@@ -4,9 +4,12 @@
 //! so that it can be no HTTP/1 request. Nothing else is guessed. What was read is handed on to be read again.
 
 use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
-use tokio::io::AsyncReadExt;
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::stream::Stream;
@@ -29,19 +32,25 @@ pub(super) enum Speaks {
 /// # Errors
 /// When the connection breaks before. One that ends before is HTTP/1's to answer.
 pub(super) async fn listen(mut stream: TcpStream) -> io::Result<(Speaks, Stream)> {
-    let mut first = vec![0; FIRST_READ];
-    let mut read = 0;
+    let mut first = BytesMut::new();
     let speaks = loop {
-        let more = stream.read(&mut first[read..]).await?;
-        read += more;
-        match told(&first[..read]) {
+        let more = std::future::poll_fn(|cx| read(&mut stream, &mut first, cx)).await?;
+        match told(&first) {
             Some(speaks) => break speaks,
             None if more == 0 => break Speaks::Http1,
             None => {}
         }
     };
-    first.truncate(read);
-    Ok((speaks, Stream::after(Bytes::from(first), stream)))
+    Ok((speaks, Stream::after(first.freeze(), stream)))
+}
+
+/// Reads what is there. It is read onto the stack and then kept, so that a connection that says nothing holds nothing.
+fn read(stream: &mut TcpStream, into: &mut BytesMut, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    let mut bytes = [MaybeUninit::uninit(); FIRST_READ];
+    let mut buffer = ReadBuf::uninit(&mut bytes);
+    ready!(Pin::new(stream).poll_read(cx, &mut buffer))?;
+    into.extend_from_slice(buffer.filled());
+    Poll::Ready(Ok(buffer.filled().len()))
 }
 
 /// What these bytes tell; `None`: not enough yet.

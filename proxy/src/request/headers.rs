@@ -101,15 +101,6 @@ fn host<'a>(head: &'a Parts, look: &Look<'a>) -> Result<Option<&'a str>, Failure
         return Err(bad("the request has more than one Host"));
     }
     if let Some(authority) = head.uri.authority() {
-        let differs = |host: &HeaderValue| {
-            !host
-                .as_bytes()
-                .eq_ignore_ascii_case(authority.as_str().as_bytes())
-        };
-        if head.version == Version::HTTP_2 && look.host.is_some_and(differs) {
-            // RFC 9113 section 8.3.1: one who reads `Host` would take it for another request.
-            return Err(bad("the request's `:authority` and its `host` differ"));
-        }
         return Ok(Some(authority.as_str()));
     }
     match look.host {

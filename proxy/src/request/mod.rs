@@ -5,6 +5,7 @@
 
 pub(crate) mod attempt;
 pub(crate) mod body;
+mod crossing;
 pub(crate) mod grpc;
 pub(crate) mod headers;
 pub(crate) mod retry;
@@ -17,6 +18,7 @@ use std::time::Instant;
 
 use http::request::Parts;
 use http::{Request, Response};
+use http_body::Body;
 
 use crate::arriving::Arriving;
 use crate::drain::Drain;
@@ -87,6 +89,7 @@ async fn serve(
     (mut head, body): (Parts, Arriving),
     log: &mut RequestLog,
 ) -> Result<(Answer, Bounds), Failure> {
+    crossing::arrive(&mut head, body.is_end_stream())?;
     let asked = headers::asked(&head)?;
     let (wants_upgrade, grpc) = (asked.upgrade, asked.grpc);
     if grpc {

@@ -5,7 +5,7 @@
 //! does not retry.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -36,9 +36,9 @@ const IDLE_MAX: Duration = Duration::from_secs(4);
 /// workers' worth is what the endpoint is allowed in all, so that idle ones seldom stand in the way of needed ones.
 const IDLE_CONNECTIONS_MAX: usize = 128;
 
-/// How often one request looks for room on an HTTP/2 connection. Each time that it finds none another connection is
-/// made, so a second look is for those that came together; more says that connections die as they are made.
-const LOOKS_MAX: usize = 8;
+/// Connections to one endpoint that are made at once for those that wait for a stream: enough for the endpoint that
+/// allows few streams on each, and not so many that a restarted one meets a storm.
+const DIALS_MAX: usize = 8;
 
 /// What carries a request to an endpoint and its answer back.
 #[derive(Debug)]
@@ -184,18 +184,20 @@ impl Bounds {
 pub(crate) struct Pool {
     idle: RefCell<HashMap<u64, Vec<Box<Connection>>, xxhash_rust::xxh3::Xxh3DefaultBuilder>>,
     /// Shared with the tasks that dial.
-    trunks: Rc<RefCell<HashMap<u64, Trunks, xxhash_rust::xxh3::Xxh3DefaultBuilder>>>,
+    trunks: Rc<Shared>,
 }
 
-/// What those that wait for a connection are told.
-type Made = Result<(), (Reason, String)>;
+/// What those that wait for a stream are told.
+type Made = Result<Box<Stream>, (Reason, String)>;
 
 /// The HTTP/2 connections to one endpoint.
 #[derive(Debug, Default)]
 struct Trunks {
     open: Vec<Rc<Trunk>>,
-    /// Whether one more is being made, and who waits for it.
-    dialling: Option<Vec<oneshot::Sender<Made>>>,
+    /// How many more are being made.
+    dialling: usize,
+    /// Who waits for a stream, the first first. Bounded by the requests that there are; each leaves at its deadline.
+    waiting: VecDeque<oneshot::Sender<Made>>,
 }
 
 impl Pool {
@@ -233,7 +235,7 @@ impl Pool {
         });
         self.trunks.borrow_mut().retain(|_, trunks| {
             trunks.open.retain(|trunk| !trunk.is_old(now));
-            !trunks.open.is_empty() || trunks.dialling.is_some()
+            !trunks.open.is_empty() || trunks.dialling > 0
         });
     }
 
@@ -243,63 +245,67 @@ impl Pool {
         endpoint: &Arc<Endpoint>,
         deadline: Option<Instant>,
     ) -> Result<Box<Stream>, Failure> {
-        for _ in 0..LOOKS_MAX {
-            let made = {
-                let mut trunks = self.trunks.borrow_mut();
-                let trunks = trunks.entry(endpoint.id).or_default();
-                if let Some(stream) = trunks.room() {
-                    return Ok(stream);
+        let made = {
+            let mut trunks = self.trunks.borrow_mut();
+            let trunks = trunks.entry(endpoint.id).or_default();
+            if let Some(stream) = trunks.room() {
+                return Ok(stream);
+            }
+            let (tell, made) = oneshot::channel();
+            trunks.waiting.push_back(tell);
+            if trunks.dialling == 0 {
+                // What the first one allows tells how many more are needed.
+                trunks.dialling = 1;
+                dial(&self.trunks, endpoint);
+            }
+            made
+        };
+        let made = match deadline {
+            None => made.await,
+            Some(until) => match tokio::time::timeout_at(until.into(), made).await {
+                Ok(made) => made,
+                Err(_) => {
+                    let detail = format!("connect to {}: not connected in time", endpoint.address);
+                    return Err(Failure::new(Reason::ConnectTimeout, detail));
                 }
-                let (tell, made) = oneshot::channel();
-                match &mut trunks.dialling {
-                    Some(waiting) => waiting.push(tell),
-                    None => {
-                        trunks.dialling = Some(vec![tell]);
-                        self.dial(endpoint);
-                    }
+            },
+        };
+        match made {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err((reason, detail))) => Err(Failure::new(reason, detail)),
+            Err(_) => Err(Failure::new(Reason::Internal, "nobody makes the connection")),
+        }
+    }
+}
+
+type Shared = RefCell<HashMap<u64, Trunks, xxhash_rust::xxh3::Xxh3DefaultBuilder>>;
+
+/// Makes a connection in a task of its own, so that it does not fail because the request that wanted it first went
+/// away. Those that wait get its streams; for those that still wait then, more are made.
+fn dial(shared: &Rc<Shared>, endpoint: &Arc<Endpoint>) {
+    let (shared, endpoint) = (Rc::clone(shared), Arc::clone(endpoint));
+    tokio::task::spawn_local(async move {
+        let made = Trunk::dial(&endpoint).await;
+        let mut all = shared.borrow_mut();
+        let trunks = all.entry(endpoint.id).or_default();
+        trunks.dialling -= 1;
+        match made {
+            Err(failure) => trunks.fail(failure.reason, &failure.detail),
+            Ok(trunk) => {
+                let served = trunks.serve(&trunk);
+                trunks.open.push(trunk);
+                if served == 0 {
+                    let detail = format!("{}: connections end as soon as they are made", endpoint.address);
+                    trunks.fail(Reason::ConnectFailed, &detail);
                 }
-                made
-            };
-            let made = match deadline {
-                None => made.await,
-                Some(until) => match tokio::time::timeout_at(until.into(), made).await {
-                    Ok(made) => made,
-                    Err(_) => {
-                        let detail = format!("connect to {}: not connected in time", endpoint.address);
-                        return Err(Failure::new(Reason::ConnectTimeout, detail));
-                    }
-                },
-            };
-            if let Ok(Err((reason, detail))) = made {
-                return Err(Failure::new(reason, detail));
+                let more = trunks.waiting.len().div_ceil(served.max(1));
+                let more = more.min(DIALS_MAX).saturating_sub(trunks.dialling);
+                trunks.dialling += more;
+                drop(all);
+                (0..more).for_each(|_| dial(&shared, &endpoint));
             }
         }
-        let detail = format!("{}: connections end as soon as they are made", endpoint.address);
-        Err(Failure::new(Reason::ConnectFailed, detail))
-    }
-
-    /// Makes a connection in a task of its own, so that it does not fail because the request that wanted it first went
-    /// away.
-    fn dial(&self, endpoint: &Arc<Endpoint>) {
-        let (shared, endpoint) = (Rc::clone(&self.trunks), Arc::clone(endpoint));
-        tokio::task::spawn_local(async move {
-            let made = Trunk::dial(&endpoint).await;
-            let mut shared = shared.borrow_mut();
-            let trunks = shared.entry(endpoint.id).or_default();
-            let waiting = trunks.dialling.take().unwrap_or_default();
-            let told = match made {
-                Ok(trunk) => {
-                    trunks.open.push(trunk);
-                    Ok(())
-                }
-                Err(failure) => Err((failure.reason, failure.detail)),
-            };
-            for waiting in waiting {
-                // One that gave up meanwhile does not want to know.
-                let _ = waiting.send(told.clone());
-            }
-        });
-    }
+    });
 }
 
 impl Trunks {
@@ -307,5 +313,31 @@ impl Trunks {
     fn room(&mut self) -> Option<Box<Stream>> {
         self.open.retain(|trunk| !trunk.is_over());
         self.open.iter().find_map(Trunk::open)
+    }
+
+    /// Gives the streams of a new connection to those that wait; how many it could give, those included that nobody
+    /// wanted any more.
+    fn serve(&mut self, trunk: &Rc<Trunk>) -> usize {
+        self.waiting.retain(|waiting| !waiting.is_closed());
+        let mut served = 0;
+        while !trunk.is_over() {
+            if self.waiting.is_empty() {
+                return served.max(1);
+            }
+            let Some(stream) = trunk.open() else { break };
+            served += 1;
+            if let Some(waiting) = self.waiting.pop_front() {
+                // One that gave up just now does not want it, and its drop gives it back.
+                drop(waiting.send(Ok(stream)));
+            }
+        }
+        served
+    }
+
+    fn fail(&mut self, reason: Reason, detail: &str) {
+        for waiting in self.waiting.drain(..) {
+            // One that gave up meanwhile does not want to know.
+            drop(waiting.send(Err((reason, detail.to_owned()))));
+        }
     }
 }

@@ -170,6 +170,7 @@ struct Shared {
     connections: AtomicU64,
     open: AtomicU64,
     given_up: AtomicU64,
+    unreadable: AtomicU64,
     close_idle: watch::Sender<u64>,
 }
 
@@ -218,6 +219,7 @@ impl Upstream {
             connections: AtomicU64::new(0),
             open: AtomicU64::new(0),
             given_up: AtomicU64::new(0),
+            unreadable: AtomicU64::new(0),
             close_idle: watch::Sender::new(0),
         };
         Self {
@@ -272,6 +274,11 @@ impl Upstream {
     /// How many requests the other side gave up: it went while they were read or before they were answered.
     pub fn given_up(&self) -> u64 {
         self.shared.given_up.load(Ordering::SeqCst)
+    }
+
+    /// How many connections ended because what came on them was not HTTP/1.1.
+    pub fn unreadable(&self) -> u64 {
+        self.shared.unreadable.load(Ordering::SeqCst)
     }
 
     /// The last requests that arrived, up to a thousand, oldest first.

@@ -28,7 +28,10 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
             // How a connection ends is what the tests are about; the other side judges it.
-            let _ = connection(stream, &shared, number).await;
+            let ended = connection(stream, &shared, number).await;
+            if ended.is_err_and(|error| error.kind() == io::ErrorKind::InvalidData) {
+                shared.unreadable.fetch_add(1, Ordering::SeqCst);
+            }
             shared.open.fetch_sub(1, Ordering::SeqCst);
         });
     }

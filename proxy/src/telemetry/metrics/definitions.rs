@@ -68,6 +68,11 @@ pub(super) const CONNECTIONS_OPEN: Definition = Definition {
     help: "Connections from callers that are open.",
     labels: &["listener"],
 };
+pub(super) const CONNECTIONS_CUT: Definition = Definition {
+    name: "outrigger_connections_cut_total",
+    help: "Connections from callers that the sidecar ended, by why: flood, protocol, silent (no request for 75 s), unread.",
+    labels: &["listener", "reason"],
+};
 pub(super) const CONFIG_INFO: Definition = Definition {
     name: "outrigger_config_info",
     help: "The configuration that serves and where it came from: control, file, disk. Its value is always 1.",
@@ -90,7 +95,7 @@ pub(super) const LOG_LINES_LOST: Definition = Definition {
 };
 
 /// Every metric of the sidecar; those of the process (`process_*`) come beside.
-pub const ALL: [Definition; 12] = [
+pub const ALL: [Definition; 13] = [
     REQUESTS,
     REQUEST_DURATION,
     GRPC_CALLS,
@@ -99,6 +104,7 @@ pub const ALL: [Definition; 12] = [
     RETRIES,
     ENDPOINTS,
     CONNECTIONS_OPEN,
+    CONNECTIONS_CUT,
     CONFIG_INFO,
     CONFIG_APPLIED_AT,
     PUSHES,

@@ -21,8 +21,8 @@ use prometheus::{
 use crate::error::Reason;
 pub use definitions::{ALL, Definition};
 use definitions::{
-    ATTEMPT_DURATION, ATTEMPTS, CONFIG_APPLIED_AT, CONFIG_INFO, CONNECTIONS_OPEN, ENDPOINTS, GRPC_CALLS,
-    LOG_LINES_LOST, PUSHES, REQUEST_DURATION, REQUESTS, RETRIES,
+    ATTEMPT_DURATION, ATTEMPTS, CONFIG_APPLIED_AT, CONFIG_INFO, CONNECTIONS_CUT, CONNECTIONS_OPEN, ENDPOINTS,
+    GRPC_CALLS, LOG_LINES_LOST, PUSHES, REQUEST_DURATION, REQUESTS, RETRIES,
 };
 
 /// Labels of a status class; the last stands for a request that never had a status.
@@ -64,6 +64,7 @@ pub struct Metrics {
     retries: IntCounterVec,
     endpoints: IntGaugeVec,
     connections_open: IntGaugeVec,
+    connections_cut: IntCounterVec,
     config_info: IntGaugeVec,
     config_applied_at: IntGauge,
     pushes: IntCounterVec,
@@ -140,6 +141,7 @@ impl Metrics {
             retries: RETRIES.counters(&registry)?,
             endpoints: ENDPOINTS.gauges(&registry)?,
             connections_open: CONNECTIONS_OPEN.gauges(&registry)?,
+            connections_cut: CONNECTIONS_CUT.counters(&registry)?,
             config_info: CONFIG_INFO.gauges(&registry)?,
             config_applied_at: CONFIG_APPLIED_AT
                 .gauges(&registry)?
@@ -186,9 +188,13 @@ impl Metrics {
             .get_or_make(labels, |labels| ClusterMetrics::new(self, labels))
     }
 
-    /// The gauge of a listener's open connections.
-    pub fn connections_open(&self, listener: &str) -> OpenConnections {
-        OpenConnections(self.connections_open.with_label_values(&[listener]))
+    /// The handles of a listener's connections.
+    pub fn connections(&self, listener: &str) -> Connections {
+        let cut = |cut: Cut| self.connections_cut.with_label_values(&[listener, cut.word()]);
+        Connections(Arc::new(ConnectionMetrics {
+            open: self.connections_open.with_label_values(&[listener]),
+            cut: Cut::ALL.map(cut),
+        }))
     }
 
     /// The counter of log lines that were lost.
@@ -243,25 +249,65 @@ impl<K: Eq + Hash, V> Living<K, V> {
     }
 }
 
-/// The number of connections open on one listener.
-#[derive(Clone, Debug)]
-pub struct OpenConnections(IntGauge);
+/// Why a caller's connection was ended by us, other than in peace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// It sent more than it may of what brings no request any further.
+    Flood,
+    /// What it sent is not HTTP/2.
+    Protocol,
+    /// There was no request for too long.
+    Silent,
+    /// It did not take its answer.
+    Unread,
+}
 
-impl OpenConnections {
+impl Cut {
+    const ALL: [Self; 4] = [Self::Flood, Self::Protocol, Self::Silent, Self::Unread];
+
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Flood => "flood",
+            Self::Protocol => "protocol",
+            Self::Silent => "silent",
+            Self::Unread => "unread",
+        }
+    }
+}
+
+#[derive(Debug)]
+struct ConnectionMetrics {
+    open: IntGauge,
+    /// In the order of [`Cut::ALL`].
+    cut: [IntCounter; Cut::ALL.len()],
+}
+
+/// The connections of one listener.
+#[derive(Clone, Debug)]
+pub struct Connections(Arc<ConnectionMetrics>);
+
+impl Connections {
     /// Counts one until the guard is dropped.
-    pub fn open(&self) -> OpenConnection {
-        self.0.inc();
-        OpenConnection(self.0.clone())
+    pub fn open(self) -> OpenConnection {
+        self.0.open.inc();
+        OpenConnection(self.0)
     }
 }
 
 /// Counts one connection while it lives.
 #[derive(Debug)]
-pub struct OpenConnection(IntGauge);
+pub struct OpenConnection(Arc<ConnectionMetrics>);
+
+impl OpenConnection {
+    /// It was cut.
+    pub fn was_cut(&self, cut: Cut) {
+        self.0.cut[cut as usize].inc();
+    }
+}
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.0.dec();
+        self.0.open.dec();
     }
 }
 
