@@ -39,6 +39,8 @@ pub enum Reason {
     RequestTimeout,
     /// A body was silent for too long.
     IdleTimeout,
+    /// Another attempt of the same request, which began beside this one, was answered first.
+    Outrun,
     /// The sidecar stopped before the request was done.
     Draining,
     /// The caller went away before it had its answer.
@@ -66,7 +68,7 @@ struct Facts {
 
 impl Reason {
     /// Every reason, in the order of the table.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::BadRequest,
         Self::NotReady,
         Self::NoService,
@@ -81,6 +83,7 @@ impl Reason {
         Self::AttemptTimeout,
         Self::RequestTimeout,
         Self::IdleTimeout,
+        Self::Outrun,
         Self::Draining,
         Self::ClientGone,
         Self::Internal,
@@ -142,6 +145,8 @@ impl Reason {
             Self::AttemptTimeout =>   facts("attempt-timeout",   504, Maybe, "one attempt outlasted `timeout.attempt`"),
             Self::RequestTimeout =>   facts("request-timeout",   504, Maybe, "the request outlasted `timeout.request`"),
             Self::IdleTimeout =>      facts("idle-timeout",      504, Maybe, "a body was silent for longer than `timeout.idle`"),
+            // Only attempts end so, never a request: its status is nobody's.
+            Self::Outrun =>           facts("outrun",            504, Maybe, "a slow attempt was given up because its hedge was quicker; look at slow instances"),
             Self::Draining =>           facts("draining",          502, Maybe, "the sidecar stopped before the request was done; give `drain` more time"),
             // 499 is nginx's word for it; nobody is left to read the status, only log and metric carry it.
             Self::ClientGone =>       facts("client-gone",       499, Maybe, "the caller gave up first; look at its own timeout"),

@@ -48,6 +48,12 @@ impl Outgoing {
         Request::from_parts(head, body)
     }
 
+    /// Whether all of its body has come and is kept, so that a second attempt reads nothing that the first still waits
+    /// for.
+    pub(crate) fn has_all_come(&self) -> bool {
+        self.is_kept() && self.kept.as_ref().is_some_and(|(_, body)| body.has_all_come())
+    }
+
     /// Whether it can be sent again, as far as its body is concerned.
     pub(crate) fn is_kept(&self) -> bool {
         self.kept.as_ref().is_some_and(|(_, body)| body.again().is_some())

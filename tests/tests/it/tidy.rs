@@ -39,6 +39,7 @@ const DOORS: &[(&str, &[&str])] = &[
             "request/attempt.rs",
         ],
     ),
+    ("httpdate", &["request/retry/pushback.rs"]),
     ("hyper::client", &["upstream/http1.rs", "control.rs", "control/"]),
 ];
 

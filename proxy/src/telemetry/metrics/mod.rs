@@ -21,8 +21,8 @@ use prometheus::{
 use crate::error::Reason;
 pub use definitions::{ALL, Definition};
 use definitions::{
-    ATTEMPT_DURATION, ATTEMPTS, CONFIG_APPLIED_AT, CONFIG_INFO, CONNECTIONS_OPEN, ENDPOINTS, LOG_LINES_LOST,
-    PUSHES, REQUEST_DURATION, REQUESTS, RETRIES,
+    ATTEMPT_DURATION, ATTEMPTS, CONFIG_APPLIED_AT, CONFIG_INFO, CONNECTIONS_OPEN, ENDPOINTS, HEDGES,
+    LOG_LINES_LOST, PUSHES, REQUEST_DURATION, REQUESTS, RETRIES,
 };
 
 /// Labels of a status class; the last stands for a request that never had a status.
@@ -38,6 +38,7 @@ pub struct Metrics {
     attempts: IntCounterVec,
     attempt_duration: HistogramVec,
     retries: IntCounterVec,
+    hedges: IntCounterVec,
     endpoints: IntGaugeVec,
     connections_open: IntGaugeVec,
     config_info: IntGaugeVec,
@@ -47,6 +48,7 @@ pub struct Metrics {
     /// The living handles by their labels, so that two snapshots that overlap count into the same series.
     routes: Living<RouteLabels, RouteMetrics>,
     route_retries: Living<RetryLabels, RetryMetrics>,
+    route_hedges: Living<RetryLabels, HedgeMetrics>,
     clusters: Living<ClusterLabels, ClusterMetrics>,
 }
 
@@ -113,6 +115,7 @@ impl Metrics {
             attempts: ATTEMPTS.counters(&registry)?,
             attempt_duration: ATTEMPT_DURATION.histograms(&registry)?,
             retries: RETRIES.counters(&registry)?,
+            hedges: HEDGES.counters(&registry)?,
             endpoints: ENDPOINTS.gauges(&registry)?,
             connections_open: CONNECTIONS_OPEN.gauges(&registry)?,
             config_info: CONFIG_INFO.gauges(&registry)?,
@@ -123,6 +126,7 @@ impl Metrics {
             log_lines_lost: LOG_LINES_LOST.counters(&registry)?.with_label_values::<&str>(&[]),
             routes: Living::default(),
             route_retries: Living::default(),
+            route_hedges: Living::default(),
             clusters: Living::default(),
             registry,
             process,
@@ -153,6 +157,12 @@ impl Metrics {
     pub fn retries(self: &Arc<Self>, labels: RetryLabels) -> Arc<RetryMetrics> {
         self.route_retries
             .get_or_make(labels, |labels| RetryMetrics::new(self, labels))
+    }
+
+    /// The handles of a route's hedges: those that live already, or new ones.
+    pub fn hedges(self: &Arc<Self>, labels: RetryLabels) -> Arc<HedgeMetrics> {
+        self.route_hedges
+            .get_or_make(labels, |labels| HedgeMetrics::new(self, labels))
     }
 
     /// The handles of a cluster: those that live already, or new ones.
@@ -399,14 +409,17 @@ pub enum RetryResult {
     Limit,
     /// The body was too large to be sent again, or the method forbids it.
     NotReplayable,
+    /// The endpoint asked for a longer wait than there was time, or not to be asked again.
+    Pushback,
 }
 
 impl RetryResult {
-    const ALL: [(Self, &'static str); 4] = [
+    const ALL: [(Self, &'static str); 5] = [
         (Self::Made, "made"),
         (Self::Budget, "budget"),
         (Self::Limit, "limit"),
         (Self::NotReplayable, "not-replayable"),
+        (Self::Pushback, "pushback"),
     ];
 }
 
@@ -441,6 +454,63 @@ impl Drop for RetryMetrics {
         let RetryLabels { service, route } = &self.labels;
         for (_, word) in RetryResult::ALL {
             let _ = self.metrics.retries.remove_label_values(&[service, route, word]);
+        }
+    }
+}
+
+/// What became of a hedge, or why there was none for a request that was slow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HedgeResult {
+    /// Its answer was the first.
+    Won,
+    /// Another attempt's answer was taken, or none.
+    Lost,
+    /// The budget was spent.
+    Budget,
+    /// There was no other endpoint.
+    Nowhere,
+}
+
+impl HedgeResult {
+    const ALL: [(Self, &'static str); 4] = [
+        (Self::Won, "won"),
+        (Self::Lost, "lost"),
+        (Self::Budget, "budget"),
+        (Self::Nowhere, "nowhere"),
+    ];
+}
+
+/// The handles of a route's hedges.
+#[derive(Debug)]
+pub struct HedgeMetrics {
+    metrics: Arc<Metrics>,
+    labels: RetryLabels,
+    results: [IntCounter; HedgeResult::ALL.len()],
+}
+
+impl HedgeMetrics {
+    fn new(metrics: &Arc<Metrics>, labels: &RetryLabels) -> Self {
+        let RetryLabels { service, route } = labels;
+        let results =
+            HedgeResult::ALL.map(|(_, word)| metrics.hedges.with_label_values(&[service, route, word]));
+        Self {
+            metrics: Arc::clone(metrics),
+            labels: labels.clone(),
+            results,
+        }
+    }
+
+    /// Counts a hedge.
+    pub fn ended(&self, result: HedgeResult) {
+        self.results[result as usize].inc();
+    }
+}
+
+impl Drop for HedgeMetrics {
+    fn drop(&mut self) {
+        let RetryLabels { service, route } = &self.labels;
+        for (_, word) in HedgeResult::ALL {
+            let _ = self.metrics.hedges.remove_label_values(&[service, route, word]);
         }
     }
 }
