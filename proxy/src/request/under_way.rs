@@ -101,18 +101,35 @@ impl Drop for UnderWay<'_> {
     /// one that is never asked.
     fn drop(&mut self) {
         if !self.ended {
-            let reason = if self.outrun.is_some_and(Cell::get) {
-                Reason::Outrun
-            } else if self.worker.drain.has_ended() {
-                Reason::Draining
-            } else {
-                Reason::ClientGone
-            };
-            let given_up = Ending::failed(None, reason);
+            let outrun = self.outrun.is_some_and(Cell::get);
+            let given_up = Ending::failed(None, given_up_for(outrun, self.worker.drain.has_ended()));
             self.target
                 .cluster
                 .metrics
                 .attempt(given_up, self.began.elapsed());
         }
+    }
+}
+
+/// Why an attempt was given up. What is still under way when the time to drain is over was cut by this sidecar, not by
+/// its caller.
+fn given_up_for(outrun: bool, drain_has_ended: bool) -> Reason {
+    match (outrun, drain_has_ended) {
+        (true, _) => Reason::Outrun,
+        (false, true) => Reason::Draining,
+        (false, false) => Reason::ClientGone,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_that_is_given_up_is_blamed_on_who_gave_it_up() {
+        assert_eq!(given_up_for(false, false), Reason::ClientGone);
+        assert_eq!(given_up_for(false, true), Reason::Draining);
+        assert_eq!(given_up_for(true, false), Reason::Outrun);
+        assert_eq!(given_up_for(true, true), Reason::Outrun);
     }
 }
