@@ -31,6 +31,8 @@ pub enum Reason {
     RefusedStream,
     /// The connection broke before or inside the answer.
     UpstreamReset,
+    /// The endpoint asked for less work by HTTP/2's ENHANCE_YOUR_CALM.
+    EnhanceYourCalm,
     /// The answer is not one that HTTP allows.
     UpstreamProtocol,
     /// One attempt took too long.
@@ -68,7 +70,7 @@ struct Facts {
 
 impl Reason {
     /// Every reason, in the order of the table.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::BadRequest,
         Self::NotReady,
         Self::NoService,
@@ -79,6 +81,7 @@ impl Reason {
         Self::ConnectTimeout,
         Self::RefusedStream,
         Self::UpstreamReset,
+        Self::EnhanceYourCalm,
         Self::UpstreamProtocol,
         Self::AttemptTimeout,
         Self::RequestTimeout,
@@ -141,6 +144,7 @@ impl Reason {
             Self::ConnectTimeout =>   facts("connect-timeout",   503, No,    "no answer to the connection; look at security groups and routes"),
             Self::RefusedStream =>    facts("refused-stream",    503, No,    "the instance turned the request away before it began; look for its restart or its limit on streams"),
             Self::UpstreamReset =>    facts("upstream-reset",    502, Maybe, "the instance closed the connection; look for its crash or restart"),
+            Self::EnhanceYourCalm =>  facts("enhance-your-calm", 502, Maybe, "the instance is being asked too much and said so; it is not asked again; look at its load"),
             Self::UpstreamProtocol => facts("upstream-protocol", 502, Maybe, "the instance does not answer in HTTP; is `protocol` right?"),
             Self::AttemptTimeout =>   facts("attempt-timeout",   504, Maybe, "one attempt outlasted `timeout.attempt`"),
             Self::RequestTimeout =>   facts("request-timeout",   504, Maybe, "the request outlasted `timeout.request`"),

@@ -165,6 +165,12 @@ fn failure(error: SendError, pick: &Pick, carrier: &Carrier, deadline: Option<(I
             Reason::RefusedStream,
             format!("{address} turned the request away: {error}"),
         ),
+        SendError::Reset(error)
+            if error.is_remote() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM) =>
+        {
+            let detail = format!("{address} asked for less: {error}");
+            Failure::new(Reason::EnhanceYourCalm, detail)
+        }
         // What `h2` itself found wrong is the endpoint's fault in the protocol; what the endpoint says is its own will.
         SendError::Reset(error) if error.is_library() && !error.is_io() => Failure::new(
             Reason::UpstreamProtocol,

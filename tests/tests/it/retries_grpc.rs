@@ -112,6 +112,13 @@ async fn a_refused_stream_is_tried_again_and_enhance_your_calm_is_not() {
         assert!(!is_answered(&call(&sidecar).await), "{on}");
         assert_eq!(upstream.calls(), 3);
     }
+    // Not even where every failure is worth another attempt: more of the same is what it asked not to be sent.
+    let upstream = GrpcUpstream::start("a").await;
+    let sidecar = sidecar(&[&upstream], "retry: { on: [5xx, reset, unavailable] }").await;
+    upstream.next([Call::Reset(ENHANCE_YOUR_CALM)]);
+    let reply = sidecar.client().get("reviews", "/").await;
+    assert_eq!((reply.status(), reply.reason()), (502, Some("enhance-your-calm")));
+    assert_eq!(upstream.calls(), 1);
 }
 
 #[tokio::test]

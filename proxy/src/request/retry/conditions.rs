@@ -99,6 +99,8 @@ impl Event {
                 | Reason::NoEndpoint
                 | Reason::RequestTimeout
                 | Reason::IdleTimeout
+                // More of the same is what the endpoint asked not to be sent.
+                | Reason::EnhanceYourCalm
                 | Reason::Outrun
                 | Reason::Draining
                 | Reason::ClientGone
