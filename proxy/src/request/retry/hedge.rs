@@ -35,12 +35,6 @@ struct Runner<'a, 'c> {
     attempt: Pin<Box<dyn Future<Output = Made> + 'c>>,
 }
 
-/// What happened next.
-enum Step {
-    Ended(usize, Made),
-    StillSlow,
-}
-
 /// Makes an attempt, and others beside it while no head has come. A failure that is worth another attempt ends the
 /// race only if no other is under way. The target that it ended at comes back with the outcome.
 pub(crate) async fn race<'a>(
@@ -55,19 +49,20 @@ pub(crate) async fn race<'a>(
     let mut last = first.target;
     let mut runners = vec![racing.runner(first, false, &outrun)];
     loop {
-        let step = std::future::poll_fn(|cx| {
+        // One of them has ended, or all are still slow.
+        let ended = std::future::poll_fn(|cx| {
             for (place, runner) in runners.iter_mut().enumerate() {
                 if let Poll::Ready(made) = runner.attempt.as_mut().poll(cx) {
-                    return Poll::Ready(Step::Ended(place, made));
+                    return Poll::Ready(Some((place, made)));
                 }
             }
             if left == 0 {
                 return Poll::Pending;
             }
-            slow.as_mut().poll(cx).map(|()| Step::StillSlow)
+            slow.as_mut().poll(cx).map(|()| None)
         });
-        match step.await {
-            Step::Ended(place, made) => {
+        match ended.await {
+            Some((place, made)) => {
                 let runner = runners.swap_remove(place);
                 let failed = racing.progress.is_worth_another(&made.0, &racing.route.retry);
                 let taken = !failed || runners.is_empty();
@@ -86,7 +81,7 @@ pub(crate) async fn race<'a>(
                     return (made, runner.target);
                 }
             }
-            Step::StillSlow => {
+            None => {
                 slow.as_mut().reset((Instant::now() + after).into());
                 // A body that still comes is asked about again.
                 if !racing.outgoing.has_all_come() {
