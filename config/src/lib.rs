@@ -13,6 +13,7 @@ pub mod mesh;
 pub mod pattern;
 pub mod problem;
 pub mod read;
+pub mod retry;
 pub mod schema;
 pub mod service;
 pub mod units;

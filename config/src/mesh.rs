@@ -5,7 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::service::{Balance, Budget, Protocol, Retry, RetryOn, Route, Service, Timeout};
+use crate::service::{Backoff, Balance, Budget, Protocol, Retry, RetryOn, Route, Service, Timeout};
 use crate::units;
 
 /// What holds for every service of the mesh.
@@ -71,8 +71,31 @@ pub struct RetryPolicy {
     pub attempts: u32,
     /// The failures that are worth it.
     pub on: Vec<RetryOn>,
+    /// The statuses that `retriable-status-codes` means.
+    pub status: Vec<u16>,
+    /// Methods that count as idempotent beside those that are.
+    pub treat_as_idempotent: Vec<String>,
+    /// How long to wait before another attempt.
+    pub backoff: Backoff,
+    /// Whether a retry stays with the backend that was chosen first.
+    pub same_backend: bool,
     /// How many there may be beside the requests.
     pub budget: Budget,
+}
+
+impl Default for RetryPolicy {
+    /// What holds where nothing is said.
+    fn default() -> Self {
+        Self {
+            attempts: ATTEMPTS,
+            on: RETRY_ON.to_vec(),
+            status: Vec::new(),
+            treat_as_idempotent: Vec::new(),
+            backoff: Backoff::default(),
+            same_backend: false,
+            budget: Budget::default(),
+        }
+    }
 }
 
 impl Mesh {
@@ -96,9 +119,17 @@ impl Mesh {
     pub fn retry(&self, route: &Route) -> RetryPolicy {
         let own = route.retry.clone().unwrap_or_default();
         let mesh = self.defaults.retry.clone().unwrap_or_default();
+        let built_in = RetryPolicy::default();
         RetryPolicy {
-            attempts: own.attempts.or(mesh.attempts).unwrap_or(ATTEMPTS),
-            on: own.on.or(mesh.on).unwrap_or_else(|| RETRY_ON.to_vec()),
+            attempts: own.attempts.or(mesh.attempts).unwrap_or(built_in.attempts),
+            on: own.on.or(mesh.on).unwrap_or(built_in.on),
+            status: own.status.or(mesh.status).unwrap_or_default(),
+            treat_as_idempotent: own
+                .treat_as_idempotent
+                .or(mesh.treat_as_idempotent)
+                .unwrap_or_default(),
+            backoff: own.backoff.or(mesh.backoff).unwrap_or_default(),
+            same_backend: own.same_backend.or(mesh.same_backend).unwrap_or_default(),
             budget: own.budget.or(mesh.budget).unwrap_or_default(),
         }
     }

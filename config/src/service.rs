@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::units::{Duration, Percent, Rate};
+pub use crate::retry::{Backoff, Budget, Hedge, Retry, RetryOn};
+use crate::units::Duration;
 
 /// One service: where it lives, how it is called.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -119,6 +120,9 @@ pub struct Route {
     /// When a failed attempt is made again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
+    /// When a request that is slow to be answered is sent a second time, elsewhere. Default: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedge: Option<Hedge>,
 }
 
 /// Conditions that must all hold.
@@ -237,69 +241,6 @@ pub struct Timeout {
     /// The longest silence while a body is sent or received. `0s`: no bound. Default 60 s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle: Option<Duration>,
-}
-
-/// When a failed attempt is made again. What is not given falls to the mesh's defaults, then to the built-in ones.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Retry {
-    /// How often it is tried in all, the first time included. 1: never again. 1 to 10, default 3.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 10))]
-    pub attempts: Option<u32>,
-    /// The failures that are worth another attempt. Default: all four.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub on: Option<Vec<RetryOn>>,
-    /// How many retries there may be beside the requests.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub budget: Option<Budget>,
-}
-
-/// A failure that may be worth another attempt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum RetryOn {
-    /// No connection was made, so nothing was sent: any method.
-    ConnectFailure,
-    /// The endpoint said that it had not begun: any method.
-    RefusedStream,
-    /// The connection broke before the answer began: any method if the request cannot have been read, else
-    /// idempotent methods only.
-    Reset,
-    /// The endpoint answered 502, 503 or 504: idempotent methods only.
-    GatewayError,
-}
-
-/// How many retries a backend may be sent, so that retries never become the outage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Budget {
-    /// Retries for each request, over the last ten seconds. Default 20%.
-    #[serde(default = "Budget::ratio_default")]
-    pub ratio: Percent,
-    /// Retries that are allowed at any load. Default 10/s.
-    #[serde(default = "Budget::floor_default")]
-    pub floor: Rate,
-}
-
-impl Budget {
-    const fn ratio_default() -> Percent {
-        Percent(20)
-    }
-
-    const fn floor_default() -> Rate {
-        Rate(10)
-    }
-}
-
-impl Default for Budget {
-    /// Those of the Gateway API's retry budget (GEP-3388).
-    fn default() -> Self {
-        Self {
-            ratio: Self::ratio_default(),
-            floor: Self::floor_default(),
-        }
-    }
 }
 
 const fn one() -> u32 {

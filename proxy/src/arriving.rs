@@ -37,6 +37,15 @@ impl Broken {
     }
 }
 
+impl Arriving {
+    /// Puts a frame back that was looked at, to come again next. By HTTP/1 nothing is looked at, and so it is lost.
+    pub(crate) fn put_back(&mut self, frame: Frame<Bytes>) {
+        if let Self::Http2(body) = self {
+            body.put_back(frame);
+        }
+    }
+}
+
 impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -31,6 +31,8 @@ pub enum Reason {
     RefusedStream,
     /// The connection broke before or inside the answer.
     UpstreamReset,
+    /// The endpoint asked for less work by HTTP/2's ENHANCE_YOUR_CALM.
+    EnhanceYourCalm,
     /// The answer is not one that HTTP allows.
     UpstreamProtocol,
     /// One attempt took too long.
@@ -39,6 +41,8 @@ pub enum Reason {
     RequestTimeout,
     /// A body was silent for too long.
     IdleTimeout,
+    /// Another attempt of the same request, which began beside this one, was answered first.
+    Outrun,
     /// The sidecar stopped before the request was done.
     Draining,
     /// The caller went away before it had its answer.
@@ -67,7 +71,7 @@ struct Facts {
 
 impl Reason {
     /// Every reason, in the order of the table.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::BadRequest,
         Self::NotReady,
         Self::NoService,
@@ -78,10 +82,12 @@ impl Reason {
         Self::ConnectTimeout,
         Self::RefusedStream,
         Self::UpstreamReset,
+        Self::EnhanceYourCalm,
         Self::UpstreamProtocol,
         Self::AttemptTimeout,
         Self::RequestTimeout,
         Self::IdleTimeout,
+        Self::Outrun,
         Self::Draining,
         Self::ClientGone,
         Self::Internal,
@@ -145,10 +151,13 @@ impl Reason {
             Self::ConnectTimeout =>   facts("connect-timeout",   503, 14, No,    "no answer to the connection; look at security groups and routes"),
             Self::RefusedStream =>    facts("refused-stream",    503, 14, No,    "the instance turned the request away before it began; look for its restart or its limit on streams"),
             Self::UpstreamReset =>    facts("upstream-reset",    502, 14, Maybe, "the instance closed the connection; look for its crash or restart"),
+            Self::EnhanceYourCalm =>  facts("enhance-your-calm", 502, 14, Maybe, "the instance is being asked too much and said so; it is not asked again; look at its load"),
             Self::UpstreamProtocol => facts("upstream-protocol", 502, 14, Maybe, "the instance does not answer in HTTP; is `protocol` right?"),
             Self::AttemptTimeout =>   facts("attempt-timeout",   504,  4, Maybe, "one attempt outlasted `timeout.attempt`"),
             Self::RequestTimeout =>   facts("request-timeout",   504,  4, Maybe, "the request outlasted `timeout.request`"),
             Self::IdleTimeout =>      facts("idle-timeout",      504,  4, Maybe, "a body was silent for longer than `timeout.idle`"),
+            // Only attempts end so, never a request: its status is nobody's.
+            Self::Outrun =>           facts("outrun",            504,  4, Maybe, "a slow attempt was given up because its hedge was quicker; look at slow instances"),
             Self::Draining =>           facts("draining",          502, 14, Maybe, "the sidecar stopped before the request was done; give `drain` more time"),
             // 499 is nginx's word for it; nobody is left to read the status, only log and metric carry it.
             Self::ClientGone =>       facts("client-gone",       499,  1, Maybe, "the caller gave up first; look at its own timeout"),

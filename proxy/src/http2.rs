@@ -31,6 +31,8 @@ pub(crate) struct Received {
     /// What `content-length` promised; `h2` itself refuses a body that breaks the promise (RFC 9113 section 8.1.1).
     length: Option<u64>,
     data_over: bool,
+    /// A frame that was looked at and comes again next.
+    put_back: Option<Box<Frame<Bytes>>>,
 }
 
 impl Received {
@@ -41,7 +43,16 @@ impl Received {
             stream,
             length,
             data_over: false,
+            put_back: None,
         }
+    }
+
+    /// Puts a frame back that was looked at.
+    pub(crate) fn put_back(&mut self, frame: Frame<Bytes>) {
+        if let (Some(length), Some(data)) = (&mut self.length, frame.data_ref()) {
+            *length += data.len() as u64;
+        }
+        self.put_back = Some(Box::new(frame));
     }
 }
 
@@ -53,6 +64,12 @@ impl Body for Received {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        if let Some(frame) = self.put_back.take() {
+            if let (Some(length), Some(data)) = (&mut self.length, frame.data_ref()) {
+                *length = length.saturating_sub(data.len() as u64);
+            }
+            return Poll::Ready(Some(Ok(*frame)));
+        }
         if !self.data_over {
             match ready!(self.stream.poll_data(cx)) {
                 Some(Ok(data)) => {
@@ -78,12 +95,12 @@ impl Body for Received {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.stream.is_end_stream()
+        self.put_back.is_none() && self.stream.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
         match self.length {
-            _ if self.stream.is_end_stream() => SizeHint::with_exact(0),
+            _ if self.is_end_stream() => SizeHint::with_exact(0),
             Some(length) => SizeHint::with_exact(length),
             None => SizeHint::default(),
         }

@@ -54,6 +54,12 @@ impl Outgoing {
         Request::from_parts(head, body)
     }
 
+    /// Whether all of its body has come and is kept, so that a second attempt reads nothing that the first still waits
+    /// for.
+    pub(crate) fn has_all_come(&self) -> bool {
+        self.is_kept() && self.kept.as_ref().is_some_and(|(_, body)| body.has_all_come())
+    }
+
     /// Whether it can be sent again, as far as its body is concerned.
     pub(crate) fn is_kept(&self) -> bool {
         self.kept.as_ref().is_some_and(|(_, body)| body.again().is_some())
@@ -217,6 +223,12 @@ fn failure(error: SendError, pick: &Pick, carrier: &Carrier, deadline: Option<(I
             Reason::RefusedStream,
             format!("{address} turned the request away: {error}"),
         ),
+        SendError::Reset(error)
+            if error.is_remote() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM) =>
+        {
+            let detail = format!("{address} asked for less: {error}");
+            Failure::new(Reason::EnhanceYourCalm, detail)
+        }
         // What `h2` itself found wrong is the endpoint's fault in the protocol; what the endpoint says is its own will.
         SendError::Reset(error) if error.is_library() && !error.is_io() => Failure::new(
             Reason::UpstreamProtocol,

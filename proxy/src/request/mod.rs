@@ -9,6 +9,7 @@ mod crossing;
 pub(crate) mod grpc;
 pub(crate) mod headers;
 pub(crate) mod retry;
+pub(crate) mod under_way;
 pub(crate) mod upgrade;
 
 use std::cell::RefCell;
@@ -25,12 +26,12 @@ use crate::drain::Drain;
 use crate::error::{Failure, Reason};
 use crate::request::attempt::{Answer, Outgoing};
 use crate::request::body::{Bounds, ResponseBody};
+use crate::request::retry::hedge::{self, Racing};
 use crate::request::retry::{Decision, Progress};
+use crate::request::under_way::Attempt;
 use crate::request::upgrade::Upgrade;
 use crate::snapshot::{Entry, Lease, Matched, Reader, Snapshots};
-use crate::telemetry::metrics::Ending;
 use crate::telemetry::request_log::{AccessLogger, RequestLog};
-use crate::upstream::Cluster;
 use crate::upstream::pool::Pool;
 
 /// What one data thread works with. Nothing in it is shared with another thread but the snapshot that it reads.
@@ -98,7 +99,7 @@ async fn serve(
     let virtual_host = lease.virtual_host(entry, asked.host.unwrap_or(""))?;
     log.counts_as(&lease.virtual_hosts[virtual_host].unrouted);
     let route = Matched::find(lease, virtual_host, &head).ok_or_else(|| no_route(&head))?;
-    let target = route.choose();
+    let mut target = route.choose();
     log.counts_as(&target.series);
 
     let upgrade = if wants_upgrade {
@@ -107,7 +108,7 @@ async fn serve(
         None
     };
     headers::prepare_request(&mut head, &lease.virtual_hosts[virtual_host].authority);
-    let mut progress = Progress::start(&route, &head.method, log.started());
+    let mut progress = Progress::start(&route, &head.method, grpc, log.started());
     if grpc {
         progress.must_end_within(grpc::timeout(&head.headers));
     }
@@ -122,15 +123,28 @@ async fn serve(
         log.attempted(pick.address);
         progress.attempt(pick.id, now);
 
-        let sent = outgoing.next(&progress);
-        let attempt = UnderWay::begin(&target.cluster, now);
-        let (to, deadline) = ((pick, target.cluster.http2), progress.deadline());
-        let outcome = match &upgrade {
-            None => attempt::send(worker, to, sent, deadline, route.timeouts.idle).await,
-            Some(upgrade) => attempt::switch(worker, to, sent, upgrade, deadline).await,
+        let attempt = Attempt {
+            worker,
+            route: &route,
+            target,
+            pick,
+            upgrade: upgrade.as_ref(),
         };
-        let ended = Instant::now();
-        attempt.ended(&outcome, ended);
+        let (outcome, ended) = match &route.hedge {
+            Some(hedge) if progress.may_hedge() && upgrade.is_none() => {
+                let racing = Racing {
+                    worker,
+                    route: &route,
+                    progress: &mut progress,
+                    outgoing: &mut outgoing,
+                    log,
+                };
+                let (made, at) = Box::pin(hedge::race(racing, hedge, attempt)).await;
+                target = at;
+                made
+            }
+            _ => attempt.make(&progress, &mut outgoing, None).await,
+        };
 
         match progress.decide(&outcome, outgoing.is_kept(), ended, &route) {
             Decision::HandOver => {
@@ -139,51 +153,9 @@ async fn serve(
             Decision::Again { after } => {
                 body::put_by(worker, outcome, ended).await;
                 progress.wait(after).await;
+                target = progress.next_target(&route, target, &mut worker.rng.borrow_mut());
+                log.counts_as(&target.series);
             }
-        }
-    }
-}
-
-/// An attempt under way, counted when it ends, and when nobody waits for its end any more.
-struct UnderWay<'a> {
-    cluster: &'a Cluster,
-    began: Instant,
-    ended: bool,
-}
-
-impl<'a> UnderWay<'a> {
-    fn begin(cluster: &'a Cluster, now: Instant) -> Self {
-        Self {
-            cluster,
-            began: now,
-            ended: false,
-        }
-    }
-
-    fn ended(mut self, outcome: &Result<Answer, Failure>, now: Instant) {
-        let ending = match outcome {
-            Ok(Answer {
-                head,
-                said: Some(reason),
-                ..
-            }) => Ending::failed(Some(head.status), *reason),
-            Ok(answer) => Ending::answered(answer.head.status),
-            Err(failure) => Ending::failed(None, failure.reason),
-        };
-        self.ended = true;
-        self.cluster
-            .metrics
-            .attempt(ending, now.saturating_duration_since(self.began));
-    }
-}
-
-impl Drop for UnderWay<'_> {
-    /// The caller went away while the upstream had not answered: that must show, or an upstream that hangs would
-    /// look like one that is never asked.
-    fn drop(&mut self) {
-        if !self.ended {
-            let gone = Ending::failed(None, Reason::ClientGone);
-            self.cluster.metrics.attempt(gone, self.began.elapsed());
         }
     }
 }

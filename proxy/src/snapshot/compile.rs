@@ -9,14 +9,12 @@ use std::sync::Arc;
 
 use http::{HeaderName, Method};
 use outrigger_config::mesh::{RetryPolicy, Timeouts};
-use outrigger_config::service::{
-    self, Budget as BudgetPolicy, Discover, HeaderMatch, PathMatch, QueryMatch, RetryOn, Service,
-};
+use outrigger_config::service::{self, Discover, HeaderMatch, PathMatch, QueryMatch, RetryOn, Service};
 use outrigger_config::{Config, Document};
 use regex_automata::meta::Regex;
 
 use crate::snapshot::routes::{
-    Header, HostTable, Matcher, Path, Query, Route, Target, Text, VirtualHost, Weights,
+    Header, Hedge, HostTable, Matcher, Path, Query, Route, Target, Text, VirtualHost, Weights,
 };
 use crate::snapshot::{Origin, Snapshot};
 use crate::telemetry::metrics::{ClusterLabels, Metrics, RetryLabels, RouteLabels};
@@ -178,6 +176,7 @@ impl<'a> Compiler<'a> {
             to: vec![only_backend()],
             timeout: None,
             retry: None,
+            hedge: None,
         };
         let implied = (service.routes.is_empty() && !service.backends.is_empty()).then(default_route);
         let routes = service
@@ -207,7 +206,7 @@ impl<'a> Compiler<'a> {
         let retry = RetryPolicy {
             attempts: 2,
             on: vec![RetryOn::Reset],
-            budget: BudgetPolicy::default(),
+            ..RetryPolicy::default()
         };
         let discover = Discover {
             addresses: Some(vec![app]),
@@ -220,7 +219,7 @@ impl<'a> Compiler<'a> {
             (INBOUND, service, APP),
             Vec::new(),
             vec![(target, 1)],
-            (timeouts, retry),
+            (timeouts, retry, None),
         );
         self.inbound = Some(self.virtual_hosts.len());
         let unrouted = self.unrouted(INBOUND, service);
@@ -264,7 +263,11 @@ impl<'a> Compiler<'a> {
             targets.push((self.target(OUTBOUND, service, &route.name, cluster), to.weight));
         }
         let mesh = &self.config.mesh;
-        let policy = (mesh.timeouts(route, service.protocol), mesh.retry(route));
+        let policy = (
+            mesh.timeouts(route, service.protocol),
+            mesh.retry(route),
+            route.hedge,
+        );
         self.assemble((OUTBOUND, service, &route.name), matchers, targets, policy)
     }
 
@@ -292,13 +295,17 @@ impl<'a> Compiler<'a> {
         (listener, service, name): (&'static str, &Service, &str),
         matchers: Vec<Matcher>,
         targets: Vec<(Target, u32)>,
-        (timeouts, retry): (Timeouts, RetryPolicy),
+        (timeouts, retry, hedge): (Timeouts, RetryPolicy, Option<service::Hedge>),
     ) -> Route {
         let key = (listener.to_owned(), service.name.clone(), name.to_owned());
         let kept = self
             .previous_budgets
             .get(&key)
             .filter(|budget| budget.policy() == retry.budget);
+        let labels = RetryLabels {
+            service: service.name.clone(),
+            route: name.to_owned(),
+        };
         let weights = Weights::new(targets.iter().map(|(_, weight)| *weight), fastrand::u64(..));
         Route {
             name: name.to_owned(),
@@ -307,10 +314,12 @@ impl<'a> Compiler<'a> {
             weights,
             timeouts,
             budget: kept.map_or_else(|| Arc::new(Budget::new(retry.budget)), Arc::clone),
-            retries: self.metrics.retries(RetryLabels {
-                service: service.name.clone(),
-                route: name.to_owned(),
+            hedge: hedge.map(|policy| {
+                let metrics = self.metrics.hedges(labels.clone());
+                Box::new(Hedge { policy, metrics })
             }),
+            retries: self.metrics.retries(labels),
+            retries_calls: retry.on.iter().any(|on| on.grpc_status().is_some()),
             retry,
         }
     }

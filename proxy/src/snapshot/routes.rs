@@ -11,10 +11,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, Method};
 use outrigger_config::mesh::{RetryPolicy, Timeouts};
+use outrigger_config::service;
 use percent_encoding::percent_decode_str;
 use regex_automata::meta::Regex;
 
-use crate::telemetry::metrics::{RetryMetrics, RouteMetrics};
+use crate::telemetry::metrics::{HedgeMetrics, RetryMetrics, RouteMetrics};
 use crate::upstream::Cluster;
 use crate::upstream::health::Budget;
 
@@ -98,8 +99,19 @@ pub(crate) struct Route {
     pub(crate) weights: Weights,
     pub(crate) timeouts: Timeouts,
     pub(crate) retry: RetryPolicy,
+    /// Whether the policy names statuses of gRPC, which are only told behind the head of an answer.
+    pub(crate) retries_calls: bool,
     pub(crate) budget: Arc<Budget>,
     pub(crate) retries: Arc<RetryMetrics>,
+    /// None by default.
+    pub(crate) hedge: Option<Box<Hedge>>,
+}
+
+/// When a slow request is sent a second time.
+#[derive(Debug)]
+pub(crate) struct Hedge {
+    pub(crate) policy: service::Hedge,
+    pub(crate) metrics: Arc<HedgeMetrics>,
 }
 
 /// A backend of a route, and the series of the requests that chose it.
@@ -133,6 +145,55 @@ impl Route {
     }
 }
 
+impl Route {
+    /// Chooses a target for another attempt, after one at `last` failed. `left` holds the places of those that are not
+    /// chosen again.
+    ///
+    /// A target that has no more than half of the weight is left, and so is one without an endpoint that was not
+    /// tried: a release that fails does not cost those who are sent to it. From a heavier one it is drawn by weight
+    /// again, so that a small release is not sent all that its elder fails.
+    pub(crate) fn choose_again<'a>(
+        &'a self,
+        last: &'a Target,
+        left: &mut u64,
+        tried: &[u64],
+        rng: &mut fastrand::Rng,
+    ) -> &'a Target {
+        if self.targets.len() == 1 || self.retry.same_backend {
+            return last;
+        }
+        let bit = |place: usize| {
+            u32::try_from(place)
+                .ok()
+                .and_then(|place| 1_u64.checked_shl(place))
+        };
+        let place = self.targets.iter().position(|target| std::ptr::eq(target, last));
+        if let Some(place) = place {
+            let is_light = self.weights.of(place) * 2 <= self.weights.whole();
+            if is_light || !last.cluster.has_other_than(tried) {
+                *left |= bit(place).unwrap_or_default();
+            }
+        }
+        let weight = |place: usize| {
+            let open = *left & bit(place).unwrap_or_default() == 0
+                && self.targets[place].cluster.has_other_than(tried);
+            if open { self.weights.of(place) } else { 0 }
+        };
+        let sum: u64 = (0..self.targets.len()).map(weight).sum();
+        if sum == 0 {
+            return last;
+        }
+        let mut point = rng.u64(..sum);
+        let chosen = self.targets.iter().enumerate().find(|(place, _)| {
+            let weight = weight(*place);
+            let here = point < weight;
+            point = point.saturating_sub(weight);
+            here
+        });
+        chosen.map_or(last, |(_, target)| target)
+    }
+}
+
 /// Takes turns by weight.
 #[derive(Debug)]
 pub(crate) struct Weights {
@@ -161,13 +222,17 @@ impl Weights {
     }
 
     fn next(&self) -> usize {
-        let whole = self.sums.last().copied().unwrap_or(0);
+        let whole = self.whole();
         if self.sums.len() < 2 || whole == 0 {
             return 0;
         }
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let point = (u128::from(turn.wrapping_mul(GOLDEN_STEP)) * u128::from(whole)) >> 64;
         self.sums.partition_point(|sum| u128::from(*sum) <= point)
+    }
+
+    fn whole(&self) -> u64 {
+        self.sums.last().copied().unwrap_or(0)
     }
 
     fn of(&self, place: usize) -> u64 {

@@ -252,3 +252,65 @@ fn series_of_a_route_go_with_the_last_snapshot_that_names_it() {
     assert!(!text(&metrics).contains("service=\"ratings\""));
     drop(without);
 }
+
+/// How often each backend is chosen for another attempt in 1,000, after one at `v1` whose one endpoint `tried` says.
+fn chosen_again(weights: [u32; 3], fields: &str, tried: bool) -> [usize; 3] {
+    let yaml = format!(
+        "kind: Service\nname: reviews\nbackends:\n  \
+         - {{ name: v1, discover: {{ static: [127.0.0.1:1] }} }}\n  \
+         - {{ name: v2, discover: {{ static: [127.0.0.1:2] }} }}\n  \
+         - {{ name: v3, discover: {{ static: [127.0.0.1:3] }} }}\nroutes:\n  \
+         - name: default\n    to: [{{ backend: v1, weight: {} }}, {{ backend: v2, weight: {} }}, \
+         {{ backend: v3, weight: {} }}]\n{fields}",
+        weights[0], weights[1], weights[2]
+    );
+    let snapshot = compiled(&yaml, &metrics(), None);
+    let route = &snapshot.virtual_hosts[0].routes[0];
+    let first = &route.targets[0];
+    let tried = match tried {
+        true => vec![first.cluster.endpoints().endpoints[0].id],
+        false => Vec::new(),
+    };
+    let mut rng = fastrand::Rng::with_seed(7);
+    let mut counts = [0; 3];
+    for _ in 0..1_000 {
+        let chosen = route.choose_again(first, &mut 0, &tried, &mut rng);
+        let place = route
+            .targets
+            .iter()
+            .position(|target| std::ptr::eq(target, chosen));
+        counts[place.unwrap()] += 1;
+    }
+    counts
+}
+
+#[test]
+fn a_retry_leaves_a_backend_that_has_no_more_than_half_of_the_weight() {
+    let [first, second, third] = chosen_again([20, 60, 20], "", false);
+    assert_eq!(first, 0);
+    assert!(
+        (700..=800).contains(&second),
+        "three quarters of what is left: {second}"
+    );
+    assert!((200..=300).contains(&third), "{third}");
+    assert_eq!(chosen_again([50, 50, 0], "", false), [0, 1_000, 0]);
+}
+
+#[test]
+fn a_retry_is_not_pushed_from_the_larger_backend_onto_the_smaller() {
+    let [first, second, _] = chosen_again([90, 10, 0], "", false);
+    assert!((860..=940).contains(&first), "{first}");
+    assert_eq!(first + second, 1_000);
+}
+
+#[test]
+fn a_retry_leaves_a_backend_whose_every_endpoint_was_tried() {
+    assert_eq!(chosen_again([90, 10, 0], "", true), [0, 1_000, 0]);
+}
+
+#[test]
+fn a_retry_stays_with_its_backend_where_the_route_says_so_or_there_is_no_other() {
+    let same = "    retry: { same_backend: true }\n";
+    assert_eq!(chosen_again([10, 80, 10], same, true), [1_000, 0, 0]);
+    assert_eq!(chosen_again([10, 0, 0], "", true), [1_000, 0, 0]);
+}

@@ -158,6 +158,11 @@ impl RequestLog {
         self.endpoint = Some(endpoint);
     }
 
+    /// Of the attempts that were under way together, the one at this endpoint is taken.
+    pub fn taken(&mut self, endpoint: std::net::SocketAddr) {
+        self.endpoint = Some(endpoint);
+    }
+
     /// The caller is about to see this status.
     pub fn answered(&mut self, status: StatusCode) {
         self.status = Some(status);

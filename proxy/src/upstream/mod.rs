@@ -163,6 +163,12 @@ impl Cluster {
         self.endpoints.load()
     }
 
+    /// Whether it has an endpoint that is none of these.
+    pub(crate) fn has_other_than(&self, tried: &[u64]) -> bool {
+        let set = self.endpoints.load();
+        set.endpoints.iter().any(|endpoint| !tried.contains(&endpoint.id))
+    }
+
     /// Chooses an endpoint that this request has not tried yet, if there is one, and counts the request on it.
     /// `None`: the cluster has no endpoint at all.
     pub fn pick(&self, tried: &[u64], now: Instant, rng: &mut fastrand::Rng) -> Option<Pick> {

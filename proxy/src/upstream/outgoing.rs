@@ -127,6 +127,18 @@ impl OutgoingBody {
         }
     }
 
+    /// Whether all of it has come from the caller.
+    pub(crate) fn has_all_come(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Once(incoming, _) => incoming.is_end_stream(),
+            Self::Replayed(replay) => {
+                let shared = replay.shared.borrow();
+                shared.ended || shared.incoming.is_end_stream()
+            }
+        }
+    }
+
     /// A second handle, to be kept while this one is sent; `None` if it cannot be sent again.
     pub(crate) fn again(&self) -> Option<Self> {
         match self {

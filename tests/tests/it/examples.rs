@@ -6,6 +6,7 @@ use std::process::Command;
 
 use outrigger_tests::cli::finish;
 use outrigger_tests::dns::DnsServer;
+use outrigger_tests::grpc::GrpcUpstream;
 use outrigger_tests::program::{Program, binary};
 use outrigger_tests::{Ask, Sidecar, SidecarSpec, Upstream, outrigger};
 
@@ -70,16 +71,20 @@ async fn every_service_of_the_examples_is_loaded_by_a_sidecar_and_answers() {
         if !values(&text, "kind").any(|kind| kind == "Service") {
             continue;
         }
-        let upstream = Upstream::start("a").await;
+        let (upstream, grpc) = (Upstream::start("a").await, GrpcUpstream::start("a").await);
+        let address = match values(&text, "protocol").next() {
+            Some("grpc") => grpc.address(),
+            _ => upstream.address(),
+        };
         let dns = DnsServer::start("shop.internal").await;
-        let mut text = reachable(&text, upstream.address());
+        let mut text = reachable(&text, address);
         for name in values(&text.replace("      dns", "dns"), "dns") {
-            dns.set(name, &[upstream.address().ip()], 1).await;
+            dns.set(name, &[address.ip()], 1).await;
         }
-        text = text.replace("port: 15000", &format!("port: {}", upstream.address().port()));
+        text = text.replace("port: 15000", &format!("port: {}", address.port()));
         // Two endpoints of one backend with one address would be refused as a slip.
-        let twice = format!("[{0}, {0}]", upstream.address());
-        text = text.replace(&twice, &format!("[{}]", upstream.address()));
+        let twice = format!("[{address}, {address}]");
+        text = text.replace(&twice, &format!("[{address}]"));
         let sidecar = Sidecar::start(SidecarSpec::text("a", &text).dns(dns.address())).await;
         for name in values(&text, "name") {
             let reply = sidecar.client().send(Ask::get("/").host(name)).await;

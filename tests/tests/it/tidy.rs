@@ -40,6 +40,7 @@ const DOORS: &[(&str, &[&str])] = &[
             "request/upgrade.rs",
         ],
     ),
+    ("httpdate", &["request/retry/pushback.rs"]),
     ("hyper::client", &["upstream/http1.rs", "control.rs", "control/"]),
 ];
 

@@ -169,7 +169,7 @@ fn give_up_item(root: &mut Node, address: &[usize]) -> bool {
 }
 
 /// How many allowed words are listed: no closed set of the language is longer, and nobody reads more.
-const LISTED_MAX: usize = 16;
+const LISTED_MAX: usize = 20;
 
 /// `; did you mean …? (allowed: …)`.
 pub(super) fn options(meant: Option<&str>, first: Option<&str>, allowed: &[&str]) -> String {

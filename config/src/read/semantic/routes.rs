@@ -6,7 +6,7 @@ use super::super::decode::options;
 use super::super::node::{Fault, Node, PROBLEMS_MAX, Value, shown};
 use super::super::suggest::nearest;
 use super::names::{is_token, part_name, unique};
-use super::policies::policies;
+use super::policies::{hedge, policies};
 use super::{At, exactly_one};
 use crate::pattern;
 use crate::service::{HeaderMatch, Match, PathMatch, QueryMatch, Route, Service};
@@ -86,6 +86,7 @@ fn route(at: &At<'_>, route: &Route, known: Option<&Known<'_>>, faults: &mut Vec
     }
     targets(at, route, known, faults);
     policies(at, route.timeout.as_ref(), route.retry.as_ref(), faults);
+    hedge(at, route, faults);
 }
 
 fn targets(at: &At<'_>, route: &Route, known: Option<&Known<'_>>, faults: &mut Vec<Fault>) {

@@ -55,7 +55,12 @@ pub(super) const ATTEMPT_DURATION: Definition = Definition {
 };
 pub(super) const RETRIES: Definition = Definition {
     name: "outrigger_retries_total",
-    help: "Failures that the policy names for a retry, by what was decided: made, budget, limit, not-replayable.",
+    help: "Failures that the policy names for a retry, by what was decided: made, budget, limit, not-replayable, pushback.",
+    labels: &["service", "route", "result"],
+};
+pub(super) const HEDGES: Definition = Definition {
+    name: "outrigger_hedges_total",
+    help: "Requests slow enough for an attempt beside the first, by what became of it: won, lost, budget, nowhere.",
     labels: &["service", "route", "result"],
 };
 pub(super) const ENDPOINTS: Definition = Definition {
@@ -95,13 +100,14 @@ pub(super) const LOG_LINES_LOST: Definition = Definition {
 };
 
 /// Every metric of the sidecar; those of the process (`process_*`) come beside.
-pub const ALL: [Definition; 13] = [
+pub const ALL: [Definition; 14] = [
     REQUESTS,
     REQUEST_DURATION,
     GRPC_CALLS,
     ATTEMPTS,
     ATTEMPT_DURATION,
     RETRIES,
+    HEDGES,
     ENDPOINTS,
     CONNECTIONS_OPEN,
     CONNECTIONS_CUT,

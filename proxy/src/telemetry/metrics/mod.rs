@@ -5,6 +5,7 @@
 //! classes; never from a request. A series goes when the last snapshot that names it goes.
 
 mod definitions;
+mod seconds;
 #[cfg(test)]
 mod tests;
 
@@ -22,8 +23,9 @@ use crate::error::Reason;
 pub use definitions::{ALL, Definition};
 use definitions::{
     ATTEMPT_DURATION, ATTEMPTS, CONFIG_APPLIED_AT, CONFIG_INFO, CONNECTIONS_CUT, CONNECTIONS_OPEN, ENDPOINTS,
-    GRPC_CALLS, LOG_LINES_LOST, PUSHES, REQUEST_DURATION, REQUESTS, RETRIES,
+    GRPC_CALLS, HEDGES, LOG_LINES_LOST, PUSHES, REQUEST_DURATION, REQUESTS, RETRIES,
 };
+pub use seconds::{HedgeMetrics, HedgeResult, RetryMetrics, RetryResult};
 
 /// Labels of a status class; the last stands for a request that never had a status.
 const CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "none"];
@@ -62,6 +64,7 @@ pub struct Metrics {
     attempts: IntCounterVec,
     attempt_duration: HistogramVec,
     retries: IntCounterVec,
+    hedges: IntCounterVec,
     endpoints: IntGaugeVec,
     connections_open: IntGaugeVec,
     connections_cut: IntCounterVec,
@@ -72,6 +75,7 @@ pub struct Metrics {
     /// The living handles by their labels, so that two snapshots that overlap count into the same series.
     routes: Living<RouteLabels, RouteMetrics>,
     route_retries: Living<RetryLabels, RetryMetrics>,
+    route_hedges: Living<RetryLabels, HedgeMetrics>,
     clusters: Living<ClusterLabels, ClusterMetrics>,
 }
 
@@ -139,6 +143,7 @@ impl Metrics {
             attempts: ATTEMPTS.counters(&registry)?,
             attempt_duration: ATTEMPT_DURATION.histograms(&registry)?,
             retries: RETRIES.counters(&registry)?,
+            hedges: HEDGES.counters(&registry)?,
             endpoints: ENDPOINTS.gauges(&registry)?,
             connections_open: CONNECTIONS_OPEN.gauges(&registry)?,
             connections_cut: CONNECTIONS_CUT.counters(&registry)?,
@@ -150,6 +155,7 @@ impl Metrics {
             log_lines_lost: LOG_LINES_LOST.counters(&registry)?.with_label_values::<&str>(&[]),
             routes: Living::default(),
             route_retries: Living::default(),
+            route_hedges: Living::default(),
             clusters: Living::default(),
             registry,
             process,
@@ -180,6 +186,12 @@ impl Metrics {
     pub fn retries(self: &Arc<Self>, labels: RetryLabels) -> Arc<RetryMetrics> {
         self.route_retries
             .get_or_make(labels, |labels| RetryMetrics::new(self, labels))
+    }
+
+    /// The handles of a route's hedges: those that live already, or new ones.
+    pub fn hedges(self: &Arc<Self>, labels: RetryLabels) -> Arc<HedgeMetrics> {
+        self.route_hedges
+            .get_or_make(labels, |labels| HedgeMetrics::new(self, labels))
     }
 
     /// The handles of a cluster: those that live already, or new ones.
@@ -476,63 +488,6 @@ impl Drop for RouteMetrics {
                 .requests
                 .remove_label_values(&[listener, service, route, backend, class, reason]);
         });
-    }
-}
-
-/// What was decided about a failure that the policy would retry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RetryResult {
-    /// Another attempt was made.
-    Made,
-    /// The budget was spent.
-    Budget,
-    /// The attempts were used up, or the request's time was.
-    Limit,
-    /// The body was too large to be sent again, or the method forbids it.
-    NotReplayable,
-}
-
-impl RetryResult {
-    const ALL: [(Self, &'static str); 4] = [
-        (Self::Made, "made"),
-        (Self::Budget, "budget"),
-        (Self::Limit, "limit"),
-        (Self::NotReplayable, "not-replayable"),
-    ];
-}
-
-/// The handles of a route's retries.
-#[derive(Debug)]
-pub struct RetryMetrics {
-    metrics: Arc<Metrics>,
-    labels: RetryLabels,
-    results: [IntCounter; RetryResult::ALL.len()],
-}
-
-impl RetryMetrics {
-    fn new(metrics: &Arc<Metrics>, labels: &RetryLabels) -> Self {
-        let RetryLabels { service, route } = labels;
-        let results =
-            RetryResult::ALL.map(|(_, word)| metrics.retries.with_label_values(&[service, route, word]));
-        Self {
-            metrics: Arc::clone(metrics),
-            labels: labels.clone(),
-            results,
-        }
-    }
-
-    /// Counts a decision about a retry.
-    pub fn decided(&self, result: RetryResult) {
-        self.results[result as usize].inc();
-    }
-}
-
-impl Drop for RetryMetrics {
-    fn drop(&mut self) {
-        let RetryLabels { service, route } = &self.labels;
-        for (_, word) in RetryResult::ALL {
-            let _ = self.metrics.retries.remove_label_values(&[service, route, word]);
-        }
     }
 }
 

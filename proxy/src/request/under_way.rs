@@ -1,0 +1,142 @@
+//! One attempt with its bookkeeping: counted when it ends, and when nobody waits for its end any more.
+//!
+//! What happens on the wire is [`attempt`]'s; whether there is another is [`retry`]'s.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Instant;
+
+use crate::error::{Failure, Reason};
+use crate::request::Worker;
+use crate::request::attempt::{self, Answer, Outgoing};
+use crate::request::retry::{Progress, peek};
+use crate::request::upgrade::Upgrade;
+use crate::snapshot::routes::{Route, Target};
+use crate::telemetry::metrics::Ending;
+use crate::upstream::Pick;
+
+/// An attempt that is about to be made.
+#[derive(Debug)]
+pub(crate) struct Attempt<'a> {
+    pub(crate) worker: &'a Rc<Worker>,
+    pub(crate) route: &'a Route,
+    pub(crate) target: &'a Target,
+    pub(crate) pick: Pick,
+    /// What it asks to switch to, if it does.
+    pub(crate) upgrade: Option<&'a Upgrade>,
+}
+
+/// How an attempt ended, and when.
+pub(crate) type Made = (Result<Answer, Failure>, Instant);
+
+impl<'a> Attempt<'a> {
+    /// Makes it. `outrun`: set when it is given up for another one that was quicker.
+    pub(crate) fn make(
+        self,
+        progress: &Progress,
+        outgoing: &mut Outgoing,
+        outrun: Option<&'a Cell<bool>>,
+    ) -> impl Future<Output = Made> + use<'a> {
+        let Self {
+            worker,
+            route,
+            target,
+            pick,
+            upgrade,
+        } = self;
+        let deadline = progress.deadline();
+        let looks = progress.looks_at_calls().then(|| progress.may_go_again());
+        let began = progress.now();
+        let sent = outgoing.next(progress);
+        async move {
+            let counted = UnderWay {
+                worker,
+                target,
+                began,
+                outrun,
+                ended: false,
+            };
+            let upload = looks.and_then(|_| sent.body().upload());
+            let to = (pick, target.cluster.http2);
+            let outcome = match upgrade {
+                None => attempt::send(worker, to, sent, deadline, route.timeouts.idle).await,
+                Some(upgrade) => attempt::switch(worker, to, sent, upgrade, deadline).await,
+            };
+            let outcome = match (looks, outcome) {
+                (Some(may_go_again), Ok(answer)) => {
+                    // While the caller still sends, it may wait for the head before it says more.
+                    let wait = may_go_again && upload.is_none_or(|upload| upload.has_ended());
+                    peek::look(answer, wait, deadline.map(|(until, _)| until)).await
+                }
+                (_, outcome) => outcome,
+            };
+            let now = Instant::now();
+            counted.ended(&outcome, now);
+            (outcome, now)
+        }
+    }
+}
+
+/// An attempt under way.
+struct UnderWay<'a> {
+    worker: &'a Worker,
+    target: &'a Target,
+    began: Instant,
+    outrun: Option<&'a Cell<bool>>,
+    ended: bool,
+}
+
+impl UnderWay<'_> {
+    fn ended(mut self, outcome: &Result<Answer, Failure>, now: Instant) {
+        let ending = match outcome {
+            Ok(Answer {
+                head,
+                said: Some(reason),
+                ..
+            }) => Ending::failed(Some(head.status), *reason),
+            Ok(answer) => Ending::answered(answer.head.status),
+            Err(failure) => Ending::failed(None, failure.reason),
+        };
+        self.ended = true;
+        let took = now.saturating_duration_since(self.began);
+        self.target.cluster.metrics.attempt(ending, took);
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    /// It was given up while the upstream had not answered: that must show, or an upstream that hangs would look like
+    /// one that is never asked.
+    fn drop(&mut self) {
+        if !self.ended {
+            let outrun = self.outrun.is_some_and(Cell::get);
+            let given_up = Ending::failed(None, given_up_for(outrun, self.worker.drain.has_ended()));
+            self.target
+                .cluster
+                .metrics
+                .attempt(given_up, self.began.elapsed());
+        }
+    }
+}
+
+/// Why an attempt was given up. What is still under way when the time to drain is over was cut by this sidecar, not by
+/// its caller.
+fn given_up_for(outrun: bool, drain_has_ended: bool) -> Reason {
+    match (outrun, drain_has_ended) {
+        (true, _) => Reason::Outrun,
+        (false, true) => Reason::Draining,
+        (false, false) => Reason::ClientGone,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_that_is_given_up_is_blamed_on_who_gave_it_up() {
+        assert_eq!(given_up_for(false, false), Reason::ClientGone);
+        assert_eq!(given_up_for(false, true), Reason::Draining);
+        assert_eq!(given_up_for(true, false), Reason::Outrun);
+        assert_eq!(given_up_for(true, true), Reason::Outrun);
+    }
+}
