@@ -73,7 +73,7 @@ async fn every_service_of_the_examples_is_loaded_by_a_sidecar_and_answers() {
         }
         let (upstream, grpc) = (Upstream::start("a").await, GrpcUpstream::start("a").await);
         let address = match values(&text, "protocol").next() {
-            Some("grpc") => grpc.address(),
+            Some("grpc" | "http2") => grpc.address(),
             _ => upstream.address(),
         };
         let dns = DnsServer::start("shop.internal").await;
