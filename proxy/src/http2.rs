@@ -20,9 +20,9 @@ pub(crate) const HEADERS_MAX: u32 = 64 * 1024;
 /// trip of 1 ms it lets 128 MB/s through.
 pub(crate) const STREAM_WINDOW: u32 = 128 * 1024;
 
-/// What may wait to be sent on one stream beyond the frame at hand: two of HTTP/2's frames. With 64 KiB five hundred
-/// readers that are stuck hold a quarter more, and with 16 KiB too, whose frames are cut up more often.
-pub(crate) const SEND_BUFFER_MAX: usize = 32 * 1024;
+/// What may wait inside a connection to be sent on one stream: one of HTTP/2's frames. Each stream whose caller does not
+/// read holds this, and the piece of its body that is at hand.
+pub(crate) const SEND_BUFFER_MAX: usize = 16 * 1024;
 
 /// What is received on a stream, as a body.
 #[derive(Debug)]
@@ -144,6 +144,12 @@ impl<B: Body<Data = Bytes> + Unpin> Sent<B> {
         &self.body
     }
 
+    /// Asks for the window that what waits needs.
+    fn ask_for_room(&mut self) {
+        let count = self.waiting.as_ref().map_or(0, |(data, _)| data.len());
+        self.stream.reserve_capacity(count);
+    }
+
     /// Ready when the peer has all of it, or it cannot be.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendFailed<B::Error>>> {
         loop {
@@ -152,9 +158,17 @@ impl<B: Body<Data = Bytes> + Unpin> Sent<B> {
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(SendFailed::Stream(error))),
                 Poll::Pending => {}
             }
-            if let Some((data, last)) = self.waiting.take() {
-                if !data.is_empty() && self.stream.capacity() == 0 {
+            if let Some((mut data, last)) = self.waiting.take() {
+                let room = self.stream.capacity();
+                if room < data.len() {
+                    // Only what has its window is handed on. `h2` would take the rest too and keep it, and whether it had
+                    // left could not be seen.
+                    let piece = data.split_to(room);
                     self.waiting = Some((data, last));
+                    if !piece.is_empty() {
+                        self.stream.send_data(piece, false).map_err(SendFailed::Stream)?;
+                    }
+                    self.ask_for_room();
                     match ready!(self.stream.poll_capacity(cx)) {
                         Some(Ok(_)) => continue,
                         Some(Err(error)) => return Poll::Ready(Err(SendFailed::Stream(error))),
@@ -168,19 +182,9 @@ impl<B: Body<Data = Bytes> + Unpin> Sent<B> {
                     return Poll::Ready(Ok(()));
                 }
             }
-            // The body is asked when there is room for the first byte of what it says, so that no more than one frame
-            // of it waits here. Only that byte is asked for: a body with nothing to say must not hold the connection's
-            // window, which its siblings need.
-            self.stream.reserve_capacity(1);
-            if self.stream.capacity() == 0 {
-                match ready!(self.stream.poll_capacity(cx)) {
-                    Some(Ok(_)) => continue,
-                    Some(Err(error)) => return Poll::Ready(Err(SendFailed::Stream(error))),
-                    None => {
-                        return Poll::Ready(Err(SendFailed::Stream(h2::Reason::STREAM_CLOSED.into())));
-                    }
-                }
-            }
+            // The body is asked when nothing of it waits here, whether there is room for more or not: what it says may be
+            // its end, which needs none, and a body with nothing to say must not hold the connection's window, which
+            // its siblings need.
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
                 None => {
                     return Poll::Ready(
@@ -192,11 +196,8 @@ impl<B: Body<Data = Bytes> + Unpin> Sent<B> {
                 Some(Err(error)) => return Poll::Ready(Err(SendFailed::Body(error))),
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
-                        if !data.is_empty() {
-                            // One byte is asked for: `send_data` asks for the rest by itself.
-                            self.stream.reserve_capacity(1);
-                        }
                         self.waiting = Some((data, self.body.is_end_stream()));
+                        self.ask_for_room();
                     }
                     Err(frame) => {
                         let trailers = frame.into_trailers().unwrap_or_default();

@@ -27,9 +27,9 @@ use crate::upstream::gate::Gate;
 use crate::upstream::outgoing::OutgoingBody;
 use crate::upstream::pool::{Bounds, SendError, Switched};
 
-/// The read buffer's bound: a head and what came with it. A head that does not fit is refused. It is also what an
-/// answer holds whose caller does not read: five hundred of them over HTTP/2 take 28 MB with it, 32 MB with 32 KiB
-/// and 47 MB with 64 KiB, where 32 MB is what there is.
+/// The read buffer's bound: a head and what came with it. A head that does not fit is refused. It is also the piece of
+/// an answer that is held while its caller does not read: five hundred of them over HTTP/2 take 28 MB with it and about
+/// 40 with 64 KiB, where 32 MB is what there is.
 const BUFFER_MAX: usize = 24 * 1024;
 
 /// A connection to an endpoint.

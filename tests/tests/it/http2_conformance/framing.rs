@@ -305,6 +305,7 @@ fn windows() -> Vec<Case> {
         case("9113 6.9", "the reserved bit of WINDOW_UPDATE", &[frame::window(0, 0x8000_0001), get(1)], Expect::Answer(1, 200)),
         steps("9113 6.9.1", "a window of 1", vec![window(1), body(1, 3), Step::Exactly(1, 1), Step::Send(frame::window(1, 1)), Step::Exactly(1, 2), Step::Send(frame::window(1, 1))], Expect::Body(1, 3)),
         steps("9113 6.9.1", "a window of 0", vec![window(0), body(1, 100), Step::Head(1), Step::Exactly(1, 0), Step::Send(frame::window(1, 100))], Expect::Body(1, 100)),
+        steps("9113 6.9.1", "a window that is used up does not keep the end back", vec![window(5), Step::Send(get_of(1, "/chunked/5"))], Expect::Body(1, 5)),
         steps("9113 6.9.2", "a window opened by a setting", vec![window(0), body(1, 100), Step::Head(1), Step::Exactly(1, 0), window(60), Step::Exactly(1, 60), window(200)], Expect::Body(1, 100)),
         steps("9113 6.9.2", "a window below nothing", vec![window(50), body(1, 200), Step::Exactly(1, 50), window(10), Step::Send(frame::window(1, 30)), Step::Exactly(1, 50), Step::Send(frame::window(1, 20)), Step::Exactly(1, 60), Step::Send(frame::window(1, 1000))], Expect::Body(1, 200)),
         steps("9113 6.9.2", "a setting leaves the connection's window alone", vec![window(1_000_000), body(1, 100_000), Step::Exactly(1, 65_535), window(2_000_000), Step::Exactly(1, 65_535), Step::Send(frame::window(0, 100_000))], Expect::Body(1, 100_000)),

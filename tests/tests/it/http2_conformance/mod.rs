@@ -373,11 +373,17 @@ async fn run(address: SocketAddr, case: &Case) -> Result<(), String> {
     judged.unwrap_or_else(|_| Err(format!("nothing more came: {}", run.seen.tell())))
 }
 
-/// `/slow` takes an hour; `/body/COUNT` answers so many bytes.
+/// `/slow` takes an hour; `/body/COUNT` answers so many bytes, `/chunked/COUNT` without saying how many.
 fn answer(received: &Received) -> Answer {
     let target = received.target();
     if target == "/slow" {
         return Answer::ok().after(Duration::from_secs(3600));
+    }
+    if let Some(count) = target
+        .strip_prefix("/chunked/")
+        .and_then(|count| count.parse().ok())
+    {
+        return Answer::ok().body(vec![b'x'; count]).chunked();
     }
     match target.strip_prefix("/body/").and_then(|count| count.parse().ok()) {
         Some(count) => Answer::ok().body(vec![b'x'; count]),
