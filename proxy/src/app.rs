@@ -35,6 +35,13 @@ const HANG_UP_AFTER: Duration = Duration::from_secs(5);
 /// How often it is looked whether the last connection has gone.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 
+/// At the end, so long for the last log lines to be written: a reader of standard output that is stuck must not keep the
+/// sidecar from going.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether they are.
+const LAST_WORDS_LOOK: Duration = Duration::from_millis(5);
+
 /// How often snapshots that nobody holds any more are dropped.
 const BURY_EVERY: Duration = Duration::from_secs(1);
 
@@ -128,7 +135,8 @@ impl Sidecar {
         } = self;
         let metrics = Arc::new(Metrics::new()?);
         let snapshots = Arc::new(Snapshots::new(compile::nothing(&metrics)));
-        let logger = AccessLogger::start(bootstrap.access_log, metrics.lost_lines(), drain.clone())?;
+        let (logger, writing) =
+            AccessLogger::start(bootstrap.access_log, metrics.lost_lines(), drain.clone())?;
         let workers = Workers::start(worker_count(&bootstrap), &snapshots, &logger, &drain)?;
         let resolver = Resolver::new(&dns)?;
         let source = source(&bootstrap, &resolver)?;
@@ -156,6 +164,8 @@ impl Sidecar {
 
         drain.draining().await;
         finish(&drain, bootstrap.drain.0).await;
+        drop(logger);
+        last_words(workers.into_threads().into_iter().chain([writing]).collect()).await;
         Ok(())
     }
 }
@@ -167,6 +177,18 @@ async fn keep_configured(mut applier: Applier, mut source: Source) {
         let push = source.next().await;
         let verdict = apply::apply(&mut applier, push).await;
         source.answer(verdict);
+    }
+}
+
+/// Waits until the workers have let go of what they still had and its log lines are written, within bounds.
+async fn last_words(threads: Vec<std::thread::JoinHandle<()>>) {
+    let until = tokio::time::Instant::now() + LAST_WORDS_MAX;
+    while threads.iter().any(|thread| !thread.is_finished()) {
+        if tokio::time::Instant::now() >= until {
+            tracing::warn!("a thread did not end in time; the last lines of the access log may be lost");
+            return;
+        }
+        tokio::time::sleep(LAST_WORDS_LOOK).await;
     }
 }
 

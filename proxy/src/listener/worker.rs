@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::LocalOptions;
@@ -30,6 +31,7 @@ const EVENT_INTERVAL: u32 = 31;
 #[derive(Debug)]
 pub(crate) struct Workers {
     seats: Vec<Seat>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Workers {
@@ -41,6 +43,7 @@ impl Workers {
         drain: &Drain,
     ) -> anyhow::Result<Self> {
         let mut seats = Vec::with_capacity(count);
+        let mut threads = Vec::with_capacity(count);
         for number in 0..count {
             let (arrivals, arriving) = mpsc::channel(ARRIVALS_MAX);
             let connections = Arc::new(AtomicUsize::new(0));
@@ -49,7 +52,7 @@ impl Workers {
                 connections: Arc::clone(&connections),
             });
             let (snapshots, logger, drain) = (Arc::clone(snapshots), logger.clone(), drain.clone());
-            std::thread::Builder::new()
+            let thread = std::thread::Builder::new()
                 .name(format!("worker-{number}"))
                 .spawn(move || {
                     let mut builder = tokio::runtime::Builder::new_current_thread();
@@ -65,8 +68,14 @@ impl Workers {
                         Err(error) => tracing::error!(number, %error, "a worker cannot start"),
                     }
                 })?;
+            threads.push(thread);
         }
-        Ok(Self { seats })
+        Ok(Self { seats, threads })
+    }
+
+    /// The threads, for who waits for their end.
+    pub(crate) fn into_threads(self) -> Vec<JoinHandle<()>> {
+        self.threads
     }
 
     pub(super) fn seats(&self) -> Vec<Seat> {

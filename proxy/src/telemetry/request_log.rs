@@ -32,14 +32,18 @@ pub struct AccessLogger {
 }
 
 impl AccessLogger {
-    /// Starts the thread that writes.
+    /// Starts the thread that writes. It ends when it has written all and the last clone of the logger is gone.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn start(which: AccessLog, lost: LostLines, drain: Drain) -> std::io::Result<Self> {
+    pub fn start(
+        which: AccessLog,
+        lost: LostLines,
+        drain: Drain,
+    ) -> std::io::Result<(Self, std::thread::JoinHandle<()>)> {
         let (lines, waiting) = sync_channel::<Vec<u8>>(LINES_WAITING_MAX);
         let unwritten = lost.clone();
-        std::thread::Builder::new()
+        let writing = std::thread::Builder::new()
             .name("access-log".into())
             .spawn(move || {
                 // Ends when the last worker is gone, or when nobody reads standard output any more.
@@ -53,12 +57,13 @@ impl AccessLogger {
                     }
                 }
             })?;
-        Ok(Self {
+        let logger = Self {
             which,
             lines,
             lost,
             drain,
-        })
+        };
+        Ok((logger, writing))
     }
 
     fn writes(&self, failed: bool) -> bool {

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use outrigger_tests::client::Reply;
+use outrigger_tests::metrics::Metrics;
 use outrigger_tests::upstream::Reuse;
 use outrigger_tests::{Answer, Ask, Behaviour, Sidecar, Upstream, simple, within};
 
@@ -283,7 +284,13 @@ async fn a_request_that_waits_for_its_retry_takes_nothing_from_the_others() {
     }));
     let waiting: Vec<_> = (0..20).map(waiting).collect();
     upstream.has_requests(20).await;
-    // All twenty wait. Each of these still has the retry that it has earned.
+    // Two workers that ask the budget at the same moment may see what one of them is paying in only afterwards, so
+    // not every one of the twenty is sure to go again.
+    let decided = |metrics: &Metrics| metrics.sum("outrigger_retries_total", &[]) == 20.0;
+    sidecar
+        .metrics_when("that all twenty are decided upon", decided)
+        .await;
+    // They wait. Each of these still has the retry that it has earned.
     for _ in 0..10 {
         let before = upstream.requests();
         assert_eq!(sidecar.client().get("reviews", "/quick").await.status(), 503);
