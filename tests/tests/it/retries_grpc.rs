@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use outrigger_tests::client::Reply;
 use outrigger_tests::grpc::{Call, GrpcUpstream};
-use outrigger_tests::{Ask, ServiceFile, Sidecar, within};
+use outrigger_tests::{Ask, ServiceFile, Sidecar, SidecarSpec, Upstream, within};
 
 async fn sidecar(upstreams: &[&GrpcUpstream], fields: &str) -> Sidecar {
     let addresses: Vec<_> = upstreams.iter().map(|upstream| upstream.address()).collect();
@@ -186,4 +186,30 @@ async fn other_requests_are_not_looked_into() {
         .header("content-type", "text/plain");
     assert_eq!(sidecar.client().send(ask).await.status(), 200);
     assert_eq!(upstream.calls(), 1);
+}
+
+#[tokio::test]
+async fn a_call_that_the_endpoints_own_sidecar_could_not_deliver_is_made_elsewhere() {
+    let (app, alive) = (Upstream::dead("app"), GrpcUpstream::start("alive").await);
+    let file = ServiceFile::new("reviews")
+        .field("protocol: grpc")
+        .app(app.address())
+        .backend("v1", &[app.address()]);
+    let theirs = Sidecar::start(SidecarSpec::text("theirs", &file.to_string()).beside("reviews")).await;
+    let file = ServiceFile::new("reviews")
+        .field("protocol: grpc")
+        .field("balance: round_robin")
+        .backend("v1", &[theirs.inbound(), alive.address()])
+        .route("default", &[("v1", 1)], "");
+    let ours = Sidecar::of(file).await;
+    for _ in 0..6 {
+        let reply = call(&ours).await;
+        assert!(is_answered(&reply), "{reply:?}");
+    }
+    let metrics = ours.metrics().await;
+    let undelivered = [("reason", "connect-failed"), ("status_class", "2xx")];
+    assert!(
+        metrics.sum("outrigger_attempts_total", &undelivered) >= 1.0,
+        "gRPC fails with 200"
+    );
 }
