@@ -151,7 +151,7 @@ impl Reason {
             Self::ConnectTimeout =>   facts("connect-timeout",   503, 14, No,    "no answer to the connection; look at security groups and routes"),
             Self::RefusedStream =>    facts("refused-stream",    503, 14, No,    "the instance turned the request away before it began; look for its restart or its limit on streams"),
             Self::UpstreamReset =>    facts("upstream-reset",    502, 14, Maybe, "the instance closed the connection; look for its crash or restart"),
-            Self::EnhanceYourCalm =>  facts("enhance-your-calm", 502, 14, Maybe, "the instance is being asked too much and said so; it is not asked again; look at its load"),
+            Self::EnhanceYourCalm =>  facts("enhance-your-calm", 502,  8, Maybe, "the instance is being asked too much and said so; it is not asked again; look at its load"),
             Self::UpstreamProtocol => facts("upstream-protocol", 502, 14, Maybe, "the instance does not answer in HTTP; is `protocol` right?"),
             Self::AttemptTimeout =>   facts("attempt-timeout",   504,  4, Maybe, "one attempt outlasted `timeout.attempt`"),
             Self::RequestTimeout =>   facts("request-timeout",   504,  4, Maybe, "the request outlasted `timeout.request`"),

@@ -29,6 +29,8 @@ pub enum Call {
     Reset(u32),
     /// A head as soon as the call begins, and a message when the caller has sent all of its own.
     HeadFirst,
+    /// Nothing, until the caller goes.
+    Silence,
     /// A plain answer of HTTP with this status.
     Http(&'static str),
 }
@@ -45,6 +47,7 @@ pub struct GrpcUpstream {
 struct Shared {
     name: String,
     calls: AtomicU64,
+    given_up: AtomicU64,
     next: Mutex<VecDeque<Call>>,
     otherwise: Mutex<Call>,
 }
@@ -58,6 +61,7 @@ impl GrpcUpstream {
         let shared = Arc::new(Shared {
             name: name.to_owned(),
             calls: AtomicU64::new(0),
+            given_up: AtomicU64::new(0),
             next: Mutex::default(),
             otherwise: Mutex::new(Call::Message(0)),
         });
@@ -97,6 +101,11 @@ impl GrpcUpstream {
     /// How many calls have begun.
     pub fn calls(&self) -> u64 {
         self.shared.calls.load(Ordering::SeqCst)
+    }
+
+    /// How many calls the other side gave up by resetting their streams.
+    pub fn given_up(&self) -> u64 {
+        self.shared.given_up.load(Ordering::SeqCst)
     }
 
     /// Waits until so many calls have begun.
@@ -159,7 +168,10 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
                 let more = (length as u32).to_be_bytes();
                 stream.write_all(&frame(WINDOW_UPDATE, 0, 0, &more)).await?;
             }
-            RST_STREAM => begun.retain(|(begun, _)| *begun != number),
+            RST_STREAM => {
+                begun.retain(|(begun, _)| *begun != number);
+                shared.given_up.fetch_add(1, Ordering::SeqCst);
+            }
             _ => {}
         }
         if matches!(kind, HEADERS | DATA)
@@ -209,6 +221,7 @@ impl Shared {
                 frame(RST_STREAM, 0, number, &code.to_be_bytes()),
             ]
             .concat(),
+            Call::Silence => Vec::new(),
             Call::Reset(code) => frame(RST_STREAM, 0, number, &code.to_be_bytes()),
             Call::Http(status) => {
                 let fields = [(":status", *status), ("x-upstream", self.name.as_str())];

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use http::header::SEC_WEBSOCKET_KEY;
 use http::request::Parts;
 use http::{Request, StatusCode, response};
+use http_body::Body;
 
 use crate::arriving::Arriving;
 use crate::error::{Failure, Reason};
@@ -99,7 +100,7 @@ pub(crate) async fn send(
         match carrier.send(request, bounds).await {
             Ok(response) => {
                 let (mut head, body) = response.into_parts();
-                let said = said(&head);
+                let said = said(&head, http2 && body.is_end_stream());
                 match said {
                     // The application behind the endpoint is as good as not there.
                     Some(Reason::ConnectFailed | Reason::ConnectTimeout) => {
@@ -164,7 +165,7 @@ pub(crate) async fn switch(
     if switched.is_some() {
         upgrade.consent(&mut head);
     }
-    let said = said(&head);
+    let said = said(&head, false);
     Ok(Answer {
         head,
         body,
@@ -192,9 +193,10 @@ async fn carrier(
 }
 
 /// The reason that the sidecar of the endpoint gives, if it answered itself. Only failures are looked at, so that an
-/// answer that is one costs nothing.
-fn said(head: &response::Parts) -> Option<Reason> {
-    if !head.status.is_server_error() {
+/// answer that is one costs nothing; and answers by HTTP/2 that are a head and nothing else, which is how a failure
+/// looks in gRPC.
+fn said(head: &response::Parts, headed_only: bool) -> Option<Reason> {
+    if !head.status.is_server_error() && !headed_only {
         return None;
     }
     head.headers

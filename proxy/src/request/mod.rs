@@ -26,8 +26,7 @@ use crate::drain::Drain;
 use crate::error::{Failure, Reason};
 use crate::request::attempt::{Answer, Outgoing};
 use crate::request::body::{Bounds, ResponseBody};
-use crate::request::retry::hedge::{self, Racing};
-use crate::request::retry::{Decision, Progress};
+use crate::request::retry::{Decision, Progress, hedge};
 use crate::request::under_way::Attempt;
 use crate::request::upgrade::Upgrade;
 use crate::snapshot::{Entry, Lease, Matched, Reader, Snapshots};
@@ -132,14 +131,8 @@ async fn serve(
         };
         let (outcome, ended) = match &route.hedge {
             Some(hedge) if progress.may_hedge() && upgrade.is_none() => {
-                let racing = Racing {
-                    worker,
-                    route: &route,
-                    progress: &mut progress,
-                    outgoing: &mut outgoing,
-                    log,
-                };
-                let (made, at) = Box::pin(hedge::race(racing, hedge, attempt)).await;
+                let race = hedge::race(hedge, attempt, &mut progress, &mut outgoing, log);
+                let (made, at) = Box::pin(race).await;
                 target = at;
                 made
             }

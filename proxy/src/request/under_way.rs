@@ -14,6 +14,7 @@ use crate::request::upgrade::Upgrade;
 use crate::snapshot::routes::{Route, Target};
 use crate::telemetry::metrics::Ending;
 use crate::upstream::Pick;
+use crate::upstream::outgoing::Upload;
 
 /// An attempt that is about to be made.
 #[derive(Debug)]
@@ -64,8 +65,7 @@ impl<'a> Attempt<'a> {
             };
             let outcome = match (looks, outcome) {
                 (Some(may_go_again), Ok(answer)) => {
-                    // While the caller still sends, it may wait for the head before it says more.
-                    let wait = may_go_again && upload.is_none_or(|upload| upload.has_ended());
+                    let wait = may_go_again && has_ended(upload.as_ref());
                     peek::look(answer, wait, deadline.map(|(until, _)| until)).await
                 }
                 (_, outcome) => outcome,
@@ -118,6 +118,11 @@ impl Drop for UnderWay<'_> {
     }
 }
 
+/// Whether the caller has sent all that it will. While it still sends, it may wait for the head before it says more.
+fn has_ended(upload: Option<&Upload>) -> bool {
+    upload.is_none_or(Upload::has_ended)
+}
+
 /// Why an attempt was given up. What is still under way when the time to drain is over was cut by this sidecar, not by
 /// its caller.
 fn given_up_for(outrun: bool, drain_has_ended: bool) -> Reason {
@@ -131,6 +136,12 @@ fn given_up_for(outrun: bool, drain_has_ended: bool) -> Reason {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_first_frame_is_waited_for_while_the_caller_still_sends() {
+        assert!(has_ended(None), "there is nothing to send");
+        assert!(!has_ended(Some(&Upload::default())));
+    }
 
     #[test]
     fn an_attempt_that_is_given_up_is_blamed_on_who_gave_it_up() {

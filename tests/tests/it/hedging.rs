@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use outrigger_tests::metrics::Metrics;
-use outrigger_tests::{Answer, Ask, Behaviour, ServiceFile, Sidecar, Upstream, eventually, simple};
+use outrigger_tests::{Answer, Ask, Behaviour, ServiceFile, Sidecar, Upstream, eventually, simple, within};
 
 /// A hedge that comes at once, so that no test waits for it.
 const HEDGE: &str = "hedge: { after: 50ms }";
@@ -37,7 +37,12 @@ async fn a_slow_request_is_answered_by_another_endpoint_and_the_slow_one_is_let_
     })
     .await;
     let metrics = sidecar.metrics().await;
-    assert_eq!(hedges(&metrics), [hedged as f64, 0.0, 0.0, 0.0]);
+    let [won, lost, ..] = hedges(&metrics);
+    // On a machine that stalls the quick one may be hedged by the slow one as well.
+    assert!(
+        won >= 2.0 && won + lost == hedged as f64,
+        "{won} won, {lost} lost, {hedged} hedged"
+    );
     let outrun = [("reason", "outrun")];
     assert_eq!(metrics.sum("outrigger_attempts_total", &outrun), hedged as f64);
     assert_eq!(
@@ -108,19 +113,17 @@ async fn a_post_is_not_doubled_unless_its_policy_calls_it_idempotent() {
 #[tokio::test]
 async fn a_request_whose_body_still_comes_or_is_too_large_is_not_doubled() {
     let fields = format!("timeout: {{ request: 700ms }}\n{HEDGE}");
-    let (slow, quick, sidecar) = slow_and_quick(&fields).await;
     let large = Ask::new("PUT", "/").host("reviews").body(vec![7; 65 * 1024]);
-    assert_eq!(sidecar.client().send(large).await.status(), 504);
-    assert_eq!((slow.requests(), quick.requests()), (1, 0));
-    // The next turn is the quick one's, which is not to take it.
-    assert_eq!(sidecar.client().get("reviews", "/").await.status(), 200);
-    let mut connection = sidecar.client().connect().await;
-    let half = b"PUT / HTTP/1.1\r\nhost: reviews\r\ncontent-length: 10\r\n\r\n01234";
-    connection.wire().send(half).await.unwrap();
-    let reply = outrigger_tests::within("an answer", connection.reply_to("PUT")).await;
-    assert_eq!(reply.unwrap().status(), 504);
-    assert_eq!((slow.requests(), quick.requests()), (2, 1));
-    assert_eq!(hedges(&sidecar.metrics().await), [0.0; 4]);
+    let half = b"PUT / HTTP/1.1\r\nhost: reviews\r\ncontent-length: 10\r\n\r\n01234".to_vec();
+    for bytes in [large.to_bytes(), half] {
+        let (slow, quick, sidecar) = slow_and_quick(&fields).await;
+        let mut connection = sidecar.client().connect().await;
+        connection.wire().send(&bytes).await.unwrap();
+        let reply = within("an answer", connection.reply_to("PUT")).await;
+        assert_eq!(reply.unwrap().status(), 504);
+        assert_eq!((slow.requests(), quick.requests()), (1, 0));
+        assert_eq!(hedges(&sidecar.metrics().await), [0.0; 4]);
+    }
 }
 
 #[tokio::test]
@@ -169,7 +172,7 @@ async fn no_more_hedges_are_made_than_the_route_says() {
         for upstream in &upstreams {
             upstream.behave(Behaviour::Hang);
         }
-        let fields = format!("timeout: {{ request: 900ms }}\nhedge: {{ after: 50ms, at_most: {at_most} }}");
+        let fields = format!("timeout: {{ request: 1500ms }}\nhedge: {{ after: 50ms, at_most: {at_most} }}");
         let all: Vec<&Upstream> = upstreams.iter().collect();
         let sidecar = Sidecar::of(simple("reviews", &all, &fields)).await;
         assert_eq!(sidecar.client().get("reviews", "/").await.status(), 504);
@@ -195,7 +198,7 @@ async fn a_slow_release_is_hedged_by_the_other_and_the_request_counts_as_that_on
         assert_eq!(sidecar.client().get("reviews", "/").await.upstream(), "quick");
     }
     let hedged = slow.requests();
-    assert!((2..=4).contains(&hedged), "{hedged}");
+    assert!(hedged >= 2, "{hedged}");
     let metrics = sidecar.metrics().await;
     assert_eq!(
         metrics.sum("outrigger_requests_total", &[("backend", "quick")]),

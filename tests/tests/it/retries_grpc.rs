@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use outrigger_tests::client::Reply;
 use outrigger_tests::grpc::{Call, GrpcUpstream};
-use outrigger_tests::{Ask, ServiceFile, Sidecar, within};
+use outrigger_tests::{Ask, ServiceFile, Sidecar, SidecarSpec, Upstream, eventually, within};
 
 async fn sidecar(upstreams: &[&GrpcUpstream], fields: &str) -> Sidecar {
     let addresses: Vec<_> = upstreams.iter().map(|upstream| upstream.address()).collect();
@@ -186,4 +186,75 @@ async fn other_requests_are_not_looked_into() {
         .header("content-type", "text/plain");
     assert_eq!(sidecar.client().send(ask).await.status(), 200);
     assert_eq!(upstream.calls(), 1);
+}
+
+#[tokio::test]
+async fn a_call_that_the_endpoints_own_sidecar_could_not_deliver_is_made_elsewhere() {
+    let (app, alive) = (Upstream::dead("app"), GrpcUpstream::start("alive").await);
+    let file = ServiceFile::new("reviews")
+        .field("protocol: grpc")
+        .app(app.address())
+        .backend("v1", &[app.address()]);
+    let theirs = Sidecar::start(SidecarSpec::text("theirs", &file.to_string()).beside("reviews")).await;
+    let file = ServiceFile::new("reviews")
+        .field("protocol: grpc")
+        .field("balance: round_robin")
+        .backend("v1", &[theirs.inbound(), alive.address()])
+        .route("default", &[("v1", 1)], "");
+    let ours = Sidecar::of(file).await;
+    for _ in 0..6 {
+        let reply = call(&ours).await;
+        assert!(is_answered(&reply), "{reply:?}");
+    }
+    let metrics = ours.metrics().await;
+    let undelivered = [("reason", "connect-failed"), ("status_class", "2xx")];
+    assert!(
+        metrics.sum("outrigger_attempts_total", &undelivered) >= 1.0,
+        "gRPC fails with 200"
+    );
+}
+
+#[tokio::test]
+async fn a_slow_call_is_made_a_second_time_and_the_slow_stream_is_reset() {
+    let (slow, quick) = (
+        GrpcUpstream::start("slow").await,
+        GrpcUpstream::start("quick").await,
+    );
+    slow.behave(Call::Silence);
+    let file = ServiceFile::new("reviews")
+        .field("protocol: grpc")
+        .field("balance: round_robin")
+        .backend("v1", &[slow.address(), quick.address()]);
+    let hedge = "hedge: { after: 50ms }\nretry: { treat_as_idempotent: [POST], on: [unavailable] }";
+    let sidecar = Sidecar::of(file.route("default", &[("v1", 1)], hedge)).await;
+    for _ in 0..4 {
+        let reply = call(&sidecar).await;
+        assert!(is_answered(&reply), "{reply:?}");
+    }
+    let hedged = slow.calls();
+    assert!(hedged >= 2, "{hedged}");
+    eventually("the slow streams to be reset", async || {
+        (slow.given_up() == hedged).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_hedge_that_is_told_unavailable_does_not_end_a_call_whose_first_attempt_goes_on() {
+    let (first, bad) = (
+        GrpcUpstream::start("first").await,
+        GrpcUpstream::start("bad").await,
+    );
+    first.behave(Call::Silence);
+    bad.behave(Call::Trailers(14, Vec::new()));
+    let file = ServiceFile::new("reviews")
+        .field("protocol: grpc")
+        .field("balance: round_robin")
+        .backend("v1", &[first.address(), bad.address()]);
+    let fields = "timeout: { request: 900ms }\nhedge: { after: 50ms }\n\
+                  retry: { treat_as_idempotent: [POST], on: [unavailable] }";
+    let sidecar = Sidecar::of(file.route("default", &[("v1", 1)], fields)).await;
+    let reply = call(&sidecar).await;
+    assert_eq!(reply.head.header("grpc-status"), Some("4"), "{reply:?}");
+    assert_eq!((first.calls(), bad.calls()), (1, 1));
 }

@@ -61,7 +61,9 @@ impl Event {
     fn of(outcome: &Result<Answer, Failure>) -> Self {
         match outcome {
             Ok(answer) => match answer.said {
-                Some(reason) if reason.reached() == Reached::No => Self::NotDelivered,
+                Some(reason) if reason.reached() == Reached::No && reason.status().is_server_error() => {
+                    Self::NotDelivered
+                }
                 _ => Self::Answered(answer.head.status.as_u16()),
             },
             Err(failure) => Self::Failed(failure.reason),
@@ -115,8 +117,7 @@ impl Event {
             Self::Answered(200) => None,
             Self::Answered(status) => Some(peek::grpc_status_of_http(status)),
             Self::NotDelivered => Some(peek::UNAVAILABLE),
-            Self::Failed(Reason::AttemptTimeout) => Some(peek::DEADLINE_EXCEEDED),
-            Self::Failed(_) => self.condition().map(|_| peek::UNAVAILABLE),
+            Self::Failed(reason) => self.condition().map(|_| u16::from(reason.grpc_status())),
         }
     }
 

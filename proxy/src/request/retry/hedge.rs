@@ -19,12 +19,12 @@ use crate::telemetry::metrics::HedgeResult;
 use crate::telemetry::request_log::RequestLog;
 
 /// A request on its way, as far as another attempt needs it.
-pub(crate) struct Racing<'a, 'b> {
-    pub(crate) worker: &'a Rc<Worker>,
-    pub(crate) route: &'a Route,
-    pub(crate) progress: &'b mut Progress,
-    pub(crate) outgoing: &'b mut Outgoing,
-    pub(crate) log: &'b mut RequestLog,
+struct Racing<'a, 'b> {
+    worker: &'a Rc<Worker>,
+    route: &'a Route,
+    progress: &'b mut Progress,
+    outgoing: &'b mut Outgoing,
+    log: &'b mut RequestLog,
 }
 
 /// One of the attempts.
@@ -38,10 +38,19 @@ struct Runner<'a, 'c> {
 /// Makes an attempt, and others beside it while no head has come. A failure that is worth another attempt ends the
 /// race only if no other is under way. The target that it ended at comes back with the outcome.
 pub(crate) async fn race<'a>(
-    mut racing: Racing<'a, '_>,
     hedge: &Hedge,
     first: Attempt<'a>,
+    progress: &mut Progress,
+    outgoing: &mut Outgoing,
+    log: &mut RequestLog,
 ) -> (Made, &'a Target) {
+    let mut racing = Racing {
+        worker: first.worker,
+        route: first.route,
+        progress,
+        outgoing,
+        log,
+    };
     let outrun = Cell::new(false);
     let after = hedge.policy.after.0;
     let mut left = hedge.policy.at_most;

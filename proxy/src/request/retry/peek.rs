@@ -22,9 +22,6 @@ const PEEK_MAX: Duration = Duration::from_secs(1);
 /// The code UNAVAILABLE of gRPC.
 pub(super) const UNAVAILABLE: u16 = 14;
 
-/// The code DEADLINE_EXCEEDED of gRPC.
-pub(super) const DEADLINE_EXCEEDED: u16 = 4;
-
 /// How a call ended that ended before its first message. Kept among the extensions of the answer's head.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ended {
