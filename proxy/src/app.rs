@@ -28,7 +28,7 @@ use crate::upstream::discovery::Resolver;
 const QUIET: Duration = Duration::from_millis(500);
 
 /// A kept connection that is silent is left open this long after draining began. A sidecar closes its side of an
-/// idle connection after 4 s (`upstream::pool`), so that it is the caller who closes, and no request meets a
+/// idle connection after 3 to 4 s (`upstream::pool`), so that it is the caller who closes, and no request meets a
 /// connection that is being closed under its hands.
 const HANG_UP_AFTER: Duration = Duration::from_secs(5);
 

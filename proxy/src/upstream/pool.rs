@@ -29,8 +29,9 @@ use crate::upstream::http2::{Stream, Trunk};
 use crate::upstream::outgoing::{OutgoingBody, Upload};
 
 /// An idle connection is closed after this. Node.js closes its side after 5 s by default and many servers follow
-/// it; closing first is what keeps a request from meeting a connection that is being closed.
-const IDLE_MAX: Duration = Duration::from_secs(4);
+/// it; closing first is what keeps a request from meeting a connection that is being closed. The sweep that closes it
+/// comes up to a second later, which is still a second before a sidecar that drains hangs up (`app`).
+const IDLE_MAX: Duration = Duration::from_secs(3);
 
 /// The most idle connections that a worker keeps to one endpoint; more are closed when their request is done. Eight
 /// workers' worth is what the endpoint is allowed in all, so that idle ones seldom stand in the way of needed ones.
