@@ -26,7 +26,7 @@ class Absent(Exception):
 
 def everything(options):
     """The contestants that take part, and for each other one the reason why not."""
-    system_packages(options.names)
+    system_packages(options.names, options.works)
     find = {
         "outrigger": lambda: outrigger(options.binary),
         "haproxy": lambda: debian("haproxy", ["-v"]),
@@ -57,10 +57,13 @@ def which(program):
     return shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
 
 
-def system_packages(names):
+def system_packages(names, works):
     """Installs the missing Debian packages in one go."""
     # nginx is always needed: it is the backend. gcc builds the floor.
     wanted = {"wrk": "wrk", "nginx": "nginx", "taskset": "util-linux"}
+    if "http2" in works:
+        wanted["h2load"] = "nghttp2-client"
+        wanted["curl"] = "curl"
     if "haproxy" in names:
         wanted["haproxy"] = "haproxy"
     if "floor" in names:

@@ -13,7 +13,7 @@ import install
 import measure
 from processes import Failed
 import report
-from contestants import NAMES
+from contestants import NAMES, WORKS
 
 # A smoke test answers "does every contestant serve without an error", not "how fast": one short round will do.
 SHORT_ROUNDS, SHORT_SECONDS = 1, 2
@@ -24,12 +24,13 @@ BUSY_LOAD = 0.7
 def arguments(argv):
     parser = argparse.ArgumentParser(
         prog="bench/run",
-        description="Compares one HTTP/1.1 hop through outrigger-proxy, Envoy, HAProxy, nginx, a bare epoll "
+        description="Compares one hop, by HTTP/1.1 and by HTTP/2, through outrigger-proxy, Envoy, HAProxy, nginx, a bare epoll "
         "forwarder (floor) and no proxy (direct), in one run on one machine.",
     )
     parser.add_argument("--rounds", type=int, default=5, help="rounds, each measuring every contestant (5)")
     parser.add_argument("--seconds", type=int, default=5, help="seconds of load in each round (5)")
-    parser.add_argument("--connections", type=int, default=64, help="connections that the load keeps busy (64)")
+    parser.add_argument("--connections", type=int, default=64, help="connections of the HTTP/1.1 load (64)")
+    parser.add_argument("--work", metavar="WORKS", default=",".join(WORKS), help=f"some of {','.join(WORKS)}")
     parser.add_argument("--only", metavar="NAMES", help=f"some of {','.join(NAMES)}, separated by commas")
     parser.add_argument("--binary", metavar="PATH", help="this outrigger-proxy, instead of building one")
     parser.add_argument("--short", action="store_true", help="one round of 2 s: a smoke test, not a measurement")
@@ -44,10 +45,14 @@ def arguments(argv):
     for name in options.names:
         if name not in NAMES:
             parser.error(f"--only: no contestant is called `{name}`; there are {', '.join(NAMES)}")
+    options.works = options.work.split(",")
+    for work in options.works:
+        if work not in WORKS:
+            parser.error(f"--work: no work is called `{work}`; there are {', '.join(WORKS)}")
     if min(options.rounds, options.seconds, options.connections) < 1:
         parser.error("--rounds, --seconds and --connections must be at least 1")
-    if options.write and (options.short or options.only):
-        parser.error("--write is for a whole run: without --short and --only")
+    if options.write and (options.short or options.only or options.works != list(WORKS)):
+        parser.error("--write is for a whole run: without --short, --only and --work")
     choose_cores(parser, options)
     return options
 
@@ -79,15 +84,18 @@ def main(argv):
     with tempfile.TemporaryDirectory(prefix="outrigger-bench-") as directory:
         # nginx's worker gives up root and must still reach its folders.
         os.chmod(directory, 0o755)
-        rounds = measure.run(field, options, directory)
-    result = report.summarise(field, absent, rounds, options, argv)
+        done = []
+        for work in (WORKS[key] for key in options.works):
+            who = [contestant for contestant in field if contestant.name in work.names]
+            done.append(report.summarise_work(work, who, measure.run(work, who, options, directory)))
+    result = report.summarise(done, absent, options, argv)
     # With --json - standard output is for a program that reads it.
     print(report.terminal(result), file=sys.stderr if options.json == "-" else sys.stdout)
     if options.json:
         report.write_json(result, options.json)
     if options.write:
         report.write_page(result)
-    return 0 if all(row["valid"] for row in result["rows"]) and not absent else 1
+    return 0 if all(row["valid"] for work in done for row in work["rows"]) and not absent else 1
 
 
 if __name__ == "__main__":

@@ -25,20 +25,23 @@ Written by `bench/run --write`; do not edit by hand. What runs, and why each con
 {command}
 ```
 
-{date}, {cpu}, {cores} cores{virtual}, {system}, Linux {kernel}. {rounds} rounds of {seconds} s with {connections}
-connections each, medians. The proxy has one core and one worker thread; load (wrk) and backend (nginx) share the other.
+{date}, {cpu}, {cores} cores{virtual}, {system}, Linux {kernel}. {rounds} rounds of {seconds} s each, medians. The proxy
+has one core and one worker thread; load and backend (nginx) share the other.
+"""
 
-## One HTTP/1.1 hop
+WORK = """
+## One {title} hop
+
+{load}
 
 """
 
 READING = """
-How to read it:
+## How to read it
 
 - **CPU µs/request** is the figure to compare: user and system time of every process and thread of the contestant,
   divided by the requests it answered. It does not depend on how fast the load generator is.
-- **requests/s, p50 and p99** are those of a whole machine with {connections} connections that ask again as soon as they
-  are answered. The higher the rate, the longer the queue for the shared other core: compare them only between rows.
+- **requests/s, p50 and p99** are those of a whole machine with connections that ask again as soon as they are answered. The higher the rate, the longer the queue for the shared other core: compare them only between rows.
 - **core busy** is how much of its core the contestant used. Well below 100 %, the load was the limit and not the proxy.
 - **floor** is a bare epoll byte forwarder in C (bench/floor.c): what a hop costs at the least. **direct** is no proxy.
 - **idle RSS** is read after the first answer, **loaded** right after the load. PSS counts pages that processes share
@@ -55,7 +58,7 @@ Those of the design that this run can judge. The CPU bars are against the same r
 """
 
 BOTTOM = """
-Bars that this comparison does not measure yet: the HTTP/2 hop, the mTLS pair, memory with 1,000 services, route cost at
+Bars that this comparison does not measure yet: the mTLS pair, memory with 1,000 services, route cost at
 5,000 routes, a push under load, a push to 10,000 sidecars.
 """
 
@@ -64,32 +67,43 @@ def markdown(result):
     """The whole page."""
     facts = {**result, **result["machine"]}
     facts["virtual"] = " (virtual machine)" if result["machine"]["virtual"] else ""
-    lines = [TOP.format(**facts) + table(HEADER), table(["---"] * 2 + ["--:"] * (len(HEADER) - 2))]
-    lines += [table(cells(row, result)) for row in result["rows"]]
-    lines += ["", ranges(result)]
+    lines = [TOP.format(**facts).rstrip("\n")]
+    for work in result["works"]:
+        lines.append(WORK.format(title=work["title"], load=load(work, result)).rstrip("\n") + "\n")
+        lines += [table(HEADER), table(["---"] * 2 + ["--:"] * (len(HEADER) - 2))]
+        lines += [table(cells(row, work)) for row in work["rows"]]
+        lines += ["", ranges(work)]
     lines += [f"\n{TITLES[name]} was not measured: {reason}" for name, reason in result["absent"].items()]
-    lines.append(READING.format(**facts).rstrip("\n"))
-    lines += [table([bar["bar"], bar["measured"], verdict(bar["met"])]) for bar in result["bars"]]
+    lines.append(READING.rstrip("\n"))
+    bars = [bar for work in result["works"] for bar in work["bars"]]
+    lines += [table([bar["bar"], bar["measured"], verdict(bar["met"])]) for bar in bars]
     return "\n".join(lines) + "\n" + BOTTOM
+
+
+def load(work, result):
+    """What the load of a work is, in a sentence."""
+    if not work["clients"]:
+        return f"wrk with {result['connections']} connections, one request on each at a time."
+    return f"h2load with {work['clients']} connections and {work['streams']} streams on each at a time; HTTP/2 on both sides."
 
 
 def table(row):
     return f"| {' | '.join(row)} |"
 
 
-def ranges(result):
+def ranges(work):
     """How far the rounds lay apart: whether the medians can be trusted."""
     spread = [
         f"{TITLES[row['name']]} {row['cpu_us_range'][0]:.1f}–{row['cpu_us_range'][1]:.1f}"
-        for row in result["rows"]
+        for row in work["rows"]
         if row["cpu_us_range"]
     ]
     return f"CPU µs/request, lowest and highest round: {', '.join(spread)}."
 
 
-def cells(row, result):
+def cells(row, work):
     """One line of the table, as text."""
-    anchors = {each["name"]: each for each in result["rows"]}
+    anchors = {each["name"]: each for each in work["rows"]}
     against = [times(row, anchors.get(anchor)) for anchor in ("haproxy", "envoy", "floor")]
     busy = "-" if row["core_busy"] is None else f"{row['core_busy']:.0%}".replace("%", " %")
     return [

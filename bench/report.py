@@ -15,8 +15,6 @@ from pathlib import Path
 import page
 from contestants import HERE
 
-# The bars of the HTTP/1.1 hop: our CPU per request against each anchor, at most.
-CPU_BARS = {"haproxy": 1.0, "envoy": 0.28, "floor": 1.5}
 # Resident memory of an idle sidecar, at most.
 IDLE_MEMORY_BAR = 12 * 1024 * 1024
 MEDIANS = (
@@ -29,9 +27,22 @@ def say(text):
     print(f"bench/run: {text}", file=sys.stderr)
 
 
-def summarise(field, absent, samples, options, argv):
-    """Everything that is known after a run, ready for any of the three outputs."""
+def summarise_work(work, field, samples):
+    """What is known of one work: a row for each contestant, and the bars."""
     rows = [row(contestant, [s for s in samples if s.name == contestant.name]) for contestant in field]
+    return {
+        "work": work.key,
+        "title": work.title,
+        "clients": work.clients,
+        "streams": work.streams,
+        "rows": rows,
+        "bars": bars(work, {row["name"]: row for row in rows}),
+        "samples": [sample.as_dict() for sample in samples],
+    }
+
+
+def summarise(works, absent, options, argv):
+    """Everything that is known after a run, ready for any of the three outputs."""
     return {
         "command": shown_command(argv),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -39,10 +50,8 @@ def summarise(field, absent, samples, options, argv):
         "rounds": options.rounds,
         "seconds": options.seconds,
         "connections": options.connections,
-        "rows": rows,
+        "works": works,
         "absent": absent,
-        "bars": bars({row["name"]: row for row in rows}),
-        "samples": [sample.as_dict() for sample in samples],
     }
 
 
@@ -66,14 +75,14 @@ def ratio(rows, name, anchor):
     return ours["cpu_us"] / theirs["cpu_us"]
 
 
-def bars(rows):
-    """Each bar that this run can judge: what it is, what was measured, whether it is met (None: not judged)."""
+def bars(work, rows):
+    """Each bar that this work can judge: what it is, what was measured, whether it is met (None: not judged)."""
     judged = []
-    for anchor, limit in CPU_BARS.items():
+    for anchor, limit in work.cpu_bars.items():
         value = ratio(rows, "outrigger", anchor)
         judged.append(
             {
-                "bar": f"HTTP/1.1 hop, CPU per request: at most {limit:g} × {page.TITLES[anchor]}",
+                "bar": f"{work.title} hop, CPU per request: at most {limit:g} × {page.TITLES[anchor]}",
                 "measured": "not measured" if value is None else f"{value:.2f} ×",
                 "met": None if value is None else round(value, 2) <= limit,
             }
@@ -82,7 +91,7 @@ def bars(rows):
     idle = ours["idle_rss"] if ours and ours["valid"] else None
     judged.append(
         {
-            "bar": "resident memory, idle, one service: at most 12 MiB",
+            "bar": f"resident memory, idle, one service by {work.title}: at most 12 MiB",
             "measured": "not measured" if idle is None else page.mebibytes(idle),
             "met": None if idle is None else idle <= IDLE_MEMORY_BAR,
         }
@@ -117,15 +126,19 @@ def machine():
 
 
 def terminal(result):
-    """The table for the terminal, and the bars below it."""
-    rows = [page.HEADER, *(page.cells(row, result) for row in result["rows"])]
+    """The table of each work for the terminal, and the bars below it."""
+    lines = [line for work in result["works"] for line in terminal_work(work)]
+    return "\n".join(lines + [f"{name}: not measured: {reason}" for name, reason in result["absent"].items()])
+
+
+def terminal_work(work):
+    rows = [page.HEADER, *(page.cells(row, work) for row in work["rows"])]
     widths = [max(len(cells[column]) for cells in rows) for column in range(len(page.HEADER))]
-    lines = ["", *("  ".join(pad(cell, width, n) for n, (cell, width) in enumerate(zip(cells, widths))) for cells in rows)]
-    lines += [f"{name}: not measured: {reason}" for name, reason in result["absent"].items()]
-    for each in result["rows"]:
+    lines = ["", f"{work['title']} hop"]
+    lines += ["  ".join(pad(cell, width, n) for n, (cell, width) in enumerate(zip(cells, widths))) for cells in rows]
+    for each in work["rows"]:
         lines += [f"{each['name']}: INVALID: {problem}" for problem in each["problems"]]
-    lines += [""] + [f"{page.verdict(bar['met']):<12} {bar['bar']}: {bar['measured']}" for bar in result["bars"]]
-    return "\n".join(lines)
+    return lines + [""] + [f"{page.verdict(bar['met']):<12} {bar['bar']}: {bar['measured']}" for bar in work["bars"]]
 
 
 def pad(cell, width, column):

@@ -1,0 +1,94 @@
+"""The load: wrk for HTTP/1.1, h2load for HTTP/2, and what their reports say.
+
+It starts no contestant and judges none.
+"""
+
+import re
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from processes import Failed
+
+# A load generator ends by itself after its seconds; this much longer means that it hangs.
+GRACE_SECONDS = 20
+# What h2load writes about a request that got a good answer.
+GOOD_STATUSES = range(200, 400)
+
+
+@dataclass
+class Load:
+    """What one load saw."""
+
+    requests: int = 0
+    per_second: float = 0.0
+    p50_us: float = 0.0
+    p99_us: float = 0.0
+    problems: list = field(default_factory=list)
+
+
+def load(work, port, seconds, options, directory):
+    """Loads `port` for some seconds from the core of the load."""
+    found = h2load(work, port, seconds, options, directory) if work.clients else wrk(port, seconds, options)
+    if not found.requests:
+        found.problems.append("no request was answered")
+    return found
+
+
+def wrk(port, seconds, options):
+    line = ["wrk", "-t1", f"-c{options.connections}", f"-d{seconds}s"]
+    said = run(line + ["--latency", "-H", "Host: bench", f"http://127.0.0.1:{port}/hello"], seconds, options)
+    total = re.search(r"(\d+) requests in ", said)
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", said)
+    if not total or not rate:
+        raise Failed(f"wrk said something unexpected: {said[-300:]}")
+    # What it calls an error makes the round invalid.
+    problems = [line.strip() for line in said.splitlines() if "Non-2xx" in line or "Socket errors" in line]
+    return Load(int(total.group(1)), float(rate.group(1)), percentile(said, 50), percentile(said, 99), problems)
+
+
+def percentile(said, which_one):
+    """A line of wrk's latency table, such as `99%   1.23ms`, in microseconds."""
+    found = re.search(rf"^\s+{which_one}%\s+([\d.]+)(us|ms|s|m)$", said, re.MULTILINE)
+    if not found:
+        return 0.0
+    return float(found.group(1)) * {"us": 1, "ms": 1e3, "s": 1e6, "m": 60e6}[found.group(2)]
+
+
+def h2load(work, port, seconds, options, directory):
+    log = Path(directory) / "h2load.log"
+    log.unlink(missing_ok=True)
+    line = ["h2load", "-t1", f"-c{work.clients}", f"-m{work.streams}", f"-D{seconds}", f"--log-file={log}"]
+    said = run(line + ["-H", ":authority: bench", f"http://127.0.0.1:{port}/hello"], seconds, options)
+    rate = re.search(r"^finished in .*?, ([\d.]+) req/s", said, re.MULTILINE)
+    totals = re.search(r"(\d+) done, (\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout", said)
+    if not rate or not totals:
+        raise Failed(f"h2load said something unexpected: {said[-300:]}")
+    done, succeeded, failed, errored, late = map(int, totals.groups())
+    problems = []
+    if failed or errored or late or succeeded != done:
+        problems.append(f"h2load: {totals.group(0)}")
+    took = sorted(times(log))
+    at = lambda share: took[min(int(len(took) * share), len(took) - 1)] if took else 0.0
+    return Load(succeeded, float(rate.group(1)), at(0.50), at(0.99), problems)
+
+
+def times(log):
+    """How long each request took that got a good answer, in microseconds."""
+    try:
+        lines = log.read_text().splitlines()
+    except OSError as error:
+        raise Failed(f"h2load wrote no log: {error}") from error
+    rows = (line.split("\t") for line in lines)
+    return [int(row[2]) for row in rows if len(row) == 3 and int(row[1]) in GOOD_STATUSES]
+
+
+def run(line, seconds, options):
+    line = ["taskset", "-c", str(options.load_cpu), *line]
+    try:
+        done = subprocess.run(line, capture_output=True, text=True, timeout=seconds + GRACE_SECONDS)
+    except subprocess.TimeoutExpired as late:
+        raise Failed(f"{line[3]} did not end within {GRACE_SECONDS} s of its time") from late
+    if done.returncode:
+        raise Failed(f"{line[3]} failed: {(done.stderr or done.stdout).strip()[-300:]}")
+    return done.stdout
