@@ -227,8 +227,9 @@ pub struct TcpCheck {}
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Ejection {
-    /// So many failures in a row: answers of 5xx, connections that were not made or broke, attempts that took too
-    /// long. 1 to 1,000, default 5.
+    /// So many failures in a row: answers of 5xx, connections that broke, connections and attempts that took too long.
+    /// Refused connections do not count: the endpoint is left alone for at most a second at a time. 1 to 1,000,
+    /// default 5.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000))]
     pub consecutive_failures: Option<u32>,

@@ -139,16 +139,17 @@ fn for_endpoint(outcome: &Result<Answer, Failure>, may_be_call: bool) -> Outcome
         Ok(Answer {
             said: Some(reason), ..
         }) => match reason {
-            Reason::ConnectFailed | Reason::ConnectTimeout => Outcome::ConnectFailed,
+            Reason::ConnectFailed => Outcome::Refused,
+            Reason::ConnectTimeout => Outcome::Timeout,
             _ => Outcome::ServerError,
         },
         Ok(answer) if answer.head.status.is_server_error() => Outcome::ServerError,
         Ok(answer) if may_be_call && grpc::says_server_failed(&answer.head.headers) => Outcome::ServerError,
         Ok(_) => Outcome::Success,
         Err(failure) => match failure.reason {
-            Reason::ConnectFailed | Reason::ConnectTimeout => Outcome::ConnectFailed,
+            Reason::ConnectFailed => Outcome::Refused,
             Reason::RefusedStream | Reason::UpstreamReset | Reason::UpstreamProtocol => Outcome::Reset,
-            Reason::AttemptTimeout | Reason::RequestTimeout => Outcome::Timeout,
+            Reason::ConnectTimeout | Reason::AttemptTimeout | Reason::RequestTimeout => Outcome::Timeout,
             _ => Outcome::Unknown,
         },
     }

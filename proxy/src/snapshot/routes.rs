@@ -136,7 +136,8 @@ impl Route {
             return only;
         }
         let fraction = self.weights.next();
-        let chosen = &self.targets[self.weights.shares.at(fraction)];
+        let place = self.weights.shares.at(fraction);
+        let chosen = &self.targets[place];
         if !chosen.cluster.is_out() {
             if chosen.skipped.load(Ordering::Relaxed) {
                 chosen.is_back();
@@ -144,7 +145,7 @@ impl Route {
             return chosen;
         }
         let others = |place: usize| !self.targets[place].cluster.is_out();
-        match self.weights.shares.at_among(fraction, others) {
+        match self.weights.shares.instead_of(place, fraction, others) {
             Some(place) => {
                 chosen.skip();
                 &self.targets[place]

@@ -203,13 +203,13 @@ impl Cluster {
             match outcome {
                 Outcome::Success => endpoint.latency.answered(took, now),
                 Outcome::Unknown => {}
-                Outcome::ServerError | Outcome::ConnectFailed | Outcome::Reset | Outcome::Timeout => {
+                Outcome::ServerError | Outcome::Refused | Outcome::Reset | Outcome::Timeout => {
                     endpoint.latency.failed(took, now);
                 }
             }
         }
         let ejection = self.policy.ejection.as_ref();
-        match endpoint.health.settle(outcome, now, ejection) {
+        match endpoint.health.settle(outcome, (took, now), ejection) {
             Change::Nothing => {}
             Change::HasFailedTooOften => self.eject(endpoint, outcome, now),
             Change::OutAgain => self.goes(endpoint, "ejected again: its probe failed"),

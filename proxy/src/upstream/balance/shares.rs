@@ -48,8 +48,15 @@ impl Shares {
         self.sums.partition_point(|sum| u128::from(*sum) <= point)
     }
 
-    /// The same among some of the places, in the proportion of their weights. `None` if they have none.
-    pub(crate) fn at_among(&self, fraction: u64, some: impl Fn(usize) -> bool) -> Option<usize> {
+    /// The place among some of them, in the proportion of their weights, for a fraction that fell in the share of
+    /// `place`, which is shared out: where in that share it fell decides. `None` if they have no weight.
+    pub(crate) fn instead_of(
+        &self,
+        place: usize,
+        fraction: u64,
+        some: impl Fn(usize) -> bool,
+    ) -> Option<usize> {
+        let fraction = self.within(place, fraction);
         let weights = || {
             (0..self.sums.len()).filter_map(|place| {
                 let weight = self.of(place);
@@ -66,6 +73,14 @@ impl Shares {
         }
         None
     }
+
+    /// Where in the share of a place a fraction fell, as a fraction of 2⁶⁴ of that share.
+    fn within(&self, place: usize, fraction: u64) -> u64 {
+        let weight = u128::from(self.of(place)).max(1);
+        let begin = u128::from(self.sums[place] - self.of(place)) << 64;
+        let point = u128::from(fraction) * u128::from(self.whole());
+        u64::try_from(point.saturating_sub(begin) / weight).unwrap_or(u64::MAX)
+    }
 }
 
 #[cfg(test)]
@@ -73,18 +88,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_left_keeps_its_proportion() {
+    fn a_share_that_is_given_up_is_divided_in_the_proportion_of_the_others() {
         let shares = Shares::new([50, 30, 20, 0]);
-        let mut counts = [0; 4];
-        for turn in 0..5_000 {
-            let place = shares.at_among(Shares::fraction(turn), |place| place != 0);
-            counts[place.unwrap()] += 1;
+        for gone in 0..3 {
+            let mut counts = [0; 4];
+            for turn in 0..10_000 {
+                let fraction = Shares::fraction(turn);
+                let place = match shares.at(fraction) {
+                    place if place == gone => shares.instead_of(gone, fraction, |place| place != gone),
+                    place => Some(place),
+                };
+                counts[place.unwrap()] += 1;
+            }
+            let left: u64 = (0..3)
+                .filter(|place| *place != gone)
+                .map(|place| shares.of(place))
+                .sum();
+            for place in 0..4 {
+                let expected = if place == gone {
+                    0
+                } else {
+                    10_000 * shares.of(place) / left
+                };
+                assert!(expected.abs_diff(counts[place]) <= 20, "{gone}: {counts:?}");
+            }
         }
-        assert!(counts[0] == 0 && counts[3] == 0, "{counts:?}");
-        assert!((2_990..=3_010).contains(&counts[1]), "{counts:?}");
-        assert_eq!(shares.at_among(7, |_| false), None);
+        assert_eq!(shares.instead_of(0, 7, |_| false), None);
         assert_eq!(
-            shares.at_among(7, |place| place == 3),
+            shares.instead_of(0, 7, |place| place == 3),
             None,
             "no weight, no share"
         );

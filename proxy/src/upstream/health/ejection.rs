@@ -1,5 +1,9 @@
 //! When an endpoint that fails is left out: so many failures in a row, for a time that grows with every repetition.
 //!
+//! Two kinds of failures count less. A connection that is refused at once does not count at all: the endpoint is left
+//! alone for moments and asked about once a second, so that one that restarts is found at once, and nobody has waited
+//! for it. And connections that break together count as one: when an instance dies, all its requests do.
+//!
 //! It comes back through one request: when its time is over, the first that would choose it goes there, the others
 //! still elsewhere; an answer lets it in again, another failure puts it out for longer. How many of a cluster may be
 //! out at once is asked by `Cluster::settle`, which sees all of them.
@@ -21,11 +25,11 @@ pub enum Outcome {
     Success,
     /// It answered that it failed: a 5xx, or the like of another protocol.
     ServerError,
-    /// No connection could be made, or its sidecar could make none to its application.
-    ConnectFailed,
+    /// It refused the connection, or its sidecar said so of its application.
+    Refused,
     /// It broke off, or did not keep to the protocol.
     Reset,
-    /// It took too long.
+    /// It took too long, be it for a connection or for an answer.
     Timeout,
     /// It had no part in how the attempt ended: the caller went away, or this sidecar was at a limit.
     Unknown,
@@ -37,7 +41,7 @@ impl Outcome {
         match self {
             Self::Success => "an answer",
             Self::ServerError => "an answer that says error",
-            Self::ConnectFailed => "no connection",
+            Self::Refused => "a refused connection",
             Self::Reset => "a broken connection",
             Self::Timeout => "no answer in time",
             Self::Unknown => "unknown",
@@ -62,7 +66,7 @@ impl Health {
     pub(in crate::upstream) fn settle(
         &self,
         outcome: Outcome,
-        now: Instant,
+        (took, now): (Duration, Instant),
         policy: Option<&EjectionPolicy>,
     ) -> Change {
         match outcome {
@@ -81,23 +85,19 @@ impl Health {
                 self.release_probe(now);
                 Change::Nothing
             }
-            Outcome::ServerError | Outcome::ConnectFailed | Outcome::Reset | Outcome::Timeout => {
+            Outcome::ServerError | Outcome::Refused | Outcome::Reset | Outcome::Timeout => {
                 let Some(policy) = policy else {
                     return self.answered_while_out(now);
                 };
-                self.failed(outcome, now, policy)
+                let began = now.checked_sub(took).unwrap_or(now);
+                self.failed(outcome, (began, now), policy)
             }
         }
     }
 
-    fn failed(&self, outcome: Outcome, now: Instant, policy: &EjectionPolicy) -> Change {
-        let failures = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+    fn failed(&self, outcome: Outcome, (began, now): (Instant, Instant), policy: &EjectionPolicy) -> Change {
         if self.marks.load(Ordering::Relaxed) & EJECTED == 0 {
-            return if failures >= policy.consecutive_failures {
-                Change::HasFailedTooOften
-            } else {
-                Change::Nothing
-            };
+            return self.failed_while_in(outcome, (began, now), policy);
         }
         // Requests that were on their way when it was ejected tell nothing new; only the probe does.
         if self.marks.fetch_and(!PROBED, Ordering::Relaxed) & PROBED == 0 {
@@ -105,6 +105,29 @@ impl Health {
         }
         self.put_out(outcome, now, policy);
         Change::OutAgain
+    }
+
+    fn failed_while_in(
+        &self,
+        outcome: Outcome,
+        (began, now): (Instant, Instant),
+        policy: &EjectionPolicy,
+    ) -> Change {
+        let last = self.failed_at.swap(millis(now), Ordering::Relaxed);
+        let counts = match outcome {
+            Outcome::Refused => false,
+            Outcome::Reset => millis(began) > last,
+            _ => true,
+        };
+        if !counts {
+            return Change::Nothing;
+        }
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed);
+        if failures.saturating_add(1) >= policy.consecutive_failures {
+            Change::HasFailedTooOften
+        } else {
+            Change::Nothing
+        }
     }
 
     /// Puts it out, for longer than the last time unless it has been in for long since.
@@ -186,7 +209,7 @@ mod tests {
     };
 
     fn settle(health: &Health, outcome: Outcome, now: Instant) -> Change {
-        health.settle(outcome, now, Some(&POLICY))
+        health.settle(outcome, (Duration::ZERO, now), Some(&POLICY))
     }
 
     /// Fails until it should be ejected, and puts it out.
@@ -204,7 +227,7 @@ mod tests {
         let health = Health::new(now);
         for _ in 0..10 {
             assert_eq!(settle(&health, Outcome::ServerError, now), Change::Nothing);
-            assert_eq!(settle(&health, Outcome::Reset, now), Change::Nothing);
+            assert_eq!(settle(&health, Outcome::Timeout, now), Change::Nothing);
             assert_eq!(settle(&health, Outcome::Unknown, now), Change::Nothing);
             assert_eq!(settle(&health, Outcome::Success, now), Change::Nothing);
         }
@@ -239,7 +262,7 @@ mod tests {
         assert!(health.may_be_tried(over, || false));
         assert_eq!(settle(&health, Outcome::Unknown, over), Change::Nothing);
         assert!(health.may_be_tried(over, || false));
-        assert_eq!(settle(&health, Outcome::ConnectFailed, over), Change::OutAgain);
+        assert_eq!(settle(&health, Outcome::Refused, over), Change::OutAgain);
         assert!(!health.may_be_tried(over + Duration::from_secs(59), || false));
         assert!(health.may_be_tried(over + Duration::from_secs(61), || false));
     }
@@ -267,8 +290,36 @@ mod tests {
         let now = Instant::now();
         let health = Health::new(now);
         for _ in 0..1_000 {
-            assert_eq!(health.settle(Outcome::Reset, now, None), Change::Nothing);
+            assert_eq!(
+                health.settle(Outcome::Timeout, (Duration::ZERO, now), None),
+                Change::Nothing
+            );
         }
         assert!(health.is_in());
+    }
+
+    #[test]
+    fn an_instance_that_dies_with_all_its_requests_and_refuses_others_is_not_ejected() {
+        let start = Instant::now() + Duration::from_secs(1);
+        let health = Health::new(start);
+        let (dies, took) = (start + Duration::from_secs(5), Duration::from_secs(2));
+        for request in 0..100 {
+            let now = dies + Duration::from_millis(request);
+            assert_eq!(
+                health.settle(Outcome::Reset, (took, now), Some(&POLICY)),
+                Change::Nothing
+            );
+        }
+        for _ in 0..100 {
+            assert_eq!(settle(&health, Outcome::Refused, dies), Change::Nothing);
+        }
+        // One that breaks every request, one after the other, is.
+        let mut later = dies + Duration::from_secs(1);
+        let mut change = Change::Nothing;
+        for _ in 0..2 {
+            later += Duration::from_millis(10);
+            change = health.settle(Outcome::Reset, (Duration::from_millis(5), later), Some(&POLICY));
+        }
+        assert_eq!(change, Change::HasFailedTooOften);
     }
 }

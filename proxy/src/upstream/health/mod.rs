@@ -54,6 +54,8 @@ pub struct Health {
     refusals: AtomicU32,
     /// Failures of any kind in a row.
     failures: AtomicU32,
+    /// When the last of them was, in milliseconds since [`EPOCH`].
+    failed_at: AtomicU64,
     /// How often it was ejected lately: each time it stays out for longer.
     ejections: AtomicU32,
     /// How often it was ever ejected.
@@ -93,6 +95,7 @@ impl Health {
             marks: AtomicU32::new(0),
             refusals: AtomicU32::new(0),
             failures: AtomicU32::new(0),
+            failed_at: AtomicU64::new(0),
             ejections: AtomicU32::new(0),
             ejected: AtomicU32::new(0),
             avoid_until: AtomicU64::new(0),
