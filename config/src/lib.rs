@@ -9,6 +9,7 @@
 
 pub mod bootstrap;
 pub mod discovery;
+pub mod endpoints;
 pub mod mesh;
 pub mod pattern;
 pub mod problem;

@@ -5,7 +5,10 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::service::{Backoff, Balance, Budget, Protocol, Retry, RetryOn, Route, Service, Timeout};
+use crate::service::{
+    Backoff, Balance, Budget, Ejection, HealthCheck, Limits, Protocol, Retry, RetryOn, Route, Service,
+    Timeout,
+};
 use crate::units;
 
 /// What holds for every service of the mesh.
@@ -24,6 +27,15 @@ pub struct Defaults {
     /// How an endpoint is chosen inside a backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balance: Option<Balance>,
+    /// How much the endpoints of a backend may be sent at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
+    /// When an endpoint that fails is left out for a while.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ejection: Option<Ejection>,
+    /// How long a new endpoint takes to grow to its share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<units::Duration>,
     /// How long a request may take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Timeout>,
@@ -98,6 +110,81 @@ impl Default for RetryPolicy {
     }
 }
 
+/// Connections to the endpoints of a backend: Envoy's default.
+const CONNECTIONS: u32 = 1024;
+
+/// Requests that wait for a connection: Envoy's default. A thousand that wait are answered sooner by a refusal.
+const PENDING: u32 = 1024;
+
+/// Requests under way at a backend: four for each connection, which only HTTP/2 reaches.
+const REQUESTS: u32 = 4096;
+
+/// Failures in a row after which an endpoint is left out: Envoy's and App Mesh's number.
+const FAILURES: u32 = 5;
+
+/// How long an endpoint is left out the first time: Envoy's and App Mesh's number.
+const EJECTED_FOR: units::Duration = units::Duration::from_secs(30);
+
+/// The share of the endpoints that may be left out: with less than half of them, what remains would fall next.
+const EJECTED_AT_MOST: units::Percent = units::Percent(50);
+
+/// What a service says about the endpoints of its backends, all defaults filled in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointPolicy {
+    /// How one is chosen.
+    pub balance: Balance,
+    /// How much they may be sent at once.
+    pub limits: LimitPolicy,
+    /// How they are asked whether they are well, if they are.
+    pub health_check: Option<HealthCheck>,
+    /// When one that fails is left out, if ever.
+    pub ejection: Option<EjectionPolicy>,
+    /// How long a new one takes to its whole share.
+    pub slow_start: Option<Duration>,
+}
+
+/// How much the endpoints of a backend may be sent at once, by all threads of a sidecar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LimitPolicy {
+    /// Connections, idle ones included.
+    pub connections: u32,
+    /// Requests that wait for a connection.
+    pub pending: u32,
+    /// Requests under way.
+    pub requests: u32,
+}
+
+/// When an endpoint that fails is left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EjectionPolicy {
+    /// After so many failures in a row.
+    pub consecutive_failures: u32,
+    /// For so long the first time.
+    pub time: Duration,
+    /// At most this share of the endpoints.
+    pub at_most: units::Percent,
+}
+
+impl Default for EndpointPolicy {
+    /// What holds where nothing is said.
+    fn default() -> Self {
+        let nothing = Service {
+            name: String::new(),
+            hosts: Vec::new(),
+            protocol: Protocol::default(),
+            app: None,
+            backends: Vec::new(),
+            balance: None,
+            limits: None,
+            health_check: None,
+            ejection: None,
+            slow_start: None,
+            routes: Vec::new(),
+        };
+        Mesh::default().endpoints(&nothing)
+    }
+}
+
 impl Mesh {
     /// The timeouts of a route: its own, else the mesh's, else the built-in ones, each field by itself.
     pub fn timeouts(&self, route: &Route, protocol: Protocol) -> Timeouts {
@@ -134,8 +221,39 @@ impl Mesh {
         }
     }
 
-    /// How a service chooses among the endpoints of a backend.
-    pub fn balance(&self, service: &Service) -> Balance {
-        service.balance.or(self.defaults.balance).unwrap_or_default()
+    /// How a service chooses among the endpoints of a backend, and what it asks and bears of them.
+    pub fn endpoints(&self, service: &Service) -> EndpointPolicy {
+        let defaults = &self.defaults;
+        let balance = service.balance.clone().or_else(|| defaults.balance.clone());
+        let (own, mesh) = (
+            service.limits.unwrap_or_default(),
+            defaults.limits.unwrap_or_default(),
+        );
+        let limit = |own: Option<u32>, mesh: Option<u32>, default| own.or(mesh).unwrap_or(default);
+        let limits = LimitPolicy {
+            connections: limit(own.connections, mesh.connections, CONNECTIONS),
+            pending: limit(own.pending, mesh.pending, PENDING),
+            requests: limit(own.requests, mesh.requests, REQUESTS),
+        };
+        let (own, mesh) = (
+            service.ejection.unwrap_or_default(),
+            defaults.ejection.unwrap_or_default(),
+        );
+        let ejection = EjectionPolicy {
+            consecutive_failures: own
+                .consecutive_failures
+                .or(mesh.consecutive_failures)
+                .unwrap_or(FAILURES),
+            time: own.time.or(mesh.time).unwrap_or(EJECTED_FOR).0,
+            at_most: own.at_most.or(mesh.at_most).unwrap_or(EJECTED_AT_MOST),
+        };
+        let slow_start = service.slow_start.or(defaults.slow_start);
+        EndpointPolicy {
+            balance: balance.unwrap_or_default(),
+            limits,
+            health_check: service.health_check.clone(),
+            ejection: (ejection.at_most.0 > 0).then_some(ejection),
+            slow_start: slow_start.map(|time| time.0).filter(|time| !time.is_zero()),
+        }
     }
 }

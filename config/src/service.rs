@@ -5,6 +5,9 @@ use std::net::SocketAddr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use crate::endpoints::{
+    Balance, Ejection, GrpcCheck, HashOn, HealthCheck, Limits, StaticEndpoint, TcpCheck,
+};
 pub use crate::retry::{Backoff, Budget, Hedge, Retry, RetryOn};
 use crate::units::Duration;
 
@@ -30,6 +33,19 @@ pub struct Service {
     /// How an endpoint is chosen inside a backend. Default: the mesh's, else `least_request`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balance: Option<Balance>,
+    /// How much its endpoints may be sent at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
+    /// How its endpoints are asked whether they are well. Default: they are not asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
+    /// When an endpoint that fails is left out for a while.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ejection: Option<Ejection>,
+    /// An endpoint that is new or comes back takes this long to grow from a tenth of its share to the whole. At most
+    /// 1h. Default: it takes its share at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<Duration>,
     /// Which request goes where: the first that matches, in the order written. Default: one route, named
     /// `default`, to the only backend.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -64,18 +80,6 @@ impl Protocol {
     }
 }
 
-/// How an endpoint is chosen among those of a backend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Balance {
-    /// Each in turn.
-    RoundRobin,
-    /// The less busy of two that are drawn at random: nearly as even as knowing all, and no herd runs to the one
-    /// that was idle a moment ago.
-    #[default]
-    LeastRequest,
-}
-
 /// A version of the service: a named set of endpoints that are equal to the caller.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -90,9 +94,9 @@ pub struct Backend {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Discover {
-    /// The endpoints themselves, address and port.
+    /// The endpoints themselves: address and port, or a mapping with `address` and `weight`.
     #[serde(default, rename = "static", skip_serializing_if = "Option::is_none")]
-    pub addresses: Option<Vec<SocketAddr>>,
+    pub addresses: Option<Vec<StaticEndpoint>>,
     /// A host name: every A and AAAA record is an endpoint, asked again when its TTL ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<String>,

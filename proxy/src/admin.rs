@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -107,13 +108,14 @@ impl Admin {
             ("/ready", _) => self.ready(),
             ("/metrics" | "/stats/prometheus", _) => self.metrics(),
             ("/config", Pages::Admin) => self.config(),
+            ("/clusters", Pages::Admin) => self.clusters(),
             (_, Pages::Scrape) => text(
                 StatusCode::NOT_FOUND,
                 "served here: /metrics /stats/prometheus /ready /live\n",
             ),
             (_, Pages::Admin) => text(
                 StatusCode::NOT_FOUND,
-                "served here: /metrics /stats/prometheus /ready /live /config\n",
+                "served here: /metrics /stats/prometheus /ready /live /config /clusters\n",
             ),
         }
     }
@@ -153,13 +155,30 @@ impl Admin {
             documents: &snapshot.documents,
             refused: refused.as_ref(),
         };
-        match serde_json::to_vec_pretty(&page) {
-            Ok(page) => answer(StatusCode::OK, "application/json", page.into()),
-            Err(error) => text(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                &format!("the configuration cannot be written: {error}\n"),
-            ),
-        }
+        json("configuration", &page)
+    }
+
+    fn clusters(&self) -> Response<Full<Bytes>> {
+        let (snapshot, now) = (self.snapshots.load(), Instant::now());
+        let clusters: Vec<_> = snapshot
+            .clusters
+            .iter()
+            .map(|cluster| cluster.report(now))
+            .collect();
+        json(
+            "state of the clusters",
+            &serde_json::json!({ "clusters": clusters }),
+        )
+    }
+}
+
+fn json(what: &str, page: &impl Serialize) -> Response<Full<Bytes>> {
+    match serde_json::to_vec_pretty(page) {
+        Ok(page) => answer(StatusCode::OK, "application/json", page.into()),
+        Err(error) => text(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            &format!("the {what} cannot be written: {error}\n"),
+        ),
     }
 }
 

@@ -14,7 +14,9 @@ use crate::control::{Push, Verdict};
 use crate::snapshot::compile::{self, Said};
 use crate::snapshot::{Refused, Snapshot, Snapshots};
 use crate::telemetry::metrics::{Metrics, PushResult};
+use crate::upstream;
 use crate::upstream::discovery::Resolver;
+use crate::upstream::health::active::Checker;
 
 /// How long a push waits for the first answers of DNS before it serves without them: a table whose backend cannot
 /// be found must not hold back the ones that can.
@@ -26,6 +28,7 @@ pub(crate) struct Applier {
     pub(crate) snapshots: Arc<Snapshots>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) resolver: Resolver,
+    checker: Checker,
     pub(crate) node_service: Option<String>,
     pub(crate) refused: Arc<Mutex<Option<Refused>>>,
     /// What the snapshot that serves was made of.
@@ -63,6 +66,7 @@ impl Applier {
             snapshots,
             metrics,
             resolver,
+            checker: Checker::default(),
             node_service,
             refused,
             config: Config::default(),
@@ -120,6 +124,7 @@ pub(crate) async fn apply(to: &mut Applier, push: Push) -> Verdict {
             "this sidecar's service is not configured, or its document says no `app`: requests for the application beside it will be refused"
         );
     }
+    upstream::succeed(&current.clusters, &next.clusters);
     drop(current);
     let old = to.snapshots.swap(Arc::new(next));
     to.retired.push(old);
@@ -154,12 +159,20 @@ fn unplaced(message: String) -> Problem {
     }
 }
 
-/// Begins discovery for the clusters that are new, and waits for its first answers, within bounds.
+/// Begins discovery and health checks for the clusters that are new, and waits for the first answers of
+/// discovery, within bounds.
 async fn warm(to: &Applier, next: &Snapshot, current: &Snapshot) {
     let mut first_answers = Vec::new();
     for cluster in &next.clusters {
         let known = current.clusters.iter().any(|known| Arc::ptr_eq(known, cluster));
-        if known || cluster.discover.dns.is_none() {
+        if known {
+            continue;
+        }
+        if cluster.policy.health_check.is_some() {
+            let checking = to.checker.clone().keep_checked(Arc::downgrade(cluster));
+            tokio::task::spawn_local(checking);
+        }
+        if cluster.discover.dns.is_none() {
             continue;
         }
         let (answered, first) = tokio::sync::oneshot::channel();

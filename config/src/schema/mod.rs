@@ -102,8 +102,10 @@ fn plain_fields(fields: Map<String, Value>) -> Map<String, Value> {
                 plainer.insert(key, only.unwrap_or(Value::Array(types)));
             }
             ("anyOf", Value::Array(mut choices)) => {
+                let all = choices.len();
                 choices.retain(|choice| choice.get("type").is_none_or(|kind| kind != "null"));
-                plainer.insert("allOf".to_owned(), Value::Array(choices));
+                let word = if choices.len() < all { "allOf" } else { "oneOf" };
+                plainer.insert(word.to_owned(), Value::Array(choices));
             }
             (_, value) => {
                 plainer.insert(key, value);

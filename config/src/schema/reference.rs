@@ -75,6 +75,10 @@ fn used(schema: &Value) -> Vec<String> {
     for (_, field, _) in fields(schema) {
         names.extend(reference(field).or_else(|| reference(&field["items"])));
     }
+    for word in schema["oneOf"].as_array().into_iter().flatten() {
+        names.extend(reference(word));
+        names.extend(fields(word).iter().filter_map(|(_, field, _)| reference(field)));
+    }
     names
 }
 
@@ -101,12 +105,7 @@ fn section(page: &mut String, name: &str, schema: &Value) {
     if let Some(words) = schema["oneOf"].as_array() {
         page.push_str("\n| word | meaning |\n|---|---|\n");
         for word in words {
-            let _ = writeln!(
-                page,
-                "| `{}` | {} |",
-                text(&word["const"]),
-                text(&word["description"])
-            );
+            let _ = writeln!(page, "| {} | {} |", written(word), text(&word["description"]));
         }
         return;
     }
@@ -129,6 +128,17 @@ fn section(page: &mut String, name: &str, schema: &Value) {
             type_of(field),
             text(&field["description"])
         );
+    }
+}
+
+/// One of several things that may be written.
+fn written(word: &Value) -> String {
+    if let Some(word) = word["const"].as_str() {
+        return format!("`{word}`");
+    }
+    match fields(word).first() {
+        Some((name, field, _)) => format!("`{name}:` {}", type_of(field)),
+        None => type_of(word),
     }
 }
 

@@ -33,7 +33,12 @@ pub(super) async fn serve(
     arrival: Arrival,
     connections: Arc<AtomicUsize>,
 ) {
-    let Arrival { stream, entry, open } = arrival;
+    let Arrival {
+        stream,
+        source,
+        entry,
+        open,
+    } = arrival;
     let (_counted, open) = (Counted(connections), open.open());
     let stream = match tokio::net::TcpStream::from_std(stream) {
         Ok(stream) => stream,
@@ -54,8 +59,8 @@ pub(super) async fn serve(
     };
     let joined = callers.join(speaks == Speaks::Http2, Instant::now());
     let cut = match speaks {
-        Speaks::Http1 => http1::serve(worker, entry, joined, stream).await,
-        Speaks::Http2 => http2::serve(worker, entry, joined, stream).await,
+        Speaks::Http1 => http1::serve(worker, (entry, source), joined, stream).await,
+        Speaks::Http2 => http2::serve(worker, (entry, source), joined, stream).await,
     };
     if let Some(cut) = cut {
         open.was_cut(cut);

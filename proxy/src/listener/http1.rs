@@ -1,6 +1,7 @@
 //! A caller that speaks HTTP/1.1: one request after the other.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -31,7 +32,7 @@ const BUFFER_MAX: usize = 64 * 1024;
 /// Serves a connection to its end. Why it was cut, if it was.
 pub(super) async fn serve(
     worker: Rc<Worker>,
-    entry: Arc<Entry>,
+    (entry, source): (Arc<Entry>, IpAddr),
     joined: Joined,
     stream: Stream,
 ) -> Option<Cut> {
@@ -40,7 +41,7 @@ pub(super) async fn serve(
         let upgrade = hyper::upgrade::on(&mut request);
         let (worker, entry, under_way) = (Rc::clone(&worker), Arc::clone(&entry), caller.begin());
         async move {
-            let mut response = request::handle(&worker, &entry, request.map(Arriving::Http1)).await;
+            let mut response = request::handle(&worker, (&entry, source), request.map(Arriving::Http1)).await;
             if worker.drain.is_draining() {
                 // RFC 9112 section 9.6: says that this connection takes no further request, so that a caller which
                 // keeps to it opens its next one elsewhere and none is lost.

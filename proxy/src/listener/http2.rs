@@ -4,6 +4,7 @@
 //! back to its stream. One stream can be cut without its siblings.
 
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -46,11 +47,11 @@ const RESETS_FORCED_MAX: usize = 1_024;
 /// Serves a connection to its end. Why it was cut, if it was.
 pub(super) async fn serve(
     worker: Rc<Worker>,
-    entry: Arc<Entry>,
+    (entry, source): (Arc<Entry>, IpAddr),
     joined: Joined,
     stream: Stream,
 ) -> Option<Cut> {
-    connection(worker, entry, joined, stream)
+    connection(worker, (entry, source), joined, stream)
         .await
         .unwrap_or_else(|error| {
             tracing::debug!(%error, "an HTTP/2 connection ended early");
@@ -69,7 +70,7 @@ fn cut_for(reason: h2::Reason) -> Cut {
 
 async fn connection(
     worker: Rc<Worker>,
-    entry: Arc<Entry>,
+    (entry, source): (Arc<Entry>, IpAddr),
     joined: Joined,
     stream: Stream,
 ) -> Result<Option<Cut>, h2::Error> {
@@ -130,7 +131,7 @@ async fn connection(
         let (request, respond) = accepted?;
         let exchange = exchange(
             Rc::clone(&worker),
-            Arc::clone(&entry),
+            (Arc::clone(&entry), source),
             caller.begin(),
             request,
             respond,
@@ -142,7 +143,7 @@ async fn connection(
 /// One request and its answer.
 async fn exchange(
     worker: Rc<Worker>,
-    entry: Arc<Entry>,
+    (entry, source): (Arc<Entry>, IpAddr),
     under_way: UnderWay,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
@@ -154,7 +155,11 @@ async fn exchange(
         (Arriving::Http2(Received::new(stream, &head.headers)), None)
     };
     let answered = {
-        let mut handled = pin!(request::handle(&worker, &entry, Request::from_parts(head, body)));
+        let mut handled = pin!(request::handle(
+            &worker,
+            (&entry, source),
+            Request::from_parts(head, body)
+        ));
         std::future::poll_fn(|cx| {
             if let Poll::Ready(response) = handled.as_mut().poll(cx) {
                 return Poll::Ready(Some(response));

@@ -12,7 +12,7 @@ mod http2;
 mod opening;
 mod worker;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -83,6 +83,8 @@ pub(crate) fn bind(address: SocketAddr) -> std::io::Result<std::net::TcpListener
 #[derive(Debug)]
 struct Arrival {
     stream: std::net::TcpStream,
+    /// Where it comes from.
+    source: IpAddr,
     entry: Arc<Entry>,
     open: Connections,
 }
@@ -113,10 +115,11 @@ async fn accept(
             accepted = listener.accept() => accepted,
             () = drain.closed() => return,
         };
-        let stream = match accepted.and_then(|(stream, _)| stream.into_std()) {
-            Ok(stream) => {
+        let accepted = accepted.and_then(|(stream, source)| Ok((stream.into_std()?, source.ip())));
+        let (stream, source) = match accepted {
+            Ok(accepted) => {
                 failing = false;
-                stream
+                accepted
             }
             Err(error) => {
                 // EMFILE and its like pass when connections close; a connection that was reset while it waited is
@@ -139,6 +142,7 @@ async fn accept(
         seat.connections.fetch_add(1, Ordering::Relaxed);
         let arrival = Arrival {
             stream,
+            source,
             entry: Arc::clone(&entry),
             open: open.clone(),
         };

@@ -20,6 +20,7 @@ use crate::request::{Worker, grpc, headers};
 use crate::timer::Deadline;
 use crate::upstream::Pick;
 use crate::upstream::http1::{Connection, Switching};
+use crate::upstream::limits::Waiting;
 use crate::upstream::outgoing::OutgoingBody;
 use crate::upstream::pool::{Bounds, Carrier, SendError, Switched};
 
@@ -150,7 +151,9 @@ pub(crate) async fn switch(
         stream.switch(head, protocol, bounds).await
     } else {
         upgrade.ask(&mut head.headers);
+        let waiting = Waiting::begin(&pick)?;
         let connection = Switching::dial(&pick, until).await;
+        drop(waiting);
         let connection = connection.map_err(|failure| in_time(failure, deadline))?;
         connection.send(Request::from_parts(head, body), until).await
     };
@@ -188,7 +191,10 @@ async fn carrier(
     }
     match worker.pool.checkout(pick) {
         Some(connection) => Ok(Carrier::Own(connection)),
-        None => Connection::dial(pick, until).await.map(Carrier::Own),
+        None => {
+            let _waiting = Waiting::begin(pick)?;
+            Connection::dial(pick, until).await.map(Carrier::Own)
+        }
     }
 }
 

@@ -58,6 +58,20 @@ pub(crate) fn status(headers: &HeaderMap) -> Option<u16> {
     headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
 }
 
+/// Whether a status tells that the server failed, and not that the call was wrong: what Linkerd counts so, as it would
+/// be a 5xx in HTTP.
+pub(crate) fn says_server_failed(headers: &HeaderMap) -> bool {
+    const UNKNOWN: u16 = 2;
+    const DEADLINE_EXCEEDED: u16 = 4;
+    const INTERNAL: u16 = 13;
+    const UNAVAILABLE: u16 = 14;
+    const DATA_LOSS: u16 = 15;
+    matches!(
+        status(headers),
+        Some(UNKNOWN | DEADLINE_EXCEEDED | INTERNAL | UNAVAILABLE | DATA_LOSS)
+    )
+}
+
 /// Says a failure of our own as gRPC says it.
 pub(crate) fn say(headers: &mut HeaderMap, reason: Reason) {
     headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(reason.grpc_status())));

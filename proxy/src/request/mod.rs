@@ -13,6 +13,7 @@ pub(crate) mod under_way;
 pub(crate) mod upgrade;
 
 use std::cell::RefCell;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -68,14 +69,14 @@ impl Worker {
 /// The journey of one request. Always produces a response, whose body carries the log to its last byte.
 pub(crate) async fn handle(
     worker: &Rc<Worker>,
-    entry: &Entry,
+    (entry, source): (&Entry, IpAddr),
     request: Request<Arriving>,
 ) -> Response<ResponseBody> {
     let (head, body) = request.into_parts();
     let lease = worker.lease();
     let series = Arc::clone(lease.unmatched(entry));
     let mut log = RequestLog::start(Rc::clone(&worker.logger), Instant::now(), &head, series);
-    match serve(worker, &lease, entry, (head, body), &mut log).await {
+    match serve(worker, &lease, (entry, source), (head, body), &mut log).await {
         Ok((answer, bounds)) => body::relay(worker, answer, bounds, log).await,
         Err(failure) => body::refusal(&failure, log),
     }
@@ -85,7 +86,7 @@ pub(crate) async fn handle(
 async fn serve(
     worker: &Rc<Worker>,
     lease: &Lease,
-    entry: &Entry,
+    (entry, source): (&Entry, IpAddr),
     (mut head, body): (Parts, Arriving),
     log: &mut RequestLog,
 ) -> Result<(Answer, Bounds), Failure> {
@@ -106,19 +107,20 @@ async fn serve(
     } else {
         None
     };
+    let key = target.cluster.key(&head, source);
     headers::prepare_request(&mut head, &lease.virtual_hosts[virtual_host].authority);
     let mut progress = Progress::start(&route, &head.method, grpc, log.started());
     if grpc {
         progress.must_end_within(grpc::timeout(&head.headers));
     }
+    progress.is_led_by(key);
     let mut outgoing = Outgoing::new(head, body, progress.may_go_again());
     route.budget.request();
     loop {
         let now = progress.now();
         let pick = target
             .cluster
-            .pick(progress.tried(), now, &mut worker.rng.borrow_mut());
-        let pick = pick.ok_or_else(|| no_endpoint(target))?;
+            .pick(&progress.wanted(now), &mut worker.rng.borrow_mut())?;
         log.attempted(pick.address);
         progress.attempt(pick.id, now);
 
@@ -158,11 +160,4 @@ fn no_route(head: &Parts) -> Failure {
         Reason::NoRoute,
         format!("no route matches {} {}", head.method, head.uri.path()),
     )
-}
-
-fn no_endpoint(target: &crate::snapshot::routes::Target) -> Failure {
-    let cluster = &target.cluster;
-    let absence = &cluster.endpoints().absence;
-    let detail = format!("{}/{} has no endpoint: {absence}", cluster.service, cluster.name);
-    Failure::new(Reason::NoEndpoint, detail)
 }

@@ -7,14 +7,14 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use crate::error::{Failure, Reason};
-use crate::request::Worker;
 use crate::request::attempt::{self, Answer, Outgoing};
 use crate::request::retry::{Progress, peek};
 use crate::request::upgrade::Upgrade;
+use crate::request::{Worker, grpc};
 use crate::snapshot::routes::{Route, Target};
 use crate::telemetry::metrics::Ending;
-use crate::upstream::Pick;
 use crate::upstream::outgoing::Upload;
+use crate::upstream::{Outcome, Pick};
 
 /// An attempt that is about to be made.
 #[derive(Debug)]
@@ -53,6 +53,7 @@ impl<'a> Attempt<'a> {
             let counted = UnderWay {
                 worker,
                 target,
+                endpoint: pick.id,
                 began,
                 outrun,
                 ended: false,
@@ -81,6 +82,7 @@ impl<'a> Attempt<'a> {
 struct UnderWay<'a> {
     worker: &'a Worker,
     target: &'a Target,
+    endpoint: u64,
     began: Instant,
     outrun: Option<&'a Cell<bool>>,
     ended: bool,
@@ -99,7 +101,13 @@ impl UnderWay<'_> {
         };
         self.ended = true;
         let took = now.saturating_duration_since(self.began);
-        self.target.cluster.metrics.attempt(ending, took);
+        let cluster = &self.target.cluster;
+        cluster.metrics.attempt(ending, took);
+        let result = for_endpoint(outcome, cluster.http2);
+        match outcome {
+            Ok(answer) => cluster.settle(&answer.pick, result, took, now),
+            Err(_) => cluster.settle_by_id(self.endpoint, result, took, now),
+        }
     }
 }
 
@@ -110,10 +118,11 @@ impl Drop for UnderWay<'_> {
         if !self.ended {
             let outrun = self.outrun.is_some_and(Cell::get);
             let given_up = Ending::failed(None, given_up_for(outrun, self.worker.drain.has_ended()));
-            self.target
-                .cluster
-                .metrics
-                .attempt(given_up, self.began.elapsed());
+            let now = Instant::now();
+            let took = now.saturating_duration_since(self.began);
+            let cluster = &self.target.cluster;
+            cluster.metrics.attempt(given_up, took);
+            cluster.settle_by_id(self.endpoint, Outcome::Unknown, took, now);
         }
     }
 }
@@ -121,6 +130,29 @@ impl Drop for UnderWay<'_> {
 /// Whether the caller has sent all that it will. While it still sends, it may wait for the head before it says more.
 fn has_ended(upload: Option<&Upload>) -> bool {
     upload.is_none_or(Upload::has_ended)
+}
+
+/// How an attempt ended, as far as its endpoint is concerned. `may_be_call`: whether it may have been one of gRPC,
+/// which tells its failures beside the status of HTTP.
+fn for_endpoint(outcome: &Result<Answer, Failure>, may_be_call: bool) -> Outcome {
+    match outcome {
+        Ok(Answer {
+            said: Some(reason), ..
+        }) => match reason {
+            Reason::ConnectFailed => Outcome::Refused,
+            Reason::ConnectTimeout => Outcome::Timeout,
+            _ => Outcome::ServerError,
+        },
+        Ok(answer) if answer.head.status.is_server_error() => Outcome::ServerError,
+        Ok(answer) if may_be_call && grpc::says_server_failed(&answer.head.headers) => Outcome::ServerError,
+        Ok(_) => Outcome::Success,
+        Err(failure) => match failure.reason {
+            Reason::ConnectFailed => Outcome::Refused,
+            Reason::RefusedStream | Reason::UpstreamReset | Reason::UpstreamProtocol => Outcome::Reset,
+            Reason::ConnectTimeout | Reason::AttemptTimeout | Reason::RequestTimeout => Outcome::Timeout,
+            _ => Outcome::Unknown,
+        },
+    }
 }
 
 /// Why an attempt was given up. What is still under way when the time to drain is over was cut by this sidecar, not by

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use http::{HeaderName, Method};
-use outrigger_config::mesh::{RetryPolicy, Timeouts};
+use outrigger_config::mesh::{EndpointPolicy, RetryPolicy, Timeouts};
 use outrigger_config::service::{self, Discover, HeaderMatch, PathMatch, QueryMatch, RetryOn, Service};
 use outrigger_config::{Config, Document};
 use regex_automata::meta::Regex;
@@ -18,8 +18,8 @@ use crate::snapshot::routes::{
 };
 use crate::snapshot::{Origin, Snapshot};
 use crate::telemetry::metrics::{ClusterLabels, Metrics, RetryLabels, RouteLabels};
-use crate::upstream::Cluster;
 use crate::upstream::health::Budget;
+use crate::upstream::{Cluster, Words};
 
 /// What is said and where it came from.
 #[derive(Clone, Debug)]
@@ -209,11 +209,17 @@ impl<'a> Compiler<'a> {
             ..RetryPolicy::default()
         };
         let discover = Discover {
-            addresses: Some(vec![app]),
+            addresses: Some(vec![app.into()]),
             dns: None,
             port: None,
         };
-        let cluster = self.cluster(service, APP, &discover);
+        // What the service file says about endpoints is for those who call them. The one application is asked whatever
+        // it did before: there is no other.
+        let policy = EndpointPolicy {
+            ejection: None,
+            ..EndpointPolicy::default()
+        };
+        let cluster = self.cluster(service, APP, &discover, policy);
         let target = self.target(INBOUND, service, APP, cluster);
         let route = self.assemble(
             (INBOUND, service, APP),
@@ -251,6 +257,7 @@ impl<'a> Compiler<'a> {
             .map(|matches| self.matcher(&service.name, matches))
             .collect();
         let mut targets = Vec::with_capacity(route.to.len());
+        let endpoints = self.config.mesh.endpoints(service);
         for to in &route.to {
             let Some(backend) = service.backends.iter().find(|backend| backend.name == to.backend) else {
                 self.problems.push(format!(
@@ -259,7 +266,7 @@ impl<'a> Compiler<'a> {
                 ));
                 continue;
             };
-            let cluster = self.cluster(service, &backend.name, &backend.discover);
+            let cluster = self.cluster(service, &backend.name, &backend.discover, endpoints.clone());
             targets.push((self.target(OUTBOUND, service, &route.name, cluster), to.weight));
         }
         let mesh = &self.config.mesh;
@@ -284,10 +291,8 @@ impl<'a> Compiler<'a> {
             route: route.to_owned(),
             backend: cluster.name.clone(),
         };
-        Target {
-            series: self.metrics.route(labels),
-            cluster,
-        }
+        let series = self.metrics.route(labels);
+        Target::new(cluster, series)
     }
 
     fn assemble(
@@ -325,32 +330,37 @@ impl<'a> Compiler<'a> {
     }
 
     /// The cluster of a backend: the one of this snapshot, the one of the last, or a new one.
-    fn cluster(&mut self, service: &Service, backend: &str, discover: &Discover) -> Arc<Cluster> {
+    fn cluster(
+        &mut self,
+        service: &Service,
+        backend: &str,
+        discover: &Discover,
+        policy: EndpointPolicy,
+    ) -> Arc<Cluster> {
         let key = (service.name.clone(), backend.to_owned());
         if let Some(cluster) = self.clusters.get(&key) {
             return Arc::clone(cluster);
         }
-        let balance = self.config.mesh.balance(service);
+        let words = Words {
+            service: service.name.clone(),
+            name: backend.to_owned(),
+            host: service.hosts().next().unwrap_or(&service.name).to_owned(),
+            discover: discover.clone(),
+            http2: service.protocol.is_http2(),
+            policy,
+        };
         let previous = self.previous_clusters.get(&key);
-        let http2 = service.protocol.is_http2();
-        let same = previous.filter(|previous| {
-            previous.balance == balance && previous.discover == *discover && previous.http2 == http2
-        });
-        let cluster = same.map_or_else(
-            || {
+        let cluster = match previous.filter(|previous| previous.is_said_in(&words)) {
+            Some(same) => Arc::clone(same),
+            None => {
                 let labels = ClusterLabels {
                     service: service.name.clone(),
                     backend: backend.to_owned(),
                 };
                 let metrics = self.metrics.cluster(labels);
-                let cluster = Cluster::new(&service.name, backend, discover.clone(), balance, http2, metrics);
-                if let Some(previous) = previous {
-                    cluster.take_over(previous);
-                }
-                Arc::new(cluster)
-            },
-            Arc::clone,
-        );
+                Arc::new(Cluster::new(words, metrics, previous.map(Arc::as_ref)))
+            }
+        };
         self.clusters.insert(key, Arc::clone(&cluster));
         cluster
     }

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, Method};
@@ -17,6 +17,7 @@ use regex_automata::meta::Regex;
 
 use crate::telemetry::metrics::{HedgeMetrics, RetryMetrics, RouteMetrics};
 use crate::upstream::Cluster;
+use crate::upstream::balance::shares::Shares;
 use crate::upstream::health::Budget;
 
 /// Host names and the places of their virtual hosts.
@@ -119,6 +120,8 @@ pub(crate) struct Hedge {
 pub(crate) struct Target {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) series: Arc<RouteMetrics>,
+    /// Whether its share goes to others at the moment.
+    skipped: AtomicBool,
 }
 
 impl Route {
@@ -126,22 +129,67 @@ impl Route {
         self.matchers.is_empty() || self.matchers.iter().any(|matcher| matcher.matches(head))
     }
 
-    /// Chooses a target by weight. One that has no endpoint leaves its share to the others.
+    /// Chooses a target by weight. One that has no endpoint, or none that takes part, leaves its share to the others
+    /// in their proportion; if that is so of all, it is as if it were so of none.
     pub(crate) fn choose(&self) -> &Target {
-        let chosen = &self.targets[self.weights.next()];
-        if self.targets.len() == 1 || !chosen.cluster.endpoints().endpoints.is_empty() {
+        if let [only] = &self.targets[..] {
+            return only;
+        }
+        let fraction = self.weights.next();
+        let place = self.weights.shares.at(fraction);
+        let chosen = &self.targets[place];
+        if !chosen.cluster.is_out() {
+            if chosen.skipped.load(Ordering::Relaxed) {
+                chosen.is_back();
+            }
             return chosen;
         }
-        let others = self
-            .targets
-            .iter()
-            .enumerate()
-            .filter(|(place, _)| self.weights.of(*place) > 0);
-        let with_endpoints = |target: &&Target| !target.cluster.endpoints().endpoints.is_empty();
-        others
-            .map(|(_, target)| target)
-            .find(with_endpoints)
-            .unwrap_or(chosen)
+        let others = |place: usize| !self.targets[place].cluster.is_out();
+        match self.weights.shares.instead_of(place, fraction, others) {
+            Some(place) => {
+                chosen.skip();
+                &self.targets[place]
+            }
+            None => chosen,
+        }
+    }
+}
+
+impl Target {
+    pub(crate) fn new(cluster: Arc<Cluster>, series: Arc<RouteMetrics>) -> Self {
+        Self {
+            cluster,
+            series,
+            skipped: AtomicBool::new(false),
+        }
+    }
+
+    /// A request of its share goes elsewhere. That it begins is worth a line, not every one.
+    #[cold]
+    fn skip(&self) {
+        self.series.skipped();
+        if !self.skipped.swap(true, Ordering::Relaxed) {
+            let labels = self.series.labels();
+            tracing::warn!(
+                service = labels.service,
+                route = labels.route,
+                backend = labels.backend,
+                "none of the backend's endpoints is in: its share goes to the others"
+            );
+        }
+    }
+
+    #[cold]
+    fn is_back(&self) {
+        if self.skipped.swap(false, Ordering::Relaxed) {
+            let labels = self.series.labels();
+            tracing::info!(
+                service = labels.service,
+                route = labels.route,
+                backend = labels.backend,
+                "the backend has its share again"
+            );
+        }
     }
 }
 
@@ -169,7 +217,7 @@ impl Route {
         };
         let place = self.targets.iter().position(|target| std::ptr::eq(target, last));
         if let Some(place) = place {
-            let is_light = self.weights.of(place) * 2 <= self.weights.whole();
+            let is_light = self.weights.shares.of(place) * 2 <= self.weights.shares.whole();
             if is_light || !last.cluster.has_other_than(tried) {
                 *left |= bit(place).unwrap_or_default();
             }
@@ -177,7 +225,7 @@ impl Route {
         let weight = |place: usize| {
             let open = *left & bit(place).unwrap_or_default() == 0
                 && self.targets[place].cluster.has_other_than(tried);
-            if open { self.weights.of(place) } else { 0 }
+            if open { self.weights.shares.of(place) } else { 0 }
         };
         let sum: u64 = (0..self.targets.len()).map(weight).sum();
         if sum == 0 {
@@ -197,47 +245,22 @@ impl Route {
 /// Takes turns by weight.
 #[derive(Debug)]
 pub(crate) struct Weights {
-    /// The running sum after each place; the last is the whole.
-    sums: Vec<u64>,
+    shares: Shares,
     turn: AtomicU64,
 }
-
-/// The golden ratio as a fraction of 2⁶⁴. Steps of this length fall into the gaps that earlier steps left (Weyl's
-/// equidistribution), so after n turns each place has had its share within about log n turns, where dice would be
-/// off by √n.
-const GOLDEN_STEP: u64 = 0x9E37_79B9_7F4A_7C15;
 
 impl Weights {
     /// Weights in the order of their places. `first_turn` keeps sidecars that start together from walking in step.
     pub(crate) fn new(weights: impl IntoIterator<Item = u32>, first_turn: u64) -> Self {
-        let mut sum = 0;
-        let sums = weights.into_iter().map(|weight| {
-            sum += u64::from(weight);
-            sum
-        });
         Self {
-            sums: sums.collect(),
+            shares: Shares::new(weights),
             turn: AtomicU64::new(first_turn),
         }
     }
 
-    fn next(&self) -> usize {
-        let whole = self.whole();
-        if self.sums.len() < 2 || whole == 0 {
-            return 0;
-        }
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let point = (u128::from(turn.wrapping_mul(GOLDEN_STEP)) * u128::from(whole)) >> 64;
-        self.sums.partition_point(|sum| u128::from(*sum) <= point)
-    }
-
-    fn whole(&self) -> u64 {
-        self.sums.last().copied().unwrap_or(0)
-    }
-
-    fn of(&self, place: usize) -> u64 {
-        let before = place.checked_sub(1).map_or(0, |before| self.sums[before]);
-        self.sums[place] - before
+    /// The fraction of 2⁶⁴ whose turn it is.
+    fn next(&self) -> u64 {
+        Shares::fraction(self.turn.fetch_add(1, Ordering::Relaxed))
     }
 }
 

@@ -3,17 +3,13 @@
 //! What is spoken on it is not known here.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
 use crate::error::{Failure, Reason};
 use crate::upstream::Endpoint;
-
-/// The most connections to one endpoint, over all workers: Envoy's default, a bound on what a slow endpoint can
-/// gather. A request that would need another is answered with `overloaded`.
-const CONNECTIONS_MAX: u32 = 1024;
+use crate::upstream::limits::Counted;
 
 /// How long the network may take to make a connection. Inside one region an answer takes milliseconds; a second
 /// lets one lost packet be sent again. Linkerd's value.
@@ -32,6 +28,10 @@ pub(super) async fn connect(
     let address = endpoint.address;
     let stream = match tokio::time::timeout_at(until.into(), TcpStream::connect(address)).await {
         Ok(Ok(stream)) => stream,
+        Ok(Err(error)) if is_our_own(&error) => {
+            let detail = format!("connect to {address}: this host cannot: {error}");
+            return Err(Failure::new(Reason::Overloaded, detail));
+        }
         Ok(Err(error)) => {
             endpoint.health.connect_failed(Instant::now());
             return Err(Failure::new(
@@ -53,30 +53,21 @@ pub(super) async fn connect(
     Ok((stream, counted))
 }
 
-/// A connection counted on its endpoint while it lives.
-#[derive(Debug)]
-pub(crate) struct Counted(Arc<Endpoint>);
-
-impl Counted {
-    fn new(endpoint: &Arc<Endpoint>) -> Result<Self, Failure> {
-        if endpoint.connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
-            endpoint.connections.fetch_sub(1, Ordering::Relaxed);
-            let detail = format!(
-                "{} has {CONNECTIONS_MAX} connections from this sidecar already",
-                endpoint.address
-            );
-            return Err(Failure::new(Reason::Overloaded, detail));
-        }
-        Ok(Self(Arc::clone(endpoint)))
-    }
-
-    pub(super) fn endpoint(&self) -> &Arc<Endpoint> {
-        &self.0
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
-    }
+/// Whether this host, and not the endpoint, is why a connection could not be made: no descriptor, port or memory is
+/// left, or the system forbids it.
+fn is_our_own(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    let code = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(
+        code,
+        Some(
+            Errno::MFILE
+                | Errno::NFILE
+                | Errno::ADDRNOTAVAIL
+                | Errno::NOBUFS
+                | Errno::NOMEM
+                | Errno::PERM
+                | Errno::ACCESS
+        )
+    )
 }

@@ -13,6 +13,7 @@ use hickory_resolver::config::{
     ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig, ResolverOpts,
 };
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use outrigger_config::service::StaticEndpoint;
 
 use crate::upstream::Cluster;
 
@@ -117,7 +118,7 @@ impl Resolver {
             Err(error) => {
                 let known = cluster.endpoints().endpoints.len();
                 if known == 0 {
-                    cluster.found([], format!("DNS for {name}: {error}"));
+                    cluster.found(std::iter::empty(), format!("DNS for {name}: {error}"));
                 }
                 if !std::mem::replace(failing, true) {
                     let (service, backend) = (&cluster.service, &cluster.name);
@@ -141,6 +142,7 @@ fn found(cluster: &Arc<Cluster>, name: &str, addresses: Vec<SocketAddr>) {
     if !same {
         let (service, backend) = (&cluster.service, &cluster.name);
         tracing::info!(service, backend, name, endpoints = ?addresses, "endpoints changed");
-        cluster.found(addresses, format!("DNS for {name} has no address"));
+        let found = addresses.into_iter().map(StaticEndpoint::from);
+        cluster.found(found, format!("DNS for {name} has no address"));
     }
 }

@@ -22,8 +22,9 @@ use crate::error::{Failure, Reason};
 use crate::stream::Stream;
 use crate::timer::Deadline;
 use crate::upstream::Endpoint;
-use crate::upstream::dial::{self, Counted};
+use crate::upstream::dial;
 use crate::upstream::gate::Gate;
+use crate::upstream::limits::Counted;
 use crate::upstream::outgoing::OutgoingBody;
 use crate::upstream::pool::{Bounds, SendError, Switched};
 

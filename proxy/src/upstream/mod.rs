@@ -5,157 +5,157 @@
 //! reads no clock and takes no lock. Connections are kept by each worker for itself, in [`pool`]. Whether a failed
 //! request is tried again is not decided here.
 
-pub mod balance;
+pub(crate) mod balance;
 mod dial;
 pub mod discovery;
+mod endpoint;
 mod gate;
 pub mod health;
 pub(crate) mod http1;
 mod http2;
+pub(crate) mod limits;
 pub mod outgoing;
 pub mod pool;
+pub mod report;
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use outrigger_config::service::{Balance, Discover};
+use http::request::Parts;
+use outrigger_config::mesh::EndpointPolicy;
+use outrigger_config::service::{Balance, Discover, StaticEndpoint};
+use outrigger_config::units::Percent;
+use tokio::sync::Notify;
 
+use crate::error::{Failure, Reason};
 use crate::telemetry::metrics::ClusterMetrics;
-use crate::upstream::health::Health;
+use crate::upstream::balance::{Rule, Wanted};
+pub use crate::upstream::endpoint::{Endpoint, EndpointSet};
+use crate::upstream::health::ejection::Change;
+pub use crate::upstream::health::ejection::Outcome;
+use crate::upstream::limits::Load;
 
-/// One address and its living state. Keyed by cluster and address: two clusters that name the same address keep
-/// two, because what one learns of it (its version, its health check) need not hold for the other.
-#[derive(Debug)]
-pub struct Endpoint {
-    /// Where it is.
-    pub address: SocketAddr,
-    /// Names it in the pools of the workers; never used again for another.
-    pub id: u64,
-    /// Requests under way.
-    in_flight: AtomicU32,
-    /// Connections open, idle ones included, over all workers.
-    connections: AtomicU32,
-    /// What its failures have taught.
-    pub(crate) health: Health,
-}
-
-impl Endpoint {
-    fn new(address: SocketAddr) -> Self {
-        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
-        Self {
-            address,
-            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-            in_flight: AtomicU32::new(0),
-            connections: AtomicU32::new(0),
-            health: Health::default(),
-        }
-    }
-
-    /// Requests under way.
-    pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Ordering::Relaxed)
-    }
-}
-
-/// The endpoints of a cluster at one moment.
-#[derive(Debug, Default)]
-pub struct EndpointSet {
-    /// In the order in which they were found.
-    pub endpoints: Vec<Arc<Endpoint>>,
-    /// Why there are none, if there are none.
-    pub absence: String,
-}
-
-impl EndpointSet {
-    /// The set of these addresses. An endpoint that is in `previous` too is kept with all it has learnt.
-    pub fn new(addresses: impl IntoIterator<Item = SocketAddr>, previous: &Self, absence: String) -> Self {
-        let mut endpoints: Vec<Arc<Endpoint>> = Vec::new();
-        for address in addresses {
-            if endpoints.iter().any(|known| known.address == address) {
-                continue;
-            }
-            let known = previous.endpoints.iter().find(|known| known.address == address);
-            endpoints.push(known.map_or_else(|| Arc::new(Endpoint::new(address)), Arc::clone));
-        }
-        Self { endpoints, absence }
-    }
+/// What a configuration says about a cluster. Two clusters of which the same is said are the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Words {
+    /// The service it belongs to.
+    pub service: String,
+    /// The backend's name.
+    pub name: String,
+    /// The name that its endpoints know the service by.
+    pub host: String,
+    /// Where its endpoints come from.
+    pub discover: Discover,
+    /// Whether its endpoints are spoken to in HTTP/2.
+    pub http2: bool,
+    /// How its endpoints are chosen, checked, left out and spared.
+    pub policy: EndpointPolicy,
 }
 
 /// A backend of a service as it runs.
 #[derive(Debug)]
 pub struct Cluster {
-    /// The service it belongs to.
-    pub service: String,
-    /// The backend's name.
-    pub name: String,
-    /// Where its endpoints come from.
-    pub discover: Discover,
-    pub(crate) balance: Balance,
-    /// Whether its endpoints are spoken to in HTTP/2.
-    pub(crate) http2: bool,
-    pub(crate) cursor: AtomicUsize,
+    words: Words,
+    rule: Rule,
     endpoints: ArcSwap<EndpointSet>,
+    load: Arc<Load>,
+    /// Told when the endpoints have changed, or the cluster is not served from any more.
+    changed: Arc<Notify>,
+    /// Whether another stands in its place.
+    retired: AtomicBool,
     /// Its series.
     pub(crate) metrics: Arc<ClusterMetrics>,
 }
 
+impl std::ops::Deref for Cluster {
+    type Target = Words;
+
+    fn deref(&self) -> &Words {
+        &self.words
+    }
+}
+
 impl Cluster {
-    /// A cluster with the endpoints that its configuration names. Those that must be discovered come later.
-    pub fn new(
-        service: &str,
-        name: &str,
-        discover: Discover,
-        balance: Balance,
-        http2: bool,
-        metrics: Arc<ClusterMetrics>,
-    ) -> Self {
+    /// A cluster with the endpoints that its configuration names; those that must be discovered come later. What the
+    /// same cluster has learnt under an earlier configuration is taken over: its endpoints and all they know.
+    pub fn new(words: Words, metrics: Arc<ClusterMetrics>, previous: Option<&Self>) -> Self {
+        let load = previous.map_or_else(
+            || {
+                let name = format!("{}/{}", words.service, words.name);
+                Load::new(name, words.policy.limits, Arc::clone(&metrics))
+            },
+            |previous| Arc::clone(&previous.load),
+        );
         let cluster = Self {
-            service: service.to_owned(),
-            name: name.to_owned(),
-            discover,
-            balance,
-            http2,
-            cursor: AtomicUsize::new(0),
+            rule: Rule::new(words.policy.balance.clone(), words.policy.slow_start),
             endpoints: ArcSwap::default(),
+            load,
+            changed: Arc::default(),
+            retired: AtomicBool::new(false),
             metrics,
+            words,
         };
         let absence = if cluster.discover.dns.is_some() {
             "DNS has not answered yet"
         } else {
             "no address is listed"
         };
-        cluster.found(
-            cluster.discover.addresses.clone().unwrap_or_default(),
-            absence.into(),
-        );
+        match previous {
+            Some(previous) if cluster.discover == previous.discover => cluster.take_over(previous),
+            _ => {
+                let known = previous.map(|previous| previous.endpoints.load_full());
+                let listed = cluster.discover.addresses.clone().unwrap_or_default();
+                cluster.found_beside(listed, &known.unwrap_or_default(), absence.into());
+            }
+        }
         cluster
     }
 
-    /// Discovery found these addresses. There is one writer for a cluster: its discovery.
-    pub(crate) fn found(&self, addresses: impl IntoIterator<Item = SocketAddr>, absence: String) {
-        let set = EndpointSet::new(addresses, &self.endpoints.load(), absence);
-        self.metrics.endpoints(set.endpoints.len());
-        self.endpoints.store(Arc::new(set));
+    /// Whether this is what is said of it, so that it may go on as it is.
+    pub fn is_said_in(&self, words: &Words) -> bool {
+        self.words == *words
     }
 
-    /// Takes over what the same cluster had learnt under an earlier configuration: its endpoints and all they know.
-    pub(crate) fn take_over(&self, previous: &Self) {
-        let living = previous.endpoints.load();
-        if self.discover == previous.discover {
-            self.endpoints.store(Arc::clone(&living));
-        } else {
-            let set = self.endpoints.load();
-            let addresses = set.endpoints.iter().map(|endpoint| endpoint.address);
-            self.endpoints.store(Arc::new(EndpointSet::new(
-                addresses,
-                &living,
-                set.absence.clone(),
-            )));
+    /// Discovery found these. There is one writer for a cluster: its discovery.
+    pub(crate) fn found(&self, found: impl IntoIterator<Item = StaticEndpoint>, absence: String) {
+        self.found_beside(found, &self.endpoints.load(), absence);
+        self.changed.notify_one();
+    }
+
+    fn found_beside(
+        &self,
+        found: impl IntoIterator<Item = StaticEndpoint>,
+        known: &EndpointSet,
+        absence: String,
+    ) {
+        let set = EndpointSet::new(found, known, &self.load, self.rule.hashes(), absence);
+        self.serve_from(Arc::new(set));
+    }
+
+    /// The endpoints of the same cluster under an earlier configuration, as they are.
+    fn take_over(&self, previous: &Self) {
+        let living = previous.endpoints.load_full();
+        if previous.rule.hashes() == self.rule.hashes() {
+            self.serve_from(living);
+            return;
         }
-        self.metrics.endpoints(self.endpoints.load().endpoints.len());
+        let again = living
+            .endpoints
+            .iter()
+            .enumerate()
+            .map(|(place, endpoint)| StaticEndpoint {
+                address: endpoint.address,
+                weight: u32::try_from(living.weight(place)).unwrap_or(1),
+            });
+        self.found_beside(again, &living, living.absence.clone());
+    }
+
+    fn serve_from(&self, set: Arc<EndpointSet>) {
+        self.metrics.endpoints(set.endpoints.len(), set.well());
+        self.endpoints.store(set);
     }
 
     /// The endpoints at this moment. For a look, not to be kept across a wait.
@@ -169,15 +169,170 @@ impl Cluster {
         set.endpoints.iter().any(|endpoint| !tried.contains(&endpoint.id))
     }
 
-    /// Chooses an endpoint that this request has not tried yet, if there is one, and counts the request on it.
-    /// `None`: the cluster has no endpoint at all.
-    pub fn pick(&self, tried: &[u64], now: Instant, rng: &mut fastrand::Rng) -> Option<Pick> {
+    /// Whether a request that could go elsewhere should: it has no endpoint, or none that takes part.
+    pub fn is_out(&self) -> bool {
+        self.endpoints.load().well() == 0
+    }
+
+    /// What leads a request to its endpoint, if its balancing asks for anything.
+    pub fn key(&self, head: &Parts, source: IpAddr) -> Option<u64> {
+        self.rule.key(head, source)
+    }
+
+    /// Chooses an endpoint, one that this request has not tried yet if there is one, and counts the request on it.
+    ///
+    /// # Errors
+    /// When the cluster has no endpoint at all, or as many requests as it may have.
+    pub(crate) fn pick(&self, wanted: &Wanted<'_>, rng: &mut fastrand::Rng) -> Result<Pick, Failure> {
+        self.load.request()?;
         let set = self.endpoints.load();
-        let endpoint = balance::choose(self.balance, &self.cursor, &set.endpoints, tried, now, rng)?;
+        let Some(endpoint) = self.rule.choose(&set, wanted, rng) else {
+            self.load.request_over();
+            let detail = format!("{}/{} has no endpoint: {}", self.service, self.name, set.absence);
+            return Err(Failure::new(Reason::NoEndpoint, detail));
+        };
         endpoint.in_flight.fetch_add(1, Ordering::Relaxed);
-        Some(Pick {
+        Ok(Pick {
             endpoint: Arc::clone(endpoint),
         })
+    }
+
+    /// An attempt at an endpoint ended like this, after so long.
+    pub fn settle(&self, endpoint: &Endpoint, outcome: Outcome, took: Duration, now: Instant) {
+        if self.rule.balance == Balance::Ewma {
+            match outcome {
+                Outcome::Success => endpoint.latency.answered(took, now),
+                Outcome::Unknown => {}
+                Outcome::ServerError | Outcome::Refused | Outcome::Reset | Outcome::Timeout => {
+                    endpoint.latency.failed(took, now);
+                }
+            }
+        }
+        let ejection = self.policy.ejection.as_ref();
+        match endpoint.health.settle(outcome, (took, now), ejection) {
+            Change::Nothing => {}
+            Change::HasFailedTooOften => self.eject(endpoint, outcome, now),
+            Change::OutAgain => self.goes(endpoint, "ejected again: its probe failed"),
+            Change::Back => {
+                tracing::info!(
+                    service = self.service,
+                    backend = self.name,
+                    endpoint = %endpoint.address,
+                    "an ejected endpoint is back"
+                );
+                self.recount();
+            }
+        }
+    }
+
+    /// The same for an endpoint of which only the number is at hand, which is so when an attempt failed. One that is
+    /// gone meanwhile needs to learn nothing.
+    pub fn settle_by_id(&self, id: u64, outcome: Outcome, took: Duration, now: Instant) {
+        let set = self.endpoints.load();
+        if let Some(endpoint) = set.endpoints.iter().find(|endpoint| endpoint.id == id) {
+            self.settle(endpoint, outcome, took, now);
+        }
+    }
+
+    /// Ejects an endpoint, if not too many are out already.
+    fn eject(&self, endpoint: &Endpoint, outcome: Outcome, now: Instant) {
+        let Some(policy) = &self.policy.ejection else {
+            return;
+        };
+        let set = self.endpoints.load();
+        let out = || {
+            let ejected = set
+                .endpoints
+                .iter()
+                .filter(|endpoint| endpoint.health.is_ejected());
+            ejected.count()
+        };
+        let most = may_be_out(set.endpoints.len(), policy.at_most);
+        if out() >= most {
+            return;
+        }
+        endpoint.health.put_out(outcome, now, policy);
+        if out() > most {
+            // Another thread ejected one at the same moment. Its next failure asks again.
+            endpoint.health.take_back();
+            return;
+        }
+        self.goes(endpoint, "ejected: it failed too often in a row");
+    }
+
+    fn goes(&self, endpoint: &Endpoint, what: &'static str) {
+        self.metrics.ejected();
+        let why = endpoint.health.news().map(|news| news.what).unwrap_or_default();
+        tracing::warn!(
+            service = self.service,
+            backend = self.name,
+            endpoint = %endpoint.address,
+            why,
+            what
+        );
+        self.recount();
+    }
+
+    /// An endpoint came or went: says so, and whether it is the one too many.
+    fn recount(&self) {
+        let set = self.endpoints.load();
+        let changed = set.recount();
+        self.metrics.endpoints(set.endpoints.len(), set.well());
+        if !changed {
+            return;
+        }
+        let (service, backend, well, all) = (&self.service, &self.name, set.well(), set.endpoints.len());
+        if set.is_panicking() {
+            self.metrics.panicked();
+            tracing::warn!(
+                service,
+                backend,
+                well,
+                all,
+                "fewer than half of the endpoints are well: choosing among all"
+            );
+        } else {
+            tracing::info!(
+                service,
+                backend,
+                well,
+                all,
+                "at least half of the endpoints are well again"
+            );
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // Who waits for a change finds it gone.
+        self.changed.notify_one();
+    }
+}
+
+/// How many of so many endpoints may be out: the share, but at least one, and never all.
+fn may_be_out(count: usize, at_most: Percent) -> usize {
+    (count * usize::from(at_most.0) / 100)
+        .max(1)
+        .min(count.saturating_sub(1))
+}
+
+/// These clusters serve from now on instead of those: called when a push is applied, so that a push that is refused
+/// changes nothing.
+pub fn succeed(old: &[Arc<Cluster>], new: &[Arc<Cluster>]) {
+    let kept: std::collections::HashSet<*const Cluster> = new.iter().map(Arc::as_ptr).collect();
+    for cluster in old.iter().filter(|cluster| !kept.contains(&Arc::as_ptr(cluster))) {
+        cluster.retired.store(true, Ordering::Relaxed);
+        cluster.changed.notify_one();
+    }
+    for cluster in new {
+        cluster.load.enforce(cluster.policy.limits);
+        if cluster.policy.health_check.is_none() {
+            for endpoint in &cluster.endpoints.load().endpoints {
+                endpoint.health.unchecked();
+            }
+        }
+        cluster.recount();
     }
 }
 
@@ -198,5 +353,6 @@ impl std::ops::Deref for Pick {
 impl Drop for Pick {
     fn drop(&mut self) {
         self.endpoint.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.endpoint.load.request_over();
     }
 }

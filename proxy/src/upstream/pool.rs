@@ -26,6 +26,7 @@ use crate::timer::Deadline;
 use crate::upstream::Endpoint;
 use crate::upstream::http1::Connection;
 use crate::upstream::http2::{Stream, Trunk};
+use crate::upstream::limits::Waiting;
 use crate::upstream::outgoing::{OutgoingBody, Upload};
 
 /// An idle connection is closed after this. Node.js closes its side after 5 s by default and many servers follow
@@ -246,12 +247,13 @@ impl Pool {
         endpoint: &Arc<Endpoint>,
         deadline: Option<Instant>,
     ) -> Result<Box<Stream>, Failure> {
-        let made = {
+        let (made, _waiting) = {
             let mut trunks = self.trunks.borrow_mut();
             let trunks = trunks.entry(endpoint.id).or_default();
             if let Some(stream) = trunks.room() {
                 return Ok(stream);
             }
+            let waiting = Waiting::begin(endpoint)?;
             let (tell, made) = oneshot::channel();
             trunks.waiting.push_back(tell);
             if trunks.dialling == 0 {
@@ -259,7 +261,7 @@ impl Pool {
                 trunks.dialling = 1;
                 dial(&self.trunks, endpoint);
             }
-            made
+            (made, waiting)
         };
         let made = match deadline {
             None => made.await,

@@ -8,6 +8,7 @@
 )]
 
 mod bad_push;
+mod balancing;
 mod bootstrap;
 mod cli;
 mod clients;
@@ -16,8 +17,10 @@ mod dead_endpoints;
 mod discovery;
 mod dns;
 mod drain;
+mod ejection;
 mod examples;
 mod headers;
+mod health_checks;
 mod hedging;
 mod hostile;
 mod hostile_http2;
@@ -26,6 +29,7 @@ mod http2_conformance;
 mod http2_downgrade;
 mod http2_drain;
 mod http2_upstream;
+mod limits;
 mod observability;
 mod other_store;
 mod peers;

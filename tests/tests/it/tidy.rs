@@ -33,6 +33,7 @@ const DOORS: &[(&str, &[&str])] = &[
             "arriving.rs",
             "error.rs",
             "upstream/http2.rs",
+            "upstream/health/",
             "upstream/pool.rs",
             "listener/",
             "request/body.rs",
@@ -41,7 +42,10 @@ const DOORS: &[(&str, &[&str])] = &[
         ],
     ),
     ("httpdate", &["request/retry/pushback.rs"]),
-    ("hyper::client", &["upstream/http1.rs", "control.rs", "control/"]),
+    (
+        "hyper::client",
+        &["upstream/http1.rs", "upstream/health/", "control.rs", "control/"],
+    ),
 ];
 
 /// Names that say nothing of what is inside.

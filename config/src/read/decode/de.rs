@@ -4,7 +4,9 @@
 
 use serde::Deserializer;
 use serde::de::value::{MapDeserializer, SeqDeserializer, StrDeserializer};
-use serde::de::{DeserializeSeed, IntoDeserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    DeserializeSeed, EnumAccess, IntoDeserializer, MapAccess, SeqAccess, VariantAccess, Visitor,
+};
 
 use super::super::node::{Entry, Node, State, Value};
 use super::error::{DecodeError, Wrong};
@@ -85,7 +87,7 @@ impl<'de> Deserializer<'de> for De<'de> {
         match &self.node.value {
             Value::Sequence(_) => self.deserialize_seq(visitor),
             Value::Mapping(_) => self.deserialize_map(visitor),
-            Value::Scalar { text, plain: false } => visitor.visit_borrowed_str(text),
+            Value::Scalar { plain: false, .. } => self.deserialize_str(visitor),
             Value::Scalar { text, plain: true } => match resolve(text) {
                 Plain::Empty | Plain::Null => visitor.visit_unit(),
                 Plain::Bool(flag) => visitor.visit_bool(flag),
@@ -93,7 +95,7 @@ impl<'de> Deserializer<'de> for De<'de> {
                     Ok(number) => visitor.visit_i64(number),
                     Err(_) => visitor.visit_borrowed_str(text),
                 },
-                Plain::Fraction | Plain::Text => visitor.visit_borrowed_str(text),
+                Plain::Fraction | Plain::Text => self.deserialize_str(visitor),
             },
         }
     }
@@ -199,9 +201,16 @@ impl<'de> Deserializer<'de> for De<'de> {
         variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, DecodeError> {
+        let first = variants.first().copied().unwrap_or_default();
         let word = match &self.node.value {
-            _ if self.is_filler() => variants.first().copied().unwrap_or_default(),
+            _ if self.is_filler() => first,
             Value::Scalar { text, .. } if !text.is_empty() => text,
+            // One field, whose name is the word and whose value goes with it.
+            Value::Mapping(entries) if entries.len() == 1 => match &entries[0] {
+                // What was in it has been told of; the first word, which needs no value, stands in.
+                entry if entry.value.state == State::Broken => first,
+                entry => return visitor.visit_enum(WordWithValue { entry }),
+            },
             _ => return Err(self.wrong(&format!("one of {}", variants.join(", ")))),
         };
         let word: StrDeserializer<'_, DecodeError> = word.into_deserializer();
@@ -283,5 +292,52 @@ impl<'de> MapAccess<'de> for Fields<'de> {
             )));
         };
         seed.deserialize(De::of(node)).map_err(|error| error.under(index))
+    }
+}
+
+/// A word of a closed set that has a value with it: `header: x-user`.
+struct WordWithValue<'a> {
+    entry: &'a Entry,
+}
+
+impl<'de> EnumAccess<'de> for WordWithValue<'de> {
+    type Error = DecodeError;
+    type Variant = Self;
+
+    fn variant_seed<V: DeserializeSeed<'de>>(self, seed: V) -> Result<(V::Value, Self), DecodeError> {
+        let word: StrDeserializer<'_, DecodeError> = self.entry.key.as_str().into_deserializer();
+        Ok((seed.deserialize(word)?, self))
+    }
+}
+
+impl<'de> VariantAccess<'de> for WordWithValue<'de> {
+    type Error = DecodeError;
+
+    fn unit_variant(self) -> Result<(), DecodeError> {
+        Err(DecodeError::new(Wrong::Other(format!(
+            "`{}` stands by itself; write it without a value",
+            self.entry.key
+        ))))
+    }
+
+    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, DecodeError> {
+        seed.deserialize(De::of(&self.entry.value))
+            .map_err(|error| error.under(0))
+    }
+
+    fn tuple_variant<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, DecodeError> {
+        De::of(&self.entry.value)
+            .deserialize_seq(visitor)
+            .map_err(|error| error.under(0))
+    }
+
+    fn struct_variant<V: Visitor<'de>>(
+        self,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, DecodeError> {
+        De::of(&self.entry.value)
+            .deserialize_map(visitor)
+            .map_err(|error| error.under(0))
     }
 }

@@ -5,6 +5,7 @@
 //! problem.
 
 mod bootstrap;
+mod endpoints;
 mod hosts;
 mod names;
 mod policies;

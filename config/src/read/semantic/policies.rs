@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use super::super::node::{Fault, shown};
 use super::At;
+use super::endpoints::{Shared, endpoints};
 use super::names::is_token;
 use crate::mesh::Mesh;
 use crate::service::{Backoff, Hedge, Retry, RetryOn, Route, Timeout};
@@ -29,6 +30,13 @@ pub(in super::super) fn mesh(at: &At<'_>, mesh: &Mesh, faults: &mut Vec<Fault>) 
     let Some(at) = at.field("defaults") else {
         return;
     };
+    let said = Shared {
+        balance: mesh.defaults.balance.as_ref(),
+        limits: mesh.defaults.limits.as_ref(),
+        ejection: mesh.defaults.ejection.as_ref(),
+        slow_start: mesh.defaults.slow_start,
+    };
+    endpoints(&at, &said, faults);
     policies(
         &at,
         mesh.defaults.timeout.as_ref(),

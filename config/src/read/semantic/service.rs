@@ -1,8 +1,7 @@
 //! The checks of one service by itself.
 
-use std::net::SocketAddr;
-
 use super::super::node::{Fault, shown};
+use super::endpoints::{Shared, endpoints, health_check, listed};
 use super::names::{host, part_name, service_name, unique};
 use super::routes::routes;
 use super::{At, exactly_one};
@@ -29,6 +28,16 @@ pub(in super::super) fn service(at: &At<'_>, service: &Service, faults: &mut Vec
         self::backend(at, backend, faults);
     }
     unique(&backends, "name", "backend", faults);
+    let said = Shared {
+        balance: service.balance.as_ref(),
+        limits: service.limits.as_ref(),
+        ejection: service.ejection.as_ref(),
+        slow_start: service.slow_start,
+    };
+    endpoints(at, &said, faults);
+    if let (Some(at), Some(check)) = (at.field("health_check"), &service.health_check) {
+        health_check(&at, check, faults);
+    }
     routes(at, service, faults);
 }
 
@@ -58,7 +67,7 @@ fn backend(at: &At<'_>, backend: &Backend, faults: &mut Vec<Fault>) {
     };
     let discover = &backend.discover;
     exactly_one(&at, &["static", "dns"], faults);
-    endpoints(&at, discover.addresses.as_deref().unwrap_or_default(), faults);
+    listed(&at, discover.addresses.as_deref().unwrap_or_default(), faults);
     if let (Some(at), Some(name)) = (at.field("dns"), &discover.dns) {
         let name = name.strip_suffix('.').unwrap_or(name);
         faults.extend(host(name).map(|why| at.fault(why)));
@@ -74,16 +83,5 @@ fn backend(at: &At<'_>, backend: &Backend, faults: &mut Vec<Fault>) {
     }
     if dns == 1 && port == 0 && is_static == 0 {
         faults.push(at.fault("the field `port` is missing; DNS finds addresses only"));
-    }
-}
-
-fn endpoints(at: &At<'_>, addresses: &[SocketAddr], faults: &mut Vec<Fault>) {
-    let mut seen = std::collections::HashSet::new();
-    for (at, address) in at.items_of("static").iter().zip(addresses) {
-        if address.port() == 0 {
-            faults.push(at.fault("port 0 cannot be reached; expected 1 to 65535"));
-        } else if !seen.insert(address) {
-            faults.push(at.fault(format!("{address} is listed twice")));
-        }
     }
 }

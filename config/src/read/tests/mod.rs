@@ -311,7 +311,7 @@ fn a_file_without_kinds_is_refused_with_all_its_problems() {
     assert_eq!(
         found,
         "f.yaml:1:1: the field `kind` is missing (allowed: Service, Mesh)\n\
-         f.yaml:6:11: defaults: found the number 5; expected a mapping with the fields balance, timeout, retry\n\
+         f.yaml:6:11: defaults: found the number 5; expected a mapping with the fields balance, limits, ejection, slow_start, timeout, retry\n\
          f.yaml:8:7: kind: `Gateway` is not known here (allowed: Service, Mesh)\n"
     );
     assert_eq!(

@@ -143,8 +143,8 @@ impl<'a> Racing<'a, '_> {
         if !self.route.budget.spend(now) {
             return Err(HedgeResult::Budget);
         }
-        let pick = target.cluster.pick(self.progress.tried(), now, &mut rng);
-        let pick = pick.ok_or(HedgeResult::Nowhere)?;
+        let pick = target.cluster.pick(&self.progress.wanted(now), &mut rng);
+        let pick = pick.map_err(|_| HedgeResult::Nowhere)?;
         self.log.attempted(pick.address);
         self.progress.attempt(pick.id, now);
         Ok(Attempt {

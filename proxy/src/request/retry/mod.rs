@@ -22,6 +22,7 @@ use crate::error::{Failure, Reached, Reason};
 use crate::request::attempt::Answer;
 use crate::snapshot::routes::{Route, Target};
 use crate::telemetry::metrics::RetryResult;
+use crate::upstream::balance::Wanted;
 use crate::upstream::health::Budget;
 
 /// The longest wait that an endpoint may ask for. A caller that has no deadline of its own would otherwise be held, and
@@ -43,6 +44,8 @@ pub(crate) struct Progress {
     /// The targets of the route that it has left, by their places. Those past the 64th it may choose again.
     left: u64,
     tried: [u64; ATTEMPTS_MAX],
+    /// What leads it to its endpoint, if its balancing asks for anything.
+    key: Option<u64>,
     /// When the next attempt begins; the clock is read as seldom as may be.
     now: Instant,
     request_deadline: Option<Instant>,
@@ -71,6 +74,7 @@ impl Progress {
             by_grpc_status: route.retries_calls && grpc,
             left: 0,
             tried: [0; ATTEMPTS_MAX],
+            key: None,
             now: started,
             request_deadline: route.timeouts.request.map(|timeout| started + timeout),
             call: false,
@@ -110,6 +114,20 @@ impl Progress {
     /// When the next attempt begins.
     pub(crate) fn now(&self) -> Instant {
         self.now
+    }
+
+    /// What leads it to its endpoint.
+    pub(crate) fn is_led_by(&mut self, key: Option<u64>) {
+        self.key = key;
+    }
+
+    /// What an endpoint is chosen by for an attempt at this time.
+    pub(crate) fn wanted(&self, now: Instant) -> Wanted<'_> {
+        Wanted {
+            tried: self.tried(),
+            key: self.key,
+            now,
+        }
     }
 
     /// The endpoints that have been tried.
@@ -321,6 +339,7 @@ mod tests {
             by_grpc_status: false,
             left: 0,
             tried: [0; ATTEMPTS_MAX],
+            key: None,
             now,
             request_deadline: Some(now + Duration::from_secs(15)),
             call: false,

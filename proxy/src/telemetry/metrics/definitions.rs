@@ -68,6 +68,36 @@ pub(super) const ENDPOINTS: Definition = Definition {
     help: "Endpoints that discovery knows for a backend.",
     labels: &["service", "backend"],
 };
+pub(super) const ENDPOINTS_IN: Definition = Definition {
+    name: "outrigger_endpoints_in",
+    help: "Endpoints of a backend that take part: neither ejected nor failing their health check.",
+    labels: &["service", "backend"],
+};
+pub(super) const EJECTIONS: Definition = Definition {
+    name: "outrigger_ejections_total",
+    help: "Endpoints put out for a while because they failed too often in a row.",
+    labels: &["service", "backend"],
+};
+pub(super) const PANICS: Definition = Definition {
+    name: "outrigger_cluster_panics_total",
+    help: "How often fewer than half of a backend's endpoints were in, so that all were chosen from.",
+    labels: &["service", "backend"],
+};
+pub(super) const HEALTH_CHECKS: Definition = Definition {
+    name: "outrigger_health_checks_total",
+    help: "Health checks of endpoints, by their result: well, ill.",
+    labels: &["service", "backend", "result"],
+};
+pub(super) const LIMITED: Definition = Definition {
+    name: "outrigger_limited_total",
+    help: "Attempts refused because a backend was at a limit, by the limit: connections, pending, requests.",
+    labels: &["service", "backend", "limit"],
+};
+pub(super) const SKIPPED: Definition = Definition {
+    name: "outrigger_backend_skipped_total",
+    help: "Requests whose share of a route was this backend's and went to the others, because none of its endpoints was in.",
+    labels: &["service", "route", "backend"],
+};
 pub(super) const CONNECTIONS_OPEN: Definition = Definition {
     name: "outrigger_connections_open",
     help: "Connections from callers that are open.",
@@ -100,7 +130,7 @@ pub(super) const LOG_LINES_LOST: Definition = Definition {
 };
 
 /// Every metric of the sidecar; those of the process (`process_*`) come beside.
-pub const ALL: [Definition; 14] = [
+pub const ALL: [Definition; 20] = [
     REQUESTS,
     REQUEST_DURATION,
     GRPC_CALLS,
@@ -109,6 +139,12 @@ pub const ALL: [Definition; 14] = [
     RETRIES,
     HEDGES,
     ENDPOINTS,
+    ENDPOINTS_IN,
+    EJECTIONS,
+    PANICS,
+    HEALTH_CHECKS,
+    LIMITED,
+    SKIPPED,
     CONNECTIONS_OPEN,
     CONNECTIONS_CUT,
     CONFIG_INFO,

@@ -4,6 +4,7 @@
 //! formats no label and takes no lock. Labels come from closed sets: names in the configuration, reasons, status
 //! classes; never from a request. A series goes when the last snapshot that names it goes.
 
+mod cluster;
 mod definitions;
 mod seconds;
 #[cfg(test)]
@@ -20,10 +21,12 @@ use prometheus::{
 };
 
 use crate::error::Reason;
+pub use cluster::{ClusterMetrics, Limit};
 pub use definitions::{ALL, Definition};
 use definitions::{
-    ATTEMPT_DURATION, ATTEMPTS, CONFIG_APPLIED_AT, CONFIG_INFO, CONNECTIONS_CUT, CONNECTIONS_OPEN, ENDPOINTS,
-    GRPC_CALLS, HEDGES, LOG_LINES_LOST, PUSHES, REQUEST_DURATION, REQUESTS, RETRIES,
+    ATTEMPT_DURATION, ATTEMPTS, CONFIG_APPLIED_AT, CONFIG_INFO, CONNECTIONS_CUT, CONNECTIONS_OPEN, EJECTIONS,
+    ENDPOINTS, ENDPOINTS_IN, GRPC_CALLS, HEALTH_CHECKS, HEDGES, LIMITED, LOG_LINES_LOST, PANICS, PUSHES,
+    REQUEST_DURATION, REQUESTS, RETRIES, SKIPPED,
 };
 pub use seconds::{HedgeMetrics, HedgeResult, RetryMetrics, RetryResult};
 
@@ -66,6 +69,12 @@ pub struct Metrics {
     retries: IntCounterVec,
     hedges: IntCounterVec,
     endpoints: IntGaugeVec,
+    endpoints_in: IntGaugeVec,
+    ejections: IntCounterVec,
+    panics: IntCounterVec,
+    health_checks: IntCounterVec,
+    limited: IntCounterVec,
+    skipped: IntCounterVec,
     connections_open: IntGaugeVec,
     connections_cut: IntCounterVec,
     config_info: IntGaugeVec,
@@ -145,6 +154,12 @@ impl Metrics {
             retries: RETRIES.counters(&registry)?,
             hedges: HEDGES.counters(&registry)?,
             endpoints: ENDPOINTS.gauges(&registry)?,
+            endpoints_in: ENDPOINTS_IN.gauges(&registry)?,
+            ejections: EJECTIONS.counters(&registry)?,
+            panics: PANICS.counters(&registry)?,
+            health_checks: HEALTH_CHECKS.counters(&registry)?,
+            limited: LIMITED.counters(&registry)?,
+            skipped: SKIPPED.counters(&registry)?,
             connections_open: CONNECTIONS_OPEN.gauges(&registry)?,
             connections_cut: CONNECTIONS_CUT.counters(&registry)?,
             config_info: CONFIG_INFO.gauges(&registry)?,
@@ -420,6 +435,7 @@ pub struct RouteMetrics {
     duration: OnceLock<Histogram>,
     endings: ByEnding,
     grpc: [OnceLock<IntCounter>; GRPC_STATUSES.len()],
+    skipped: OnceLock<IntCounter>,
 }
 
 impl RouteMetrics {
@@ -428,6 +444,7 @@ impl RouteMetrics {
             duration: OnceLock::new(),
             endings: ByEnding::new(),
             grpc: Default::default(),
+            skipped: OnceLock::new(),
             metrics: Arc::clone(metrics),
             labels: labels.clone(),
         }
@@ -443,6 +460,15 @@ impl RouteMetrics {
             self.metrics.grpc_calls.with_label_values(&values)
         });
         counter.inc();
+    }
+
+    /// Counts a request whose share was this backend's and which went elsewhere.
+    pub fn skipped(&self) {
+        let skipped = || {
+            let [_, service, route, backend] = self.labels.values();
+            self.metrics.skipped.with_label_values(&[service, route, backend])
+        };
+        self.skipped.get_or_init(skipped).inc();
     }
 
     /// Counts a request: how it ended and how long it took.
@@ -482,66 +508,17 @@ impl Drop for RouteMetrics {
                 let _ = self.metrics.grpc_calls.remove_label_values(&values);
             }
         }
+        if self.skipped.get().is_some() {
+            let _ = self
+                .metrics
+                .skipped
+                .remove_label_values(&[service, route, backend]);
+        }
         self.endings.for_each_counted(|class, reason| {
             let _ = self
                 .metrics
                 .requests
                 .remove_label_values(&[listener, service, route, backend, class, reason]);
-        });
-    }
-}
-
-/// The handles of one cluster.
-#[derive(Debug)]
-pub struct ClusterMetrics {
-    metrics: Arc<Metrics>,
-    labels: ClusterLabels,
-    endpoints: IntGauge,
-    duration: OnceLock<Histogram>,
-    endings: ByEnding,
-}
-
-impl ClusterMetrics {
-    fn new(metrics: &Arc<Metrics>, labels: &ClusterLabels) -> Self {
-        let values = [labels.service.as_str(), &labels.backend];
-        Self {
-            endpoints: metrics.endpoints.with_label_values(&values),
-            duration: OnceLock::new(),
-            endings: ByEnding::new(),
-            metrics: Arc::clone(metrics),
-            labels: labels.clone(),
-        }
-    }
-
-    /// Counts an attempt: how it ended, and how long it took to the head of its answer.
-    pub fn attempt(&self, ending: Ending, took: Duration) {
-        let duration = || {
-            let values = [self.labels.service.as_str(), &self.labels.backend];
-            self.metrics.attempt_duration.with_label_values(&values)
-        };
-        self.duration.get_or_init(duration).observe(took.as_secs_f64());
-        self.endings.count(ending, |class, reason| {
-            let values = [self.labels.service.as_str(), &self.labels.backend, class, reason];
-            self.metrics.attempts.with_label_values(&values)
-        });
-    }
-
-    /// Says how many endpoints discovery knows.
-    pub fn endpoints(&self, count: usize) {
-        self.endpoints.set(i64::try_from(count).unwrap_or(i64::MAX));
-    }
-}
-
-impl Drop for ClusterMetrics {
-    fn drop(&mut self) {
-        let values = [self.labels.service.as_str(), &self.labels.backend];
-        let _ = self.metrics.endpoints.remove_label_values(&values);
-        let _ = self.metrics.attempt_duration.remove_label_values(&values);
-        self.endings.for_each_counted(|class, reason| {
-            let _ = self
-                .metrics
-                .attempts
-                .remove_label_values(&[values[0], values[1], class, reason]);
         });
     }
 }

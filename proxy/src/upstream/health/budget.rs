@@ -1,72 +1,12 @@
-//! What failures teach: which endpoint to leave alone for a while, and how many retries a cluster may be sent.
-//!
-//! Both are plain atomics with `now` as an argument, so that they can be asked on the request path and tested
-//! without a clock. They advise; `balance` and `request::retry` decide.
+//! How many retries a cluster may be sent: plain atomics with `now` as an argument. It advises; `request::retry`
+//! decides.
 
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Instant;
 
 use outrigger_config::service;
 
-/// Times are kept as milliseconds since this moment, so that they fit an atomic.
-static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
-
-fn millis(now: Instant) -> u64 {
-    u64::try_from(now.saturating_duration_since(*EPOCH).as_millis()).unwrap_or(u64::MAX)
-}
-
-/// An endpoint that refused a connection is left alone for this long, then twice as long, and so on: long enough
-/// that a dead instance costs few requests a try, short enough that a restart is noticed at once.
-const AVOID_FIRST: Duration = Duration::from_millis(100);
-
-/// The longest that an endpoint is left alone. A task that ECS restarts takes seconds to come; asking once a second
-/// whether it is there costs nothing.
-const AVOID_MAX: Duration = Duration::from_secs(1);
-
-/// What connection failures have taught about one endpoint.
-#[derive(Debug, Default)]
-pub struct Health {
-    /// Connection failures in a row.
-    failures: AtomicU32,
-    /// Until when it is left alone, in milliseconds since [`EPOCH`]; 0 when it is not.
-    avoid_until: AtomicU64,
-}
-
-impl Health {
-    /// No connection could be made.
-    pub fn connect_failed(&self, now: Instant) {
-        let failures = self.failures.fetch_add(1, Ordering::Relaxed).min(16);
-        let avoid = AVOID_FIRST.saturating_mul(1 << failures).min(AVOID_MAX);
-        self.avoid_until
-            .store(millis(now + avoid).max(1), Ordering::Relaxed);
-    }
-
-    /// A connection was made.
-    pub fn connected(&self) {
-        // Read first: the line is shared by all workers and hardly ever needs to be written.
-        if self.failures.load(Ordering::Relaxed) != 0 {
-            self.failures.store(0, Ordering::Relaxed);
-            self.avoid_until.store(0, Ordering::Relaxed);
-        }
-    }
-
-    /// Whether a request may be sent there now. When the time of leaving it alone is over, the first to ask may,
-    /// as a probe, and the others go on avoiding it until the probe has told.
-    pub fn may_be_tried(&self, now: Instant) -> bool {
-        let until = self.avoid_until.load(Ordering::Relaxed);
-        if until == 0 {
-            return true;
-        }
-        if millis(now) < until {
-            return false;
-        }
-        let next = millis(now + AVOID_MAX).max(1);
-        self.avoid_until
-            .compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed)
-            .is_ok()
-    }
-}
+use crate::upstream::health::millis;
 
 /// How long an unused part of the budget is kept: a burst of failures may spend what the last ten seconds earned.
 /// Linkerd's and Finagle's window.
@@ -86,7 +26,7 @@ pub struct Budget {
     floor_per_second: i64,
     /// Thousandths of a token that may be spent, at most what the window allows.
     balance: AtomicI64,
-    /// When the floor was last paid in, in milliseconds since [`EPOCH`].
+    /// When the floor was last paid in, in milliseconds of the process's clock.
     paid_at: AtomicU64,
     /// Requests since the floor was last paid in; the cap on the balance follows the load.
     requests: AtomicI64,
@@ -148,34 +88,11 @@ impl Budget {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use outrigger_config::units::{Percent, Rate};
 
     use super::*;
-
-    #[test]
-    fn an_endpoint_that_refused_is_left_alone_then_probed_by_one_request_at_a_time() {
-        let health = Health::default();
-        let start = Instant::now();
-        assert!(health.may_be_tried(start));
-        health.connect_failed(start);
-        assert!(!health.may_be_tried(start + Duration::from_millis(50)));
-        let later = start + Duration::from_millis(150);
-        assert!(health.may_be_tried(later), "the first to ask is the probe");
-        assert!(!health.may_be_tried(later), "the second waits for what it tells");
-        health.connected();
-        assert!(health.may_be_tried(later));
-    }
-
-    #[test]
-    fn an_endpoint_that_stays_away_is_asked_at_least_once_a_second() {
-        let health = Health::default();
-        let mut now = Instant::now();
-        for _ in 0..40 {
-            health.connect_failed(now);
-            now += AVOID_MAX + Duration::from_millis(1);
-            assert!(health.may_be_tried(now));
-        }
-    }
 
     fn budget(ratio: u8, floor: u32) -> Budget {
         Budget::new(service::Budget {
