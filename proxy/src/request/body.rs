@@ -20,7 +20,6 @@ use crate::request::{Worker, grpc};
 use crate::snapshot::routes::Route;
 use crate::telemetry::request_log::RequestLog;
 use crate::upstream::Pick;
-use crate::upstream::http1::Connection;
 use crate::upstream::pool::Carrier;
 
 /// The header that says why the proxy answered itself.
@@ -53,9 +52,9 @@ pub(crate) struct Relayed {
 }
 
 /// The answer of an upstream, made ready for the caller.
-pub(crate) async fn relay(
+pub(crate) fn relay(
     worker: &Rc<Worker>,
-    answer: Answer,
+    answer: Box<Answer>,
     bounds: Bounds,
     mut log: RequestLog,
 ) -> Response<ResponseBody> {
@@ -66,7 +65,7 @@ pub(crate) async fn relay(
         pick,
         said,
         switched,
-    } = answer;
+    } = *answer;
     if let Some(reason) = said {
         log.failed(&Failure::new(
             reason,
@@ -82,13 +81,17 @@ pub(crate) async fn relay(
     if let Some(upstream) = switched {
         log.complete(Instant::now());
         let idle = Some(pump::IDLE);
-        let tunnel = Tunnel { upstream, pick, idle };
+        let tunnel = Tunnel {
+            upstream: *upstream,
+            pick,
+            idle,
+        };
         return Response::from_parts(head, ResponseBody::Switched(Box::new(tunnel)));
     }
     if body.is_end_stream() {
         let now = Instant::now();
         log.complete(now);
-        give_back(worker, carrier, now).await;
+        give_back(worker, carrier, now);
         return Response::from_parts(head, ResponseBody::Empty);
     }
     if let Some(until) = bounds.next(bounds.at) {
@@ -109,27 +112,21 @@ pub(crate) async fn relay(
 
 /// Puts by an answer that nobody will see, because another attempt is made. If it is over already, its connection can
 /// take that attempt: an endpoint that is overloaded is not made to take new connections on top.
-pub(crate) async fn put_by(worker: &Rc<Worker>, outcome: Result<Answer, Failure>, now: Instant) {
-    let Ok(Answer { body, carrier, .. }) = outcome else {
-        return;
-    };
+pub(crate) fn put_by(worker: &Rc<Worker>, outcome: Result<Box<Answer>, Failure>, now: Instant) {
+    let Ok(answer) = outcome else { return };
+    let Answer { body, carrier, .. } = *answer;
     if body.is_end_stream() {
-        give_back(worker, carrier, now).await;
+        give_back(worker, carrier, now);
     }
 }
 
-/// Gives a connection back to the pool from outside a poll.
-async fn give_back(worker: &Worker, carrier: Carrier, now: Instant) {
-    let Carrier::Own(connection) = carrier else { return };
-    let mut connection: Option<Box<Connection>> = Some(connection);
-    let given_back = std::future::poll_fn(|cx| {
-        Poll::Ready(
-            connection
-                .take()
-                .map(|connection| worker.pool.give_back(connection, now, cx)),
-        )
-    });
-    given_back.await;
+/// Gives a connection back to the pool, if the request had one of its own and it stands.
+fn give_back(worker: &Worker, carrier: Carrier, now: Instant) {
+    if let Carrier::Own(connection) = carrier
+        && !connection.is_closed()
+    {
+        worker.pool.give_back(connection, now);
+    }
 }
 
 /// The answer of the proxy itself: the reason in a header, and in words.
@@ -296,7 +293,7 @@ impl Relayed {
     }
 
     /// The last byte has been handed over: the connection may take another request.
-    fn finish(self, cx: &mut Context<'_>) {
+    fn finish(self) {
         let Self {
             mut log,
             carrier,
@@ -305,11 +302,7 @@ impl Relayed {
         } = self;
         let now = Instant::now();
         log.complete(now);
-        if let Carrier::Own(connection) = carrier
-            && !connection.is_closed()
-        {
-            worker.pool.give_back(connection, now, cx);
-        }
+        give_back(&worker, carrier, now);
     }
 }
 
@@ -355,7 +348,7 @@ impl Body for ResponseBody {
                     Some(Err(_)) => false,
                 };
                 if over && let Self::Relayed(relayed) = std::mem::replace(&mut *self, Self::Empty) {
-                    relayed.finish(cx);
+                    relayed.finish();
                 }
                 Poll::Ready(frame)
             }

@@ -14,13 +14,13 @@ pub(crate) mod upgrade;
 
 use std::cell::RefCell;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
 use http::request::Parts;
 use http::{Request, Response};
-use http_body::Body;
 
 use crate::arriving::Arriving;
 use crate::drain::Drain;
@@ -73,11 +73,13 @@ pub(crate) async fn handle(
     request: Request<Arriving>,
 ) -> Response<ResponseBody> {
     let (head, body) = request.into_parts();
+    let mut request = Outgoing::new(head, body);
     let lease = worker.lease();
     let series = Arc::clone(lease.unmatched(entry));
-    let mut log = RequestLog::start(Rc::clone(&worker.logger), Instant::now(), &head, series);
-    match serve(worker, &lease, (entry, source), (head, body), &mut log).await {
-        Ok((answer, bounds)) => body::relay(worker, answer, bounds, log).await,
+    let mut log = RequestLog::start(Rc::clone(&worker.logger), Instant::now(), &request.head, series);
+    let served = pin!(serve(worker, &lease, (entry, source), &mut request, &mut log)).await;
+    match served {
+        Ok((answer, bounds)) => body::relay(worker, answer, bounds, log),
         Err(failure) => body::refusal(&failure, log),
     }
 }
@@ -87,34 +89,38 @@ async fn serve(
     worker: &Rc<Worker>,
     lease: &Lease,
     (entry, source): (&Entry, IpAddr),
-    (mut head, body): (Parts, Arriving),
+    request: &mut Outgoing,
     log: &mut RequestLog,
-) -> Result<(Answer, Bounds), Failure> {
-    crossing::arrive(&mut head, body.is_end_stream())?;
-    let asked = headers::asked(&head)?;
+) -> Result<(Box<Answer>, Bounds), Failure> {
+    let bodiless = request.is_bodiless();
+    let head = &mut request.head;
+    crossing::arrive(head, bodiless)?;
+    let asked = headers::asked(head)?;
     let (wants_upgrade, grpc) = (asked.upgrade, asked.grpc);
     if grpc {
         log.is_grpc();
     }
     let virtual_host = lease.virtual_host(entry, asked.host.unwrap_or(""))?;
     log.counts_as(&lease.virtual_hosts[virtual_host].unrouted);
-    let route = Matched::find(lease, virtual_host, &head).ok_or_else(|| no_route(&head))?;
+    let route = Matched::find(lease, virtual_host, head).ok_or_else(|| no_route(head))?;
     let mut target = route.choose();
     log.counts_as(&target.series);
 
     let upgrade = if wants_upgrade {
-        Upgrade::asked(&mut head)?
+        Upgrade::asked(head)?
     } else {
         None
     };
-    let key = target.cluster.key(&head, source);
-    headers::prepare_request(&mut head, &lease.virtual_hosts[virtual_host].authority);
+    let key = target.cluster.key(head, source);
+    headers::prepare_request(head, &lease.virtual_hosts[virtual_host].authority);
     let mut progress = Progress::start(&route, &head.method, grpc, log.started());
     if grpc {
         progress.must_end_within(grpc::timeout(&head.headers));
     }
     progress.is_led_by(key);
-    let mut outgoing = Outgoing::new(head, body, progress.may_go_again());
+    if progress.may_go_again() {
+        request.keep();
+    }
     route.budget.request();
     loop {
         let now = progress.now();
@@ -133,20 +139,20 @@ async fn serve(
         };
         let (outcome, ended) = match &route.hedge {
             Some(hedge) if progress.may_hedge() && upgrade.is_none() => {
-                let race = hedge::race(hedge, attempt, &mut progress, &mut outgoing, log);
+                let race = hedge::race(hedge, attempt, &mut progress, request, log);
                 let (made, at) = Box::pin(race).await;
                 target = at;
                 made
             }
-            _ => attempt.make(&progress, &mut outgoing, None).await,
+            _ => pin!(attempt.make(&progress, request, None)).await,
         };
 
-        match progress.decide(&outcome, outgoing.is_kept(), ended, &route) {
+        match progress.decide(&outcome, request.is_kept(), ended, &route) {
             Decision::HandOver => {
                 return outcome.map(|answer| (answer, Bounds::of_body(ended, &progress, &route)));
             }
             Decision::Again { after } => {
-                body::put_by(worker, outcome, ended).await;
+                body::put_by(worker, outcome, ended);
                 progress.wait(after).await;
                 target = progress.next_target(&route, target, &mut worker.rng.borrow_mut());
                 log.counts_as(&target.series);

@@ -3,6 +3,7 @@
 //! What happens on the wire is [`attempt`]'s; whether there is another is [`retry`]'s.
 
 use std::cell::Cell;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -28,7 +29,7 @@ pub(crate) struct Attempt<'a> {
 }
 
 /// How an attempt ended, and when.
-pub(crate) type Made = (Result<Answer, Failure>, Instant);
+pub(crate) type Made = (Result<Box<Answer>, Failure>, Instant);
 
 impl<'a> Attempt<'a> {
     /// Makes it. `outrun`: set when it is given up for another one that was quicker.
@@ -48,7 +49,7 @@ impl<'a> Attempt<'a> {
         let deadline = progress.deadline();
         let looks = progress.looks_at_calls().then(|| progress.may_go_again());
         let began = progress.now();
-        let sent = outgoing.next(progress);
+        let mut sent = outgoing.next(progress);
         async move {
             let counted = UnderWay {
                 worker,
@@ -58,16 +59,25 @@ impl<'a> Attempt<'a> {
                 outrun,
                 ended: false,
             };
-            let upload = looks.and_then(|_| sent.body().upload());
+            let upload = looks.and_then(|_| sent.as_ref()?.body().upload());
             let to = (pick, target.cluster.http2);
             let outcome = match upgrade {
-                None => attempt::send(worker, to, sent, deadline, route.timeouts.idle).await,
-                Some(upgrade) => attempt::switch(worker, to, sent, upgrade, deadline).await,
+                None => {
+                    pin!(attempt::send(
+                        worker,
+                        to,
+                        &mut sent,
+                        deadline,
+                        route.timeouts.idle
+                    ))
+                    .await
+                }
+                Some(upgrade) => Box::pin(attempt::switch(worker, to, sent.take(), upgrade, deadline)).await,
             };
             let outcome = match (looks, outcome) {
                 (Some(may_go_again), Ok(answer)) => {
                     let wait = may_go_again && has_ended(upload.as_ref());
-                    peek::look(answer, wait, deadline.map(|(until, _)| until)).await
+                    Box::pin(peek::look(answer, wait, deadline.map(|(until, _)| until))).await
                 }
                 (_, outcome) => outcome,
             };
@@ -89,14 +99,12 @@ struct UnderWay<'a> {
 }
 
 impl UnderWay<'_> {
-    fn ended(mut self, outcome: &Result<Answer, Failure>, now: Instant) {
+    fn ended(mut self, outcome: &Result<Box<Answer>, Failure>, now: Instant) {
         let ending = match outcome {
-            Ok(Answer {
-                head,
-                said: Some(reason),
-                ..
-            }) => Ending::failed(Some(head.status), *reason),
-            Ok(answer) => Ending::answered(answer.head.status),
+            Ok(answer) => match answer.said {
+                Some(reason) => Ending::failed(Some(answer.head.status), reason),
+                None => Ending::answered(answer.head.status),
+            },
             Err(failure) => Ending::failed(None, failure.reason),
         };
         self.ended = true;
@@ -134,13 +142,11 @@ fn has_ended(upload: Option<&Upload>) -> bool {
 
 /// How an attempt ended, as far as its endpoint is concerned. `may_be_call`: whether it may have been one of gRPC,
 /// which tells its failures beside the status of HTTP.
-fn for_endpoint(outcome: &Result<Answer, Failure>, may_be_call: bool) -> Outcome {
+fn for_endpoint(outcome: &Result<Box<Answer>, Failure>, may_be_call: bool) -> Outcome {
     match outcome {
-        Ok(Answer {
-            said: Some(reason), ..
-        }) => match reason {
-            Reason::ConnectFailed => Outcome::Refused,
-            Reason::ConnectTimeout => Outcome::Timeout,
+        Ok(answer) if answer.said.is_some() => match answer.said {
+            Some(Reason::ConnectFailed) => Outcome::Refused,
+            Some(Reason::ConnectTimeout) => Outcome::Timeout,
             _ => Outcome::ServerError,
         },
         Ok(answer) if answer.head.status.is_server_error() => Outcome::ServerError,

@@ -114,13 +114,16 @@ impl Connection {
         self.counted.endpoint()
     }
 
-    /// Sends a request and waits for the head of its answer, within bounds.
+    /// Takes a request, sends it and waits for the head of its answer, within bounds.
     pub(crate) async fn send(
         &mut self,
-        request: Request<OutgoingBody>,
+        request: &mut Option<Request<OutgoingBody>>,
         bounds: Bounds,
     ) -> Result<Response<Arriving>, SendError> {
-        let upload = bounds.idle.and_then(|_| request.body().upload());
+        let Some(taken) = request.take() else {
+            return Err(SendError::NotSent);
+        };
+        let upload = bounds.idle.and_then(|_| taken.body().upload());
         if let Some(until) = bounds.next(upload.as_ref()) {
             self.deadline.set(until);
         }
@@ -131,14 +134,17 @@ impl Connection {
             deadline,
             ..
         } = self;
-        let mut answer = std::pin::pin!(unconstrained(gate.shut(|| sender.try_send_request(request))));
+        let mut answer = std::pin::pin!(unconstrained(gate.shut(|| sender.try_send_request(taken))));
         let sent = std::future::poll_fn(|cx| {
             drive(driver, gate, cx);
             // The answer comes by the driver alone, which has just been looked after: nothing need wake for it. It is
             // unconstrained because a channel that yields for fairness's sake would wake nobody here.
             if let Poll::Ready(answer) = answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 return Poll::Ready(answer.map_err(|mut error| match error.take_message() {
-                    Some(request) => SendError::NotSent(Box::new(request)),
+                    Some(back) => {
+                        *request = Some(back);
+                        SendError::NotSent
+                    }
                     None => SendError::Broken(error.into_error()),
                 }));
             }

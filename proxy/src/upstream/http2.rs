@@ -154,12 +154,15 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    /// Sends a request and waits for the head of its answer, within bounds.
+    /// Takes a request, sends it and waits for the head of its answer, within bounds.
     pub(crate) async fn send(
         &mut self,
-        request: Request<OutgoingBody>,
+        request: &mut Option<Request<OutgoingBody>>,
         bounds: Bounds,
     ) -> Result<Response<Arriving>, SendError> {
+        let Some(request) = request.take() else {
+            return Err(SendError::NotSent);
+        };
         self.upload = bounds.idle.and_then(|_| request.body().upload());
         let upload = self.upload.clone();
         if let Some(until) = bounds.next(upload.as_ref()) {

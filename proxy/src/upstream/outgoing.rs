@@ -26,10 +26,17 @@ const FRAMES_MAX: usize = 256;
 pub(crate) enum OutgoingBody {
     /// There is none.
     Empty,
-    /// It can be sent once.
-    Once(Arriving, Upload),
+    /// It can be sent once. In a box, since most requests have no body and all of them are moved about.
+    Once(Box<Once>),
     /// It is copied while it is sent for the first time.
     Replayed(Replay),
+}
+
+/// A body that is read as it is sent.
+#[derive(Debug)]
+pub(crate) struct Once {
+    incoming: Arriving,
+    upload: Upload,
 }
 
 /// How far a body has come, for whoever watches that it does not fall silent.
@@ -92,18 +99,23 @@ struct Shared {
 }
 
 impl OutgoingBody {
-    /// A body of which `replayable` says whether it should be kept for another attempt.
-    pub(crate) fn new(incoming: Arriving, replayable: bool) -> Self {
+    /// A body that arrives.
+    pub(crate) fn new(incoming: Arriving) -> Self {
         if incoming.is_end_stream() {
             return Self::Empty;
         }
-        if !replayable {
-            return Self::Once(incoming, Upload::default());
-        }
+        let upload = Upload::default();
+        Self::Once(Box::new(Once { incoming, upload }))
+    }
+
+    /// The same, of which nothing has been read yet, to be kept for another attempt.
+    pub(crate) fn kept(self) -> Self {
+        let Self::Once(once) = self else { return self };
+        let Once { incoming, upload } = *once;
         let size = incoming.size_hint();
         let shared = Shared {
             incoming,
-            upload: Upload::default(),
+            upload,
             frames: Vec::new(),
             trailers: None,
             bytes: 0,
@@ -122,7 +134,7 @@ impl OutgoingBody {
     pub(crate) fn upload(&self) -> Option<Upload> {
         match self {
             Self::Empty => None,
-            Self::Once(_, upload) => Some(upload.clone()),
+            Self::Once(once) => Some(once.upload.clone()),
             Self::Replayed(replay) => Some(replay.shared.borrow().upload.clone()),
         }
     }
@@ -131,7 +143,7 @@ impl OutgoingBody {
     pub(crate) fn has_all_come(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Once(incoming, _) => incoming.is_end_stream(),
+            Self::Once(once) => once.incoming.is_end_stream(),
             Self::Replayed(replay) => {
                 let shared = replay.shared.borrow();
                 shared.ended || shared.incoming.is_end_stream()
@@ -139,22 +151,34 @@ impl OutgoingBody {
         }
     }
 
+    /// Whether it could be sent again as it stands.
+    pub(crate) fn may_go_again(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Once(_) => false,
+            Self::Replayed(replay) => replay.shared.borrow().is_kept(),
+        }
+    }
+
     /// A second handle, to be kept while this one is sent; `None` if it cannot be sent again.
     pub(crate) fn again(&self) -> Option<Self> {
         match self {
             Self::Empty => Some(Self::Empty),
-            Self::Once(..) => None,
-            Self::Replayed(replay) => {
-                let shared = Rc::clone(&replay.shared);
-                let can = { shared.borrow().whole && !shared.borrow().broken };
-                can.then(|| {
-                    Self::Replayed(Replay {
-                        shared,
-                        sent_frames: 0,
-                    })
+            Self::Once(_) => None,
+            Self::Replayed(replay) => replay.shared.borrow().is_kept().then(|| {
+                Self::Replayed(Replay {
+                    shared: Rc::clone(&replay.shared),
+                    sent_frames: 0,
                 })
-            }
+            }),
         }
+    }
+}
+
+impl Shared {
+    /// Whether all that has been read is there to be read again.
+    fn is_kept(&self) -> bool {
+        self.whole && !self.broken
     }
 }
 
@@ -213,7 +237,8 @@ impl Body for OutgoingBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
-            Self::Once(incoming, upload) => {
+            Self::Once(once) => {
+                let Once { incoming, upload } = &mut **once;
                 let frame = std::task::ready!(Pin::new(&mut *incoming).poll_frame(cx));
                 upload.saw(frame.as_ref(), incoming.is_end_stream());
                 Poll::Ready(frame)
@@ -225,7 +250,7 @@ impl Body for OutgoingBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Once(incoming, _) => incoming.is_end_stream(),
+            Self::Once(once) => once.incoming.is_end_stream(),
             Self::Replayed(replay) => {
                 let shared = replay.shared.borrow();
                 let ended = shared.ended && shared.trailers.is_none() || shared.incoming.is_end_stream();
@@ -237,7 +262,7 @@ impl Body for OutgoingBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
-            Self::Once(incoming, _) => incoming.size_hint(),
+            Self::Once(once) => once.incoming.size_hint(),
             // hyper asks once, before the first frame, so the size of the whole is the right answer.
             Self::Replayed(replay) => replay.shared.borrow().size,
         }

@@ -6,9 +6,10 @@
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -59,8 +60,8 @@ pub(crate) type Switched = Either<TokioIo<Upgraded>, Tunnel<Box<Stream>>>;
 /// Why a request got no answer's head.
 #[derive(Debug)]
 pub(crate) enum SendError {
-    /// The connection was closed before a byte was written; the request comes back whole.
-    NotSent(Box<Request<OutgoingBody>>),
+    /// The connection was closed before a byte was written; the request is back where it was taken from.
+    NotSent,
     /// The endpoint said that it has not begun with it.
     Refused(h2::Error),
     /// The endpoint gave it up, or what came was not HTTP/2.
@@ -78,16 +79,16 @@ pub(crate) enum SendError {
 }
 
 impl Carrier {
-    /// Sends a request and waits for the head of its answer, within bounds.
+    /// Takes a request, sends it and waits for the head of its answer, within bounds.
     pub(crate) async fn send(
         &mut self,
-        request: Request<OutgoingBody>,
+        request: &mut Option<Request<OutgoingBody>>,
         bounds: Bounds,
     ) -> Result<Response<Arriving>, SendError> {
         match self {
-            Self::Own(connection) => connection.send(request, bounds).await,
-            Self::Shared(stream) => stream.send(request, bounds).await,
-            Self::Apart(_) => Err(SendError::NotSent(Box::new(request))),
+            Self::Own(connection) => pin!(connection.send(request, bounds)).await,
+            Self::Shared(stream) => pin!(stream.send(request, bounds)).await,
+            Self::Apart(_) => Err(SendError::NotSent),
         }
     }
 
@@ -213,10 +214,11 @@ impl Pool {
     }
 
     /// Keeps a connection whose answer is over, if it can take another request.
-    pub(crate) fn give_back(&self, mut connection: Box<Connection>, now: Instant, cx: &mut Context<'_>) {
+    pub(crate) fn give_back(&self, mut connection: Box<Connection>, now: Instant) {
         if !connection.is_ready() {
-            // The last read may have left the end of the answer to be noticed.
-            connection.drive(cx);
+            // The last read may have left the end of the answer to be noticed. Nobody waits for it: while it is idle it
+            // is not driven.
+            connection.drive(&Context::from_waker(Waker::noop()));
             if !connection.is_ready() {
                 return;
             }

@@ -25,7 +25,7 @@ pub(super) struct End {
 
 impl End {
     /// How an attempt ended. `call`: its end is looked at as that of a gRPC call.
-    pub(super) fn of(outcome: &Result<Answer, Failure>, call: bool) -> Self {
+    pub(super) fn of(outcome: &Result<Box<Answer>, Failure>, call: bool) -> Self {
         let event = Event::of(outcome);
         let grpc_status = call.then(|| match outcome {
             Ok(answer) => match answer.head.extensions.get::<Ended>() {
@@ -58,7 +58,7 @@ impl End {
 }
 
 impl Event {
-    fn of(outcome: &Result<Answer, Failure>) -> Self {
+    fn of(outcome: &Result<Box<Answer>, Failure>) -> Self {
         match outcome {
             Ok(answer) => match answer.said {
                 Some(reason) if reason.reached() == Reached::No && reason.status().is_server_error() => {

@@ -172,7 +172,7 @@ impl Progress {
     /// Decides what to do after an attempt, and counts the decision.
     pub(crate) fn decide(
         &mut self,
-        outcome: &Result<Answer, Failure>,
+        outcome: &Result<Box<Answer>, Failure>,
         body_is_kept: bool,
         now: Instant,
         route: &Route,
@@ -191,7 +191,7 @@ impl Progress {
     }
 
     /// Whether the policy would have another attempt made after this one, as far as its end goes.
-    fn is_worth_another(&self, outcome: &Result<Answer, Failure>, policy: &RetryPolicy) -> bool {
+    fn is_worth_another(&self, outcome: &Result<Box<Answer>, Failure>, policy: &RetryPolicy) -> bool {
         let end = End::of(outcome, self.by_grpc_status);
         !end.is_fine() && end.is_named(policy)
     }

@@ -43,10 +43,10 @@ impl Ended {
 /// # Errors
 /// When the answer breaks off before its first frame.
 pub(crate) async fn look(
-    mut answer: Answer,
+    mut answer: Box<Answer>,
     wait: bool,
     deadline: Option<Instant>,
-) -> Result<Answer, Failure> {
+) -> Result<Box<Answer>, Failure> {
     if answer.head.status != StatusCode::OK {
         return Ok(answer);
     }

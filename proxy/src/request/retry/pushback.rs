@@ -21,7 +21,7 @@ pub(super) enum Pushback {
 const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
 /// What the endpoint asked for with its answer, if anything.
-pub(super) fn asked(outcome: &Result<Answer, Failure>) -> Option<Pushback> {
+pub(super) fn asked(outcome: &Result<Box<Answer>, Failure>) -> Option<Pushback> {
     let answer = outcome.as_ref().ok()?;
     if let Some(ended) = answer.head.extensions.get::<Ended>() {
         return ended.pushback;
