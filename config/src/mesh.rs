@@ -54,6 +54,10 @@ const IDLE_TIMEOUT: units::Duration = units::Duration::from_secs(60);
 /// have no bound of their own here, since each brings its deadline in `grpc-timeout`.
 const GRPC_IDLE_TIMEOUT: units::Duration = units::Duration::from_secs(300);
 
+/// The longest silence of a TCP connection: Envoy's hour. Databases are silent for minutes; what is silent for longer is
+/// mostly forgotten.
+const TCP_IDLE_TIMEOUT: units::Duration = units::Duration::from_secs(60 * 60);
+
 /// The first try and two more: enough to leave a bad endpoint and one more bad choice.
 const ATTEMPTS: u32 = 3;
 
@@ -194,6 +198,14 @@ impl Mesh {
         let (request, idle) = match protocol {
             Protocol::Http | Protocol::Http2 => (REQUEST_TIMEOUT, IDLE_TIMEOUT),
             Protocol::Grpc => (units::Duration::from_secs(0), GRPC_IDLE_TIMEOUT),
+            Protocol::Tcp => {
+                // The mesh's times are for requests; a connection has none.
+                return Timeouts {
+                    request: None,
+                    attempt: None,
+                    idle: bound(own.idle.unwrap_or(TCP_IDLE_TIMEOUT)),
+                };
+            }
         };
         Timeouts {
             request: bound(own.request.or(mesh.request).unwrap_or(request)),

@@ -71,6 +71,8 @@ pub enum Protocol {
     Http2,
     /// gRPC: HTTP/2, whose calls bring their own deadlines, and whose failures stand in `grpc-status`.
     Grpc,
+    /// Bytes both ways, of which nothing is known. Callers reach it by a local port, or by CONNECT.
+    Tcp,
 }
 
 impl Protocol {

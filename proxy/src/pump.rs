@@ -38,54 +38,53 @@ pub(crate) enum Why {
     Broken(Side, io::Error),
 }
 
-/// What went through, and how it ended.
-#[derive(Debug)]
-pub(crate) struct Ended {
+/// What has gone through. Its owner may look while bytes still move, and when they are stopped from outside.
+#[derive(Debug, Default)]
+pub(crate) struct Moved {
     /// Bytes that came from the caller.
-    pub(crate) from_caller: u64,
+    pub(crate) from_caller: Cell<u64>,
     /// Bytes that came from the upstream.
-    pub(crate) from_upstream: u64,
-    pub(crate) why: Why,
+    pub(crate) from_upstream: Cell<u64>,
 }
 
-/// Moves bytes until it is over. `idle`: the longest silence of both together; noticed after one to two of it.
+/// Moves bytes until it is over, and says how it ended. `idle`: the longest silence of both together; noticed after one to
+/// two of it.
 pub(crate) async fn pump(
     caller: impl AsyncRead + AsyncWrite + Unpin,
     upstream: impl AsyncRead + AsyncWrite + Unpin,
     idle: Option<Duration>,
-) -> Ended {
+    counted: &Moved,
+) -> Why {
     let (moved, broken) = (Cell::new(false), Cell::new(None));
-    let (from_caller, from_upstream) = (Cell::new(0), Cell::new(0));
+    let Moved {
+        from_caller,
+        from_upstream,
+    } = counted;
     let noted = |side, bytes| Notes {
         side,
         bytes,
         moved: &moved,
         broken: &broken,
     };
-    let mut caller = Noted(caller, noted(Side::Caller, &from_caller));
-    let mut upstream = Noted(upstream, noted(Side::Upstream, &from_upstream));
+    let mut caller = Noted(caller, noted(Side::Caller, from_caller));
+    let mut upstream = Noted(upstream, noted(Side::Upstream, from_upstream));
     let mut copy = pin!(tokio::io::copy_bidirectional_with_sizes(
         &mut caller,
         &mut upstream,
         BUFFER,
         BUFFER
     ));
-    let why = loop {
+    loop {
         let copied = match idle {
             None => Some(copy.as_mut().await),
             Some(idle) => tokio::time::timeout(idle, copy.as_mut()).await.ok(),
         };
         match copied {
-            Some(Ok(_)) => break Why::Finished,
-            Some(Err(error)) => break Why::Broken(broken.get().unwrap_or(Side::Upstream), error),
+            Some(Ok(_)) => return Why::Finished,
+            Some(Err(error)) => return Why::Broken(broken.get().unwrap_or(Side::Upstream), error),
             None if moved.take() => {}
-            None => break Why::Silent,
+            None => return Why::Silent,
         }
-    };
-    Ended {
-        from_caller: from_caller.get(),
-        from_upstream: from_upstream.get(),
-        why,
     }
 }
 
@@ -160,13 +159,14 @@ mod tests {
             app.read_to_string(&mut answer).await.unwrap();
             (asked, answer)
         };
-        let (ended, (asked, answer)) = tokio::join!(pump(caller, upstream, None), talk);
+        let moved = Moved::default();
+        let (why, (asked, answer)) = tokio::join!(pump(caller, upstream, None, &moved), talk);
         assert_eq!(
             (asked.as_str(), answer.as_str()),
             ("question", "an answer after the end")
         );
-        assert_eq!((ended.from_caller, ended.from_upstream), (8, 23));
-        assert!(matches!(ended.why, Why::Finished), "{ended:?}");
+        assert_eq!((moved.from_caller.get(), moved.from_upstream.get()), (8, 23));
+        assert!(matches!(why, Why::Finished), "{why:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -181,8 +181,9 @@ mod tests {
             }
             tokio::time::Instant::now()
         };
-        let (ended, spoke_last) = tokio::join!(pump(caller, upstream, Some(idle)), speak);
-        assert!(matches!(ended.why, Why::Silent), "{ended:?}");
+        let moved = Moved::default();
+        let (why, spoke_last) = tokio::join!(pump(caller, upstream, Some(idle), &moved), speak);
+        assert!(matches!(why, Why::Silent), "{why:?}");
         let silence = tokio::time::Instant::now() - spoke_last;
         assert!(idle <= silence && silence <= idle * 2, "{silence:?}");
     }

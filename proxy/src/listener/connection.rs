@@ -12,8 +12,8 @@ use http_body::{Body, Frame, SizeHint};
 use crate::listener::callers::{Callers, Joined, Order, UnderWay};
 use crate::listener::opening::{self, Speaks};
 use crate::listener::{Arrival, http1, http2};
-use crate::request::Worker;
 use crate::request::body::ResponseBody;
+use crate::request::{Worker, tcp};
 use crate::stream::Stream;
 use crate::telemetry::metrics::Cut;
 
@@ -50,6 +50,12 @@ pub(super) async fn serve(
     // An answer is one write and must leave at once. If this fails the peer is gone, which the first read will tell.
     let _ = stream.set_nodelay(true);
     watch_peer(&stream);
+    let lease = worker.lease();
+    if let Some(service) = lease.raw(&entry) {
+        tcp::serve(&worker, lease, service, (stream, source)).await;
+        return;
+    }
+    drop(lease);
     let (speaks, stream) = match open_with(&callers, stream).await {
         Ok(opened) => opened,
         Err(cut) => {

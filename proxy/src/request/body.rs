@@ -20,7 +20,7 @@ use crate::request::{Worker, grpc};
 use crate::snapshot::routes::Route;
 use crate::telemetry::request_log::RequestLog;
 use crate::upstream::Pick;
-use crate::upstream::pool::Carrier;
+use crate::upstream::pool::{Carrier, Switched};
 
 /// The header that says why the proxy answered itself.
 pub(crate) const REASON: HeaderName = HeaderName::from_static("x-outrigger-reason");
@@ -78,13 +78,14 @@ pub(crate) fn relay(
     {
         log.grpc_answered(status);
     }
-    if let Some(upstream) = switched {
+    if let Some(switched) = switched {
         log.complete(Instant::now());
-        let idle = Some(pump::IDLE);
+        let Switched { bytes, counted, idle } = *switched;
         let tunnel = Tunnel {
-            upstream: *upstream,
+            upstream: bytes,
             pick,
-            idle,
+            _counted: counted,
+            idle: idle.unwrap_or(Some(pump::IDLE)),
         };
         return Response::from_parts(head, ResponseBody::Switched(Box::new(tunnel)));
     }
@@ -182,6 +183,15 @@ impl Bounds {
             at,
             deadline: progress.request_deadline(),
             idle: route.timeouts.idle,
+        }
+    }
+
+    /// The bounds of a tunnel, which has none.
+    pub(crate) fn of_tunnel(at: Instant) -> Self {
+        Self {
+            at,
+            deadline: None,
+            idle: None,
         }
     }
 

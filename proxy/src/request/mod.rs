@@ -9,6 +9,7 @@ mod crossing;
 pub(crate) mod grpc;
 pub(crate) mod headers;
 pub(crate) mod retry;
+pub(crate) mod tcp;
 pub(crate) mod under_way;
 pub(crate) mod upgrade;
 
@@ -55,7 +56,7 @@ impl Worker {
         }
     }
 
-    fn lease(&self) -> Lease {
+    pub(crate) fn lease(&self) -> Lease {
         self.reader.borrow_mut().lease()
     }
 
@@ -102,6 +103,10 @@ async fn serve(
     }
     let virtual_host = lease.virtual_host(entry, asked.host.unwrap_or(""))?;
     log.counts_as(&lease.virtual_hosts[virtual_host].unrouted);
+    if lease.virtual_hosts[virtual_host].raw {
+        let route = Matched::of_raw(lease, virtual_host);
+        return Box::pin(tcp::tunnel(worker, route, head, source, log)).await;
+    }
     let route = Matched::find(lease, virtual_host, head).ok_or_else(|| no_route(head))?;
     let mut target = route.choose();
     log.counts_as(&target.series);

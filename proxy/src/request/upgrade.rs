@@ -14,10 +14,11 @@ use sha1::{Digest, Sha1};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::error::{Failure, Reason};
-use crate::pump::{self, Why};
+use crate::pump::{self, Moved, Why};
 use crate::request::body::ResponseBody;
 use crate::upstream::Pick;
-use crate::upstream::pool::Switched;
+use crate::upstream::limits::Counted;
+use crate::upstream::pool::SwitchedBytes;
 
 /// RFC 6455 section 1.3.
 const WEBSOCKET_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -135,9 +136,11 @@ fn listed(headers: &HeaderMap, token: &[u8]) -> bool {
 /// A connection that has been switched, waiting for the caller's side of it.
 #[derive(Debug)]
 pub(crate) struct Tunnel {
-    pub(crate) upstream: Switched,
+    pub(crate) upstream: SwitchedBytes,
     /// Counted on its endpoint as long as it lasts.
     pub(crate) pick: Pick,
+    /// The connection, if it is one of its own, counted as well.
+    pub(crate) _counted: Option<Counted>,
     pub(crate) idle: Option<std::time::Duration>,
 }
 
@@ -155,10 +158,11 @@ impl Tunnel {
 
     /// Moves bytes between the caller and the endpoint until both are done.
     pub(crate) async fn run(self, caller: impl AsyncRead + AsyncWrite + Unpin) {
-        let ended = pump::pump(caller, self.upstream, self.idle).await;
+        let moved = Moved::default();
+        let why = pump::pump(caller, self.upstream, self.idle, &moved).await;
         let address = self.pick.address;
-        let (sent, received) = (ended.from_caller, ended.from_upstream);
-        match ended.why {
+        let (sent, received) = (moved.from_caller.get(), moved.from_upstream.get());
+        match why {
             Why::Finished => tracing::debug!(%address, sent, received, "a switched connection ended"),
             Why::Silent => {
                 tracing::info!(%address, sent, received, "a switched connection was silent for too long");

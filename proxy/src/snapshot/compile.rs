@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use http::{HeaderName, Method};
 use outrigger_config::mesh::{EndpointPolicy, RetryPolicy, Timeouts};
-use outrigger_config::service::{self, Discover, HeaderMatch, PathMatch, QueryMatch, RetryOn, Service};
+use outrigger_config::service::{
+    self, Discover, HeaderMatch, PathMatch, Protocol, QueryMatch, RetryOn, Service,
+};
 use outrigger_config::{Config, Document};
 use regex_automata::meta::Regex;
 
@@ -189,6 +191,7 @@ impl<'a> Compiler<'a> {
         self.virtual_hosts.push(VirtualHost {
             authority,
             routes,
+            raw: service.protocol == Protocol::Tcp,
             unrouted: self.unrouted(OUTBOUND, service),
         });
     }
@@ -232,6 +235,7 @@ impl<'a> Compiler<'a> {
         self.virtual_hosts.push(VirtualHost {
             authority: service.name.clone(),
             routes: vec![route],
+            raw: service.protocol == Protocol::Tcp,
             unrouted,
         });
     }
@@ -291,8 +295,9 @@ impl<'a> Compiler<'a> {
             route: route.to_owned(),
             backend: cluster.name.clone(),
         };
+        let tcp = (service.protocol == Protocol::Tcp).then(|| self.metrics.tcp(labels.clone()));
         let series = self.metrics.route(labels);
-        Target::new(cluster, series)
+        Target::new(cluster, series, tcp)
     }
 
     fn assemble(

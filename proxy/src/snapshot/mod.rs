@@ -94,6 +94,16 @@ impl Snapshot {
         self.inbound.is_some()
     }
 
+    /// The service of a listener whose connections are handed on as they are, if it is one.
+    pub(crate) fn raw(&self, entry: &Entry) -> Option<usize> {
+        let place = match entry {
+            Entry::Inbound => self.inbound,
+            Entry::Local(service) => self.services.get(&**service).copied(),
+            Entry::Outbound => None,
+        };
+        place.filter(|place| self.virtual_hosts[*place].raw)
+    }
+
     /// The series of a request until its service is known.
     pub(crate) fn unmatched(&self, entry: &Entry) -> &Arc<RouteMetrics> {
         match entry {
@@ -206,6 +216,16 @@ pub(crate) struct Matched {
 }
 
 impl Matched {
+    /// The one route of a service that speaks TCP.
+    pub(crate) fn of_raw(lease: &Lease, virtual_host: usize) -> Option<Self> {
+        let has_one = !lease.virtual_hosts[virtual_host].routes.is_empty();
+        has_one.then(|| Self {
+            lease: lease.clone(),
+            virtual_host,
+            route: 0,
+        })
+    }
+
     /// Finds the route for a request whose host is known.
     pub(crate) fn find(lease: &Lease, virtual_host: usize, head: &Parts) -> Option<Self> {
         let route = lease.virtual_hosts[virtual_host].route(head)?;

@@ -15,7 +15,7 @@ use outrigger_config::service;
 use percent_encoding::percent_decode_str;
 use regex_automata::meta::Regex;
 
-use crate::telemetry::metrics::{HedgeMetrics, RetryMetrics, RouteMetrics};
+use crate::telemetry::metrics::{HedgeMetrics, RetryMetrics, RouteMetrics, TcpMetrics};
 use crate::upstream::Cluster;
 use crate::upstream::balance::shares::Shares;
 use crate::upstream::health::Budget;
@@ -79,6 +79,8 @@ pub(crate) struct VirtualHost {
     /// The name that is set as `Host` where a caller gave none.
     pub(crate) authority: String,
     pub(crate) routes: Vec<Route>,
+    /// Whether it speaks TCP, of which nothing is understood.
+    pub(crate) raw: bool,
     /// The series of requests that no route matched.
     pub(crate) unrouted: Arc<RouteMetrics>,
 }
@@ -120,6 +122,8 @@ pub(crate) struct Hedge {
 pub(crate) struct Target {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) series: Arc<RouteMetrics>,
+    /// The series of its connections, where the service speaks TCP.
+    pub(crate) tcp: Option<Arc<TcpMetrics>>,
     /// Whether its share goes to others at the moment.
     skipped: AtomicBool,
 }
@@ -156,10 +160,15 @@ impl Route {
 }
 
 impl Target {
-    pub(crate) fn new(cluster: Arc<Cluster>, series: Arc<RouteMetrics>) -> Self {
+    pub(crate) fn new(
+        cluster: Arc<Cluster>,
+        series: Arc<RouteMetrics>,
+        tcp: Option<Arc<TcpMetrics>>,
+    ) -> Self {
         Self {
             cluster,
             series,
+            tcp,
             skipped: AtomicBool::new(false),
         }
     }

@@ -66,7 +66,7 @@ impl AccessLogger {
         Ok((logger, writing))
     }
 
-    fn writes(&self, failed: bool) -> bool {
+    pub(super) fn writes(&self, failed: bool) -> bool {
         match self.which {
             AccessLog::Off => false,
             AccessLog::Failures => failed,
@@ -74,7 +74,17 @@ impl AccessLogger {
         }
     }
 
-    fn write(&self, line: Vec<u8>) {
+    /// Why something ended of which nothing else is known. What is still under way when the time to drain is over was cut
+    /// by this sidecar, not given up by its caller.
+    pub(super) fn given_up(&self) -> Reason {
+        if self.drain.has_ended() {
+            Reason::Draining
+        } else {
+            Reason::ClientGone
+        }
+    }
+
+    pub(super) fn write(&self, line: Vec<u8>) {
         if self.lines.try_send(line).is_err() {
             self.lost.count();
         }
@@ -189,9 +199,7 @@ impl RequestLog {
 impl Drop for RequestLog {
     fn drop(&mut self) {
         if !self.complete && self.reason.is_none() {
-            // What is still under way when the time to drain is over was cut by this sidecar, not given up.
-            let cut = self.logger.drain.has_ended();
-            self.reason = Some(if cut { Reason::Draining } else { Reason::ClientGone });
+            self.reason = Some(self.logger.given_up());
         }
         let took = self
             .finished

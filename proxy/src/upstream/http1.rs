@@ -16,6 +16,7 @@ use http_body::{Body, Frame};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::task::coop::unconstrained;
+use tokio_util::either::Either;
 
 use crate::arriving::{Arriving, Broken};
 use crate::error::{Failure, Reason};
@@ -207,7 +208,7 @@ impl Switching {
         let mut answer = answer.map_err(|error| SendError::Broken(error.into_error()))?;
         let switched = if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             let upgraded = hyper::upgrade::on(&mut answer).await.map_err(SendError::Broken)?;
-            Some(Switched::Left(TokioIo::new(upgraded)))
+            Some(Either::Left(Either::Left(TokioIo::new(upgraded))).into())
         } else {
             None
         };

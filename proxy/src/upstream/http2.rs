@@ -21,6 +21,7 @@ use http::{Method, Request, Response, Uri, Version, request};
 use http_body::Body;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
+use tokio_util::either::Either;
 
 use crate::arriving::Arriving;
 use crate::error::{Failure, Reason};
@@ -235,7 +236,7 @@ impl Stream {
         if head.status.is_success() {
             let tunnel = Tunnel::new(send, receive, self);
             let answer = Response::from_parts(head, Arriving::Nothing);
-            return Ok((answer, Some(Switched::Right(tunnel))));
+            return Ok((answer, Some(Either::Right(tunnel).into())));
         }
         let body = Arriving::Http2(Received::new(receive, &head.headers));
         Ok((Response::from_parts(head, body), None))

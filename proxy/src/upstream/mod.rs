@@ -36,7 +36,7 @@ use crate::upstream::balance::{Rule, Wanted};
 pub use crate::upstream::endpoint::{Endpoint, EndpointSet};
 use crate::upstream::health::ejection::Change;
 pub use crate::upstream::health::ejection::Outcome;
-use crate::upstream::limits::Load;
+use crate::upstream::limits::{Counted, Load, Waiting};
 
 /// What a configuration says about a cluster. Two clusters of which the same is said are the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -340,6 +340,17 @@ pub fn succeed(old: &[Arc<Cluster>], new: &[Arc<Cluster>]) {
 #[derive(Debug)]
 pub struct Pick {
     endpoint: Arc<Endpoint>,
+}
+
+impl Pick {
+    /// A connection of its own to the endpoint, for bytes of which nothing is understood, counted while it lives.
+    ///
+    /// # Errors
+    /// When none can be made in time, or a limit is reached.
+    pub(crate) async fn connect(&self) -> Result<(tokio::net::TcpStream, Counted), Failure> {
+        let _waiting = Waiting::begin(self)?;
+        dial::connect(&self.endpoint, None).await
+    }
 }
 
 impl std::ops::Deref for Pick {

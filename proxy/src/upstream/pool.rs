@@ -17,6 +17,7 @@ use http::{Request, Response};
 use http_body::{Body, Frame};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio_util::either::Either;
 
@@ -27,6 +28,7 @@ use crate::timer::Deadline;
 use crate::upstream::Endpoint;
 use crate::upstream::http1::Connection;
 use crate::upstream::http2::{Stream, Trunk};
+use crate::upstream::limits::Counted;
 use crate::upstream::limits::Waiting;
 use crate::upstream::outgoing::{OutgoingBody, Upload};
 
@@ -54,8 +56,28 @@ pub(crate) enum Carrier {
     Apart(Deadline),
 }
 
-/// The bytes behind an answer that switched protocols: of a connection, or of a stream.
-pub(crate) type Switched = Either<TokioIo<Upgraded>, Tunnel<Box<Stream>>>;
+/// What is behind an answer that switched protocols.
+#[derive(Debug)]
+pub(crate) struct Switched {
+    pub(crate) bytes: SwitchedBytes,
+    /// The connection as it is counted, where nothing else keeps it so.
+    pub(crate) counted: Option<Counted>,
+    /// The longest silence, where the service says one; the inner `None`: it may be silent for ever.
+    pub(crate) idle: Option<Option<Duration>>,
+}
+
+/// The bytes behind an answer that switched protocols: of a connection of HTTP/1.1, of a stream, or of TCP.
+pub(crate) type SwitchedBytes = Either<Either<TokioIo<Upgraded>, TcpStream>, Tunnel<Box<Stream>>>;
+
+impl From<SwitchedBytes> for Switched {
+    fn from(bytes: SwitchedBytes) -> Self {
+        Self {
+            bytes,
+            counted: None,
+            idle: None,
+        }
+    }
+}
 
 /// Why a request got no answer's head.
 #[derive(Debug)]

@@ -39,6 +39,7 @@ mod retries_elsewhere;
 mod retries_grpc;
 mod routing;
 mod second_looks;
+mod tcp;
 mod tidy;
 mod timeouts;
 mod twins;

@@ -9,7 +9,7 @@ use super::names::{is_token, part_name, unique};
 use super::policies::{hedge, policies};
 use super::{At, exactly_one};
 use crate::pattern;
-use crate::service::{HeaderMatch, Match, PathMatch, QueryMatch, Route, Service};
+use crate::service::{HeaderMatch, Match, PathMatch, Protocol, QueryMatch, Route, Service};
 
 /// The largest weight: a million parts are finer than any release, and sums stay far from overflow.
 const WEIGHT_MAX: u32 = 1_000_000;
@@ -42,6 +42,9 @@ pub(super) fn routes(at: &At<'_>, service: &Service, faults: &mut Vec<Fault>) {
             catch_all = Some(route);
         }
         self::route(at, route, known.as_ref(), faults);
+        if service.protocol == Protocol::Tcp {
+            only_for_requests(at, faults);
+        }
     }
     unique(&items, "name", "route", faults);
 }
@@ -87,6 +90,34 @@ fn route(at: &At<'_>, route: &Route, known: Option<&Known<'_>>, faults: &mut Vec
     targets(at, route, known, faults);
     policies(at, route.timeout.as_ref(), route.retry.as_ref(), faults);
     hedge(at, route, faults);
+}
+
+/// Refuses what a route can only do with requests: in the bytes of TCP there are none.
+fn only_for_requests(at: &At<'_>, faults: &mut Vec<Fault>) {
+    const WORDS: [(&str, &[&str]); 3] = [
+        ("", &["match", "hedge"]),
+        ("timeout", &["request", "attempt"]),
+        (
+            "retry",
+            &["on", "status", "treat_as_idempotent", "backoff", "budget"],
+        ),
+    ];
+    for (below, words) in WORDS {
+        let Some(at) = (if below.is_empty() {
+            Some(at.clone())
+        } else {
+            at.field(below)
+        }) else {
+            continue;
+        };
+        for word in words {
+            if let Some(at) = at.field(word).filter(|_| at.given(&[word]) == 1) {
+                faults.push(at.fault(format!(
+                    "`{word}` is about requests, and this service speaks tcp, where there are none; take it out"
+                )));
+            }
+        }
+    }
 }
 
 fn targets(at: &At<'_>, route: &Route, known: Option<&Known<'_>>, faults: &mut Vec<Fault>) {

@@ -98,6 +98,21 @@ pub(super) const SKIPPED: Definition = Definition {
     help: "Requests whose share of a route was this backend's and went to the others, because none of its endpoints was in.",
     labels: &["service", "route", "backend"],
 };
+pub(super) const TCP_CONNECTIONS: Definition = Definition {
+    name: "outrigger_tcp_connections_total",
+    help: "TCP connections of callers that are over, by why; reason is empty for one that both sides ended.",
+    labels: &["listener", "service", "route", "backend", "reason"],
+};
+pub(super) const TCP_OPEN: Definition = Definition {
+    name: "outrigger_tcp_connections_open",
+    help: "TCP connections of callers that are open.",
+    labels: &["listener", "service", "route", "backend"],
+};
+pub(super) const TCP_BYTES: Definition = Definition {
+    name: "outrigger_tcp_bytes_total",
+    help: "Bytes of TCP connections that are over, by direction as the caller sees it: sent, received.",
+    labels: &["listener", "service", "route", "backend", "direction"],
+};
 pub(super) const CONNECTIONS_OPEN: Definition = Definition {
     name: "outrigger_connections_open",
     help: "Connections from callers that are open.",
@@ -130,7 +145,7 @@ pub(super) const LOG_LINES_LOST: Definition = Definition {
 };
 
 /// Every metric of the sidecar; those of the process (`process_*`) come beside.
-pub const ALL: [Definition; 20] = [
+pub const ALL: [Definition; 23] = [
     REQUESTS,
     REQUEST_DURATION,
     GRPC_CALLS,
@@ -145,6 +160,9 @@ pub const ALL: [Definition; 20] = [
     HEALTH_CHECKS,
     LIMITED,
     SKIPPED,
+    TCP_CONNECTIONS,
+    TCP_OPEN,
+    TCP_BYTES,
     CONNECTIONS_OPEN,
     CONNECTIONS_CUT,
     CONFIG_INFO,

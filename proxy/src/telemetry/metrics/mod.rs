@@ -7,6 +7,7 @@
 mod cluster;
 mod definitions;
 mod seconds;
+mod tcp;
 #[cfg(test)]
 mod tests;
 
@@ -26,9 +27,10 @@ pub use definitions::{ALL, Definition};
 use definitions::{
     ATTEMPT_DURATION, ATTEMPTS, CONFIG_APPLIED_AT, CONFIG_INFO, CONNECTIONS_CUT, CONNECTIONS_OPEN, EJECTIONS,
     ENDPOINTS, ENDPOINTS_IN, GRPC_CALLS, HEALTH_CHECKS, HEDGES, LIMITED, LOG_LINES_LOST, PANICS, PUSHES,
-    REQUEST_DURATION, REQUESTS, RETRIES, SKIPPED,
+    REQUEST_DURATION, REQUESTS, RETRIES, SKIPPED, TCP_BYTES, TCP_CONNECTIONS, TCP_OPEN,
 };
 pub use seconds::{HedgeMetrics, HedgeResult, RetryMetrics, RetryResult};
+pub use tcp::TcpMetrics;
 
 /// Labels of a status class; the last stands for a request that never had a status.
 const CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "none"];
@@ -75,6 +77,9 @@ pub struct Metrics {
     health_checks: IntCounterVec,
     limited: IntCounterVec,
     skipped: IntCounterVec,
+    tcp_connections: IntCounterVec,
+    tcp_open: IntGaugeVec,
+    tcp_bytes: IntCounterVec,
     connections_open: IntGaugeVec,
     connections_cut: IntCounterVec,
     config_info: IntGaugeVec,
@@ -86,6 +91,7 @@ pub struct Metrics {
     route_retries: Living<RetryLabels, RetryMetrics>,
     route_hedges: Living<RetryLabels, HedgeMetrics>,
     clusters: Living<ClusterLabels, ClusterMetrics>,
+    tcp: Living<RouteLabels, TcpMetrics>,
 }
 
 /// What names the series of a route.
@@ -160,6 +166,9 @@ impl Metrics {
             health_checks: HEALTH_CHECKS.counters(&registry)?,
             limited: LIMITED.counters(&registry)?,
             skipped: SKIPPED.counters(&registry)?,
+            tcp_connections: TCP_CONNECTIONS.counters(&registry)?,
+            tcp_open: TCP_OPEN.gauges(&registry)?,
+            tcp_bytes: TCP_BYTES.counters(&registry)?,
             connections_open: CONNECTIONS_OPEN.gauges(&registry)?,
             connections_cut: CONNECTIONS_CUT.counters(&registry)?,
             config_info: CONFIG_INFO.gauges(&registry)?,
@@ -172,6 +181,7 @@ impl Metrics {
             route_retries: Living::default(),
             route_hedges: Living::default(),
             clusters: Living::default(),
+            tcp: Living::default(),
             registry,
             process,
         })
@@ -207,6 +217,12 @@ impl Metrics {
     pub fn hedges(self: &Arc<Self>, labels: RetryLabels) -> Arc<HedgeMetrics> {
         self.route_hedges
             .get_or_make(labels, |labels| HedgeMetrics::new(self, labels))
+    }
+
+    /// The handles of the TCP connections to a backend of a route: those that live already, or new ones.
+    pub fn tcp(self: &Arc<Self>, labels: RouteLabels) -> Arc<TcpMetrics> {
+        self.tcp
+            .get_or_make(labels, |labels| TcpMetrics::new(self, labels))
     }
 
     /// The handles of a cluster: those that live already, or new ones.
