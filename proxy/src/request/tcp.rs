@@ -9,16 +9,16 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use http::request::Parts;
-use http::{Method, Request, Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use tokio::net::TcpStream;
 use tokio_util::either::Either;
 
 use crate::arriving::Arriving;
 use crate::error::{Failure, Reason};
 use crate::pump::{self, Side, Why};
-use crate::request::Worker;
 use crate::request::attempt::Answer;
 use crate::request::body::Bounds;
+use crate::request::{Worker, upgrade};
 use crate::snapshot::routes::{Route, Target};
 use crate::snapshot::{Lease, Matched};
 use crate::telemetry::metrics::Ending;
@@ -95,9 +95,7 @@ pub(super) async fn tunnel(
     source: IpAddr,
     log: &mut RequestLog,
 ) -> Result<(Box<Answer>, Bounds), Failure> {
-    let is_plain = head.extensions.get::<h2::ext::Protocol>().is_none();
-    let route = route.filter(|_| head.method == Method::CONNECT && is_plain);
-    let Some(route) = route else {
+    let Some(route) = route.filter(|_| upgrade::is_plain_connect(head)) else {
         return Err(Failure::new(
             Reason::NoRoute,
             "the service speaks TCP: connect to its local port, or ask for a tunnel with CONNECT",

@@ -106,6 +106,11 @@ impl Upgrade {
     }
 }
 
+/// Whether a request asks for a tunnel of bytes (RFC 9110 section 9.3.6), and not for a protocol by an extended CONNECT.
+pub(crate) fn is_plain_connect(head: &Parts) -> bool {
+    head.method == Method::CONNECT && head.extensions.get::<Protocol>().is_none()
+}
+
 /// RFC 6455 section 4.2.2: the proof that a WebSocket's key was read.
 fn accept(key: &[u8]) -> String {
     BASE64_STANDARD.encode(

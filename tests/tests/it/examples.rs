@@ -8,7 +8,7 @@ use outrigger_tests::cli::finish;
 use outrigger_tests::dns::DnsServer;
 use outrigger_tests::grpc::GrpcUpstream;
 use outrigger_tests::program::{Program, binary};
-use outrigger_tests::{Ask, Sidecar, SidecarSpec, Upstream, outrigger};
+use outrigger_tests::{Ask, Client, Sidecar, SidecarSpec, Upstream, outrigger};
 
 /// The folder of the examples.
 fn folder() -> PathBuf {
@@ -85,9 +85,20 @@ async fn every_service_of_the_examples_is_loaded_by_a_sidecar_and_answers() {
         // Two endpoints of one backend with one address would be refused as a slip.
         let twice = format!("[{address}, {address}]");
         text = text.replace(&twice, &format!("[{address}]"));
-        let sidecar = Sidecar::start(SidecarSpec::text("a", &text).dns(dns.address())).await;
+        let mut spec = SidecarSpec::text("a", &text).dns(dns.address());
+        let is_tcp = values(&text, "protocol").any(|protocol| protocol == "tcp");
+        for name in values(&text, "name").filter(|_| is_tcp) {
+            spec = spec.local(name);
+        }
+        let sidecar = Sidecar::start(spec).await;
         for name in values(&text, "name") {
-            let reply = sidecar.client().send(Ask::get("/").host(name)).await;
+            let client = if is_tcp {
+                // Of bytes an answer of HTTP is as good as any.
+                Client::new(sidecar.local(name))
+            } else {
+                sidecar.client()
+            };
+            let reply = client.send(Ask::get("/").host(name)).await;
             assert_eq!(
                 (reply.status(), reply.upstream()),
                 (200, "a"),

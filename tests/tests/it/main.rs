@@ -33,6 +33,7 @@ mod limits;
 mod observability;
 mod other_store;
 mod peers;
+mod postgres;
 mod retries;
 mod retries_conditions;
 mod retries_elsewhere;
