@@ -183,6 +183,7 @@ impl Default for EndpointPolicy {
             health_check: None,
             ejection: None,
             slow_start: None,
+            normalize_paths: None,
             routes: Vec::new(),
         };
         Mesh::default().endpoints(&nothing)

@@ -46,6 +46,11 @@ pub struct Service {
     /// 1h. Default: it takes its share at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<Duration>,
+    /// Whether paths are brought into one form before they are routed and passed on: encoded letters decoded, `//` made
+    /// `/`, `.` and `..` resolved. Default: true. False: they stay as they come, for services whose paths hold other
+    /// addresses; then a path may have several forms, and a rule on paths can be gone around.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub normalize_paths: Option<bool>,
     /// Which request goes where: the first that matches, in the order written. Default: one route, named
     /// `default`, to the only backend.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -8,6 +8,7 @@ pub(crate) mod body;
 mod crossing;
 pub(crate) mod grpc;
 pub(crate) mod headers;
+mod path;
 pub(crate) mod retry;
 pub(crate) mod tcp;
 pub(crate) mod under_way;
@@ -107,7 +108,7 @@ async fn serve(
         let route = Matched::of_raw(lease, virtual_host);
         return Box::pin(tcp::tunnel(worker, route, head, source, log)).await;
     }
-    let route = Matched::find(lease, virtual_host, head).ok_or_else(|| no_route(head))?;
+    let route = route(lease, virtual_host, head)?;
     let mut target = route.choose();
     log.counts_as(&target.series);
 
@@ -166,9 +167,15 @@ async fn serve(
     }
 }
 
-fn no_route(head: &Parts) -> Failure {
-    Failure::new(
-        Reason::NoRoute,
-        format!("no route matches {} {}", head.method, head.uri.path()),
-    )
+/// The route of a request whose service is known, once its path has its one form.
+fn route(lease: &Lease, virtual_host: usize, head: &mut Parts) -> Result<Matched, Failure> {
+    if lease.virtual_hosts[virtual_host].normalizes {
+        path::normalize(head)?;
+    }
+    Matched::find(lease, virtual_host, head).ok_or_else(|| {
+        Failure::new(
+            Reason::NoRoute,
+            format!("no route matches {} {}", head.method, head.uri.path()),
+        )
+    })
 }

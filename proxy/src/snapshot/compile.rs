@@ -191,6 +191,7 @@ impl<'a> Compiler<'a> {
         self.virtual_hosts.push(VirtualHost {
             authority,
             routes,
+            normalizes: service.normalize_paths.unwrap_or(true),
             raw: service.protocol == Protocol::Tcp,
             unrouted: self.unrouted(OUTBOUND, service),
         });
@@ -235,6 +236,7 @@ impl<'a> Compiler<'a> {
         self.virtual_hosts.push(VirtualHost {
             authority: service.name.clone(),
             routes: vec![route],
+            normalizes: service.normalize_paths.unwrap_or(true),
             raw: service.protocol == Protocol::Tcp,
             unrouted,
         });

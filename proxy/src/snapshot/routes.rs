@@ -79,6 +79,8 @@ pub(crate) struct VirtualHost {
     /// The name that is set as `Host` where a caller gave none.
     pub(crate) authority: String,
     pub(crate) routes: Vec<Route>,
+    /// Whether paths are brought into one form.
+    pub(crate) normalizes: bool,
     /// Whether it speaks TCP, of which nothing is understood.
     pub(crate) raw: bool,
     /// The series of requests that no route matched.

@@ -85,7 +85,7 @@ async fn the_target_and_repeated_headers_pass_byte_for_byte() {
         .header("x-empty", "");
     upstream.behave(Behaviour::Answer(answer));
     for target in [
-        "/a%2Fb//c;d=e?x=%20&y=a+b&&z",
+        "/a%2Fb/c;d=e?x=%20&y=a+b&&z",
         "/%zz?%",
         "/../a/./b",
         "/?q=http://x/y?z#".trim_end_matches('#'),

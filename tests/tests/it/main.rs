@@ -32,6 +32,7 @@ mod http2_upstream;
 mod limits;
 mod observability;
 mod other_store;
+mod paths;
 mod peers;
 mod postgres;
 mod retries;

@@ -387,6 +387,7 @@ async fn a_request_for_a_service_that_speaks_tcp_is_refused_with_words_and_conne
 #[tokio::test]
 async fn requests_go_on_beside_hundreds_of_silent_connections() {
     let silent = Server::start(async |mut stream| {
+        let _ = stream.write_u8(1).await;
         let _ = stream.read_u8().await;
     })
     .await;
@@ -400,7 +401,10 @@ async fn requests_go_on_beside_hundreds_of_silent_connections() {
     let sidecar = Sidecar::start(spec).await;
     let mut held = Vec::new();
     for _ in 0..400 {
-        held.push(connect(&sidecar).await);
+        let mut stream = connect(&sidecar).await;
+        // One after the other, so that none waits longer in the server's queue than the sidecar waits for it.
+        within("the server to take it", stream.read_u8()).await.unwrap();
+        held.push(stream);
     }
     sidecar
         .metrics_when("all to stand", |metrics| metrics.sum(OPEN, &[]) == 400.0)
