@@ -18,7 +18,7 @@ use crate::control::files::Files;
 use crate::control::{ControlApi, Source};
 use crate::drain::Drain;
 use crate::listener::{self, Listener, Workers};
-use crate::snapshot::{Entry, Snapshots, compile};
+use crate::snapshot::{Entry, Snapshots, Standing, compile};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::request_log::AccessLogger;
 use crate::upstream::discovery::Resolver;
@@ -140,13 +140,12 @@ impl Sidecar {
         let workers = Workers::start(worker_count(&bootstrap), &snapshots, &logger, &drain)?;
         let resolver = Resolver::new(&dns)?;
         let source = source(&bootstrap, &resolver)?;
-        let node_service = bootstrap.node.service.clone();
-        let applier = Applier::new(
-            Arc::clone(&snapshots),
-            Arc::clone(&metrics),
-            resolver,
-            node_service,
-        );
+        let doors = listeners.iter();
+        let standing = Standing {
+            service: bootstrap.node.service.clone(),
+            listeners: doors.map(|door| (door.entry.clone(), door.address)).collect(),
+        };
+        let applier = Applier::new(Arc::clone(&snapshots), Arc::clone(&metrics), resolver, standing);
 
         let pages = Rc::new(Admin {
             snapshots,

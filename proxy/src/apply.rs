@@ -12,7 +12,7 @@ use outrigger_config::{Config, Problem};
 
 use crate::control::{Push, Verdict};
 use crate::snapshot::compile::{self, Said};
-use crate::snapshot::{Refused, Snapshot, Snapshots};
+use crate::snapshot::{Refused, Snapshot, Snapshots, Standing};
 use crate::telemetry::metrics::{Metrics, PushResult};
 use crate::upstream;
 use crate::upstream::discovery::Resolver;
@@ -29,7 +29,7 @@ pub(crate) struct Applier {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) resolver: Resolver,
     checker: Checker,
-    pub(crate) node_service: Option<String>,
+    pub(crate) standing: Standing,
     pub(crate) refused: Arc<Mutex<Option<Refused>>>,
     /// What the snapshot that serves was made of.
     config: Config,
@@ -59,7 +59,7 @@ impl Applier {
         snapshots: Arc<Snapshots>,
         metrics: Arc<Metrics>,
         resolver: Resolver,
-        node_service: Option<String>,
+        standing: Standing,
     ) -> Self {
         let refused = Arc::default();
         Self {
@@ -67,7 +67,7 @@ impl Applier {
             metrics,
             resolver,
             checker: Checker::default(),
-            node_service,
+            standing,
             refused,
             config: Config::default(),
             retired: Retired::default(),
@@ -94,13 +94,7 @@ pub(crate) async fn apply(to: &mut Applier, push: Push) -> Verdict {
         origin,
         documents,
     };
-    let compiled = compile::compile(
-        push,
-        &config,
-        to.node_service.as_deref(),
-        &to.metrics,
-        Some(&current),
-    );
+    let compiled = compile::compile(push, &config, &to.standing, &to.metrics, Some(&current));
     let next = match compiled {
         Ok(next) => next,
         Err(problems) => return refuse(to, version, problems.into_iter().map(unplaced).collect()),
@@ -118,7 +112,7 @@ pub(crate) async fn apply(to: &mut Applier, push: Push) -> Verdict {
         unchanged,
         "configuration applied"
     );
-    if let Some(service) = to.node_service.as_deref().filter(|_| !next.has_inbound()) {
+    if let Some(service) = to.standing.service.as_deref().filter(|_| !next.has_inbound()) {
         tracing::warn!(
             service,
             "this sidecar's service is not configured, or its document says no `app`: requests for the application beside it will be refused"

@@ -23,6 +23,8 @@ pub enum Reason {
     Overloaded,
     /// The backend has no endpoint.
     NoEndpoint,
+    /// The backend's endpoints are this sidecar itself.
+    Loop,
     /// No connection was made: refused, unreachable.
     ConnectFailed,
     /// No connection was made in time.
@@ -71,13 +73,14 @@ struct Facts {
 
 impl Reason {
     /// Every reason, in the order of the table.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::BadRequest,
         Self::NotReady,
         Self::NoService,
         Self::NoRoute,
         Self::Overloaded,
         Self::NoEndpoint,
+        Self::Loop,
         Self::ConnectFailed,
         Self::ConnectTimeout,
         Self::RefusedStream,
@@ -147,6 +150,7 @@ impl Reason {
             Self::NoRoute =>          facts("no-route",          404, 12, No,    "no route of the service matches; compare its `routes`"),
             Self::Overloaded =>       facts("overloaded",        503, 14, No,    "a limit of this sidecar was reached; look at connections and at slow endpoints"),
             Self::NoEndpoint =>       facts("no-endpoint",       503, 14, No,    "the backend has no endpoint; look at its `discover` and at DNS"),
+            Self::Loop =>             facts("loop",              508, 13, No,    "the backend leads back to this sidecar; its `app` or `discover` must name the application's port, not the sidecar's"),
             Self::ConnectFailed =>    facts("connect-failed",    503, 14, No,    "nothing accepts connections there; is the instance running and its port right?"),
             Self::ConnectTimeout =>   facts("connect-timeout",   503, 14, No,    "no answer to the connection; look at security groups and routes"),
             Self::RefusedStream =>    facts("refused-stream",    503, 14, No,    "the instance turned the request away before it began; look for its restart or its limit on streams"),
@@ -238,7 +242,10 @@ mod tests {
     fn only_a_request_that_never_left_is_surely_unseen() {
         for reason in Reason::ALL {
             let answered_before_sending = reason.status().is_client_error() && reason != Reason::ClientGone
-                || reason.status() == StatusCode::SERVICE_UNAVAILABLE;
+                || matches!(
+                    reason.status(),
+                    StatusCode::SERVICE_UNAVAILABLE | StatusCode::LOOP_DETECTED
+                );
             assert_eq!(
                 reason.reached() == Reached::No,
                 answered_before_sending,

@@ -18,7 +18,7 @@ use regex_automata::meta::Regex;
 use crate::snapshot::routes::{
     Header, Hedge, HostTable, Matcher, Path, Query, Route, Target, Text, VirtualHost, Weights,
 };
-use crate::snapshot::{Origin, Snapshot};
+use crate::snapshot::{Origin, Snapshot, Standing};
 use crate::telemetry::metrics::{ClusterLabels, Metrics, RetryLabels, RouteLabels};
 use crate::upstream::health::Budget;
 use crate::upstream::{Cluster, Words};
@@ -42,7 +42,7 @@ const OUTBOUND: &str = "outbound";
 /// called so, since names have no `@`: else a backend `app` would be taken for the application, or it for the backend.
 const APP: &str = "@app";
 
-/// Makes a snapshot of a checked configuration. `node_service` is the service that this sidecar stands beside.
+/// Makes a snapshot of a checked configuration for a sidecar.
 ///
 /// # Errors
 /// Every value that cannot be made into what runs, as `path: what is wrong`. [`outrigger_config::check`] refuses all
@@ -50,14 +50,14 @@ const APP: &str = "@app";
 pub fn compile(
     said: Said,
     config: &Config,
-    node_service: Option<&str>,
+    standing: &Standing,
     metrics: &Arc<Metrics>,
     previous: Option<&Snapshot>,
 ) -> Result<Snapshot, Vec<String>> {
-    let mut compiler = Compiler::new(config, metrics, previous);
+    let mut compiler = Compiler::new((config, standing), metrics, previous);
     for service in &config.services {
         compiler.outbound(service);
-        if node_service == Some(service.name.as_str()) {
+        if standing.service.as_deref() == Some(service.name.as_str()) {
             compiler.inbound(service);
         }
     }
@@ -114,6 +114,7 @@ type ClusterKey = (String, String);
 
 struct Compiler<'a> {
     config: &'a Config,
+    standing: &'a Standing,
     metrics: &'a Arc<Metrics>,
     previous_clusters: HashMap<ClusterKey, Arc<Cluster>>,
     previous_budgets: HashMap<(String, String, String), Arc<Budget>>,
@@ -126,7 +127,11 @@ struct Compiler<'a> {
 }
 
 impl<'a> Compiler<'a> {
-    fn new(config: &'a Config, metrics: &'a Arc<Metrics>, previous: Option<&Snapshot>) -> Self {
+    fn new(
+        (config, standing): (&'a Config, &'a Standing),
+        metrics: &'a Arc<Metrics>,
+        previous: Option<&Snapshot>,
+    ) -> Self {
         let clusters = previous.into_iter().flat_map(|previous| &previous.clusters);
         let virtual_hosts = previous.into_iter().flat_map(|previous| &previous.virtual_hosts);
         let budgets = virtual_hosts.flat_map(|virtual_host| {
@@ -142,6 +147,7 @@ impl<'a> Compiler<'a> {
         });
         Self {
             config,
+            standing,
             metrics,
             previous_clusters: clusters
                 .map(|cluster| {
@@ -354,6 +360,7 @@ impl<'a> Compiler<'a> {
             host: service.hosts().next().unwrap_or(&service.name).to_owned(),
             discover: discover.clone(),
             http2: service.protocol.is_http2(),
+            doors: self.standing.doors(backend == APP),
             policy,
         };
         let previous = self.previous_clusters.get(&key);

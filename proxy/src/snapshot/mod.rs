@@ -10,6 +10,7 @@ pub mod routes;
 mod tests;
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -66,6 +67,25 @@ pub enum Entry {
     Outbound,
     /// From the application, for this service whatever its host.
     Local(Arc<str>),
+}
+
+/// What a sidecar is, whatever its configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Standing {
+    /// The service that it stands beside, if it stands beside one.
+    pub service: Option<String>,
+    /// Its own doors.
+    pub listeners: Vec<(Entry, SocketAddr)>,
+}
+
+impl Standing {
+    /// The doors by which a request would come round again if a cluster led there. `to_app`: the cluster is the
+    /// application beside the sidecar; any other may lead to the inbound door, as when a service calls itself.
+    fn doors(&self, to_app: bool) -> Vec<SocketAddr> {
+        let leads_round = |entry: &Entry| to_app || *entry != Entry::Inbound;
+        let doors = self.listeners.iter().filter(|(entry, _)| leads_round(entry));
+        doors.map(|(_, address)| *address).collect()
+    }
 }
 
 /// A configuration as it runs.

@@ -21,7 +21,11 @@ fn compiled(yaml: &str, metrics: &Arc<Metrics>, previous: Option<&Snapshot>) -> 
         origin: Origin::File,
         documents,
     };
-    compile::compile(said, &config, Some("reviews"), metrics, previous).unwrap()
+    let standing = Standing {
+        service: Some("reviews".into()),
+        ..Standing::default()
+    };
+    compile::compile(said, &config, &standing, metrics, previous).unwrap()
 }
 
 fn head(request: &str, headers: &[(&str, &str)]) -> Parts {

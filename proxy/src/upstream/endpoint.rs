@@ -60,6 +60,8 @@ pub struct EndpointSet {
     pub endpoints: Vec<Arc<Endpoint>>,
     /// Why there are none, if there are none.
     pub absence: String,
+    /// Whether there would be some, but for those that are this sidecar itself.
+    pub(super) loops: bool,
     /// Their weights, unless all are equal.
     pub(super) shares: Option<Shares>,
     /// Where keys lead, if the cluster's balancing asks.
@@ -96,6 +98,7 @@ impl EndpointSet {
         let set = Self {
             endpoints,
             absence,
+            loops: false,
             shares: uneven.then(|| Shares::new(weights)),
             table: table.flatten(),
             well: AtomicUsize::new(0),

@@ -18,7 +18,7 @@ pub mod outgoing;
 pub mod pool;
 pub mod report;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -51,6 +51,8 @@ pub struct Words {
     pub discover: Discover,
     /// Whether its endpoints are spoken to in HTTP/2.
     pub http2: bool,
+    /// This sidecar's own listeners, which would send a request round for ever.
+    pub doors: Vec<SocketAddr>,
     /// How its endpoints are chosen, checked, left out and spared.
     pub policy: EndpointPolicy,
 }
@@ -131,7 +133,27 @@ impl Cluster {
         known: &EndpointSet,
         absence: String,
     ) {
-        let set = EndpointSet::new(found, known, &self.load, self.rule.hashes(), absence);
+        let (mut loops, mut absence) = (false, absence);
+        let found = found.into_iter().filter(|endpoint| {
+            let round = self.doors.iter().any(|door| is_behind(*door, endpoint.address));
+            if round {
+                loops = true;
+                absence = format!("{} is this sidecar's own listener", endpoint.address);
+            }
+            !round
+        });
+        let found: Vec<StaticEndpoint> = found.collect();
+        if loops {
+            let (service, backend) = (&self.service, &self.name);
+            tracing::warn!(
+                service,
+                backend,
+                absence,
+                "an endpoint is left out: a request would go round for ever"
+            );
+        }
+        let mut set = EndpointSet::new(found, known, &self.load, self.rule.hashes(), absence);
+        set.loops = loops && set.endpoints.is_empty();
         self.serve_from(Arc::new(set));
     }
 
@@ -189,7 +211,12 @@ impl Cluster {
         let Some(endpoint) = self.rule.choose(&set, wanted, rng) else {
             self.load.request_over();
             let detail = format!("{}/{} has no endpoint: {}", self.service, self.name, set.absence);
-            return Err(Failure::new(Reason::NoEndpoint, detail));
+            let reason = if set.loops {
+                Reason::Loop
+            } else {
+                Reason::NoEndpoint
+            };
+            return Err(Failure::new(reason, detail));
         };
         endpoint.in_flight.fetch_add(1, Ordering::Relaxed);
         Ok(Pick {
@@ -308,6 +335,13 @@ impl Drop for Cluster {
         // Who waits for a change finds it gone.
         self.changed.notify_one();
     }
+}
+
+/// Whether an address is that of a listener: its own, or one of the loopback's if it listens on all.
+fn is_behind(door: SocketAddr, address: SocketAddr) -> bool {
+    let (ip, at) = (address.ip().to_canonical(), door.ip().to_canonical());
+    door.port() == address.port()
+        && (at == ip || at.is_unspecified() && (ip.is_loopback() || ip.is_unspecified()))
 }
 
 /// How many of so many endpoints may be out: the share, but at least one, and never all.

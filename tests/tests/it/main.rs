@@ -30,6 +30,7 @@ mod http2_downgrade;
 mod http2_drain;
 mod http2_upstream;
 mod limits;
+mod loops;
 mod observability;
 mod other_store;
 mod paths;

@@ -99,6 +99,7 @@ impl Event {
                 | Reason::NoService
                 | Reason::NoRoute
                 | Reason::NoEndpoint
+                | Reason::Loop
                 | Reason::RequestTimeout
                 | Reason::IdleTimeout
                 // More of the same is what the endpoint asked not to be sent.
