@@ -1,5 +1,6 @@
 //! Clients: one that asks and reads an answer, and the bare socket beneath it.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 
@@ -13,13 +14,22 @@ use crate::wire::{Body, Head, Wire};
 const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// A request, written as it will be sent.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Ask {
     method: String,
     target: String,
     headers: Vec<(String, String)>,
     body: Vec<u8>,
     chunked: bool,
+}
+
+impl fmt::Debug for Ask {
+    /// A body of megabytes would bury the failure that it is printed for.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {:?}", self.method, self.target, self.headers)?;
+        write!(f, " with {} bytes", self.body.len())?;
+        f.write_str(if self.chunked { " in chunks" } else { "" })
+    }
 }
 
 impl Ask {

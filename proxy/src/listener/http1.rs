@@ -12,7 +12,6 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 
 use crate::arriving::Arriving;
 use crate::listener::callers::{Joined, Order};
@@ -82,7 +81,10 @@ pub(super) async fn serve(
 /// What follows an answer that switched protocols, once the caller has the answer.
 async fn switched(upgrade: OnUpgrade, tunnel: Box<Tunnel>) {
     match upgrade.await {
-        Ok(caller) => tunnel.run(TokioIo::new(caller)).await,
+        Ok(caller) => match caller.downcast::<Stream>() {
+            Ok(caller) => tunnel.run(caller.io.into_tunnel(caller.read_buf)).await,
+            Err(_) => tracing::error!("a connection that was switched is none of this listener's"),
+        },
         Err(error) => tracing::debug!(%error, "the caller left before its connection was switched"),
     }
 }

@@ -311,6 +311,23 @@ async fn a_caller_that_goes_away_frees_the_upstream() {
 }
 
 #[tokio::test]
+async fn a_caller_that_goes_on_sending_after_the_answer_still_gets_to_read_it() {
+    let (upstream, sidecar) = pair().await;
+    for chunked in [false, true] {
+        upstream.behave(Behaviour::AnswerEarly(Answer::status(413).body("too much")));
+        // More than all buffers hold, and all of it is sent before a byte of the answer is read.
+        let ask = Ask::post("/", vec![7; 12_000_000]).host("reviews");
+        let ask = if chunked { ask.chunked() } else { ask };
+        let reply = sidecar.client().send(ask).await;
+        assert_eq!(
+            (reply.status(), reply.text().as_str()),
+            (413, "too much"),
+            "chunked: {chunked}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn an_upload_that_breaks_off_is_not_taken_for_whole() {
     let (upstream, sidecar) = pair().await;
     for head in [

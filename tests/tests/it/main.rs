@@ -36,6 +36,7 @@ mod other_store;
 mod paths;
 mod peers;
 mod postgres;
+mod real_servers;
 mod retries;
 mod retries_conditions;
 mod retries_elsewhere;

@@ -34,6 +34,12 @@ impl Server {
         Self { address, task }
     }
 
+    /// Stops listening; once this returns nobody is taken any more.
+    async fn stop(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
+    }
+
     /// Says back what it hears, until it hears no more.
     async fn echo() -> Self {
         Self::start(async |mut stream| {
@@ -246,7 +252,7 @@ async fn connections_are_split_by_weight_and_one_backend_s_death_is_not_felt() {
         "{ones} of 40 went to v1, which has three quarters"
     );
 
-    drop(one);
+    one.stop().await;
     for _ in 0..20 {
         assert_eq!(rest(&mut connect(&sidecar).await).await.unwrap(), "two");
     }
