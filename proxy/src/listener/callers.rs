@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::error::Reason;
-use crate::listener::guard::Allowance;
+use crate::frames::Allowance;
 use crate::request::body::Bounds;
 
 /// A head must be there within this, and a kept connection may be silent for this long. Above the 60 s for which
@@ -126,9 +126,6 @@ impl Callers {
     pub(super) fn sweep(&self, now: Instant) {
         for caller in self.connections.borrow().values() {
             caller.looks.set(caller.looks.get() + 1);
-            if let Some(allowance) = &caller.allowance {
-                allowance.renew();
-            }
             if caller.cut_overdue(now) && caller.allowance.is_none() {
                 caller.tell(Order::Cut);
                 continue;

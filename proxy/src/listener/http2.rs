@@ -17,10 +17,10 @@ use http::{Method, Request, Response};
 use http_body::Body;
 
 use crate::arriving::Arriving;
+use crate::frames::{Allowance, Watched};
 use crate::http2::{self, HEADERS_MAX, Received, SEND_BUFFER_MAX, STREAM_WINDOW, SendFailed, Sent};
 use crate::listener::callers::{Joined, Order, UnderWay};
 use crate::listener::connection::Guarded;
-use crate::listener::guard::Watched;
 use crate::request::upgrade::Tunnel;
 use crate::request::{self, Worker};
 use crate::snapshot::Entry;
@@ -85,7 +85,7 @@ async fn connection(
         .max_pending_accept_reset_streams(RESETS_UNSEEN_MAX)
         .max_local_error_reset_streams(Some(RESETS_FORCED_MAX))
         .enable_connect_protocol()
-        .handshake::<_, Bytes>(Watched::new(stream, Rc::clone(&allowance)));
+        .handshake::<_, Bytes>(Watched::caller(stream, Rc::clone(&allowance)));
     let mut handshake = pin!(handshake);
     let shaken = std::future::poll_fn(|cx| match caller.told(cx) {
         Some(_) => Poll::Ready(None),
@@ -132,7 +132,7 @@ async fn connection(
         let exchange = exchange(
             Rc::clone(&worker),
             (Arc::clone(&entry), source),
-            caller.begin(),
+            (caller.begin(), Rc::clone(&allowance)),
             request,
             respond,
         );
@@ -144,15 +144,17 @@ async fn connection(
 async fn exchange(
     worker: Rc<Worker>,
     (entry, source): (Arc<Entry>, IpAddr),
-    under_way: UnderWay,
+    (under_way, allowance): (UnderWay, Rc<Allowance>),
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) {
     let (head, stream) = request.into_parts();
+    let known = Rc::clone(&allowance);
     let (body, receive) = if head.method == Method::CONNECT {
         (Arriving::Nothing, Some(stream))
     } else {
-        (Arriving::Http2(Received::new(stream, &head.headers)), None)
+        let body = Received::new(stream, &head.headers, allowance);
+        (Arriving::Http2(body), None)
     };
     let answered = {
         let mut handled = pin!(request::handle(
@@ -173,6 +175,11 @@ async fn exchange(
         under_way.was_taken_back();
         return;
     };
+    if known.is_malformed(|| respond.stream_id().as_u32()) {
+        // RFC 9113 section 8.1.1: "Malformed requests or responses that are detected MUST be treated as a stream error".
+        respond.send_reset(h2::Reason::PROTOCOL_ERROR);
+        return;
+    }
     if let (Some(tunnel), Some(receive)) = (Tunnel::of(&mut response), receive) {
         let (head, _) = response.into_parts();
         let answer = Response::from_parts(head, ());

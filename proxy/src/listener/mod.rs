@@ -6,7 +6,6 @@
 
 mod callers;
 mod connection;
-mod guard;
 mod http1;
 mod http2;
 mod opening;
