@@ -89,6 +89,8 @@ pub(super) struct Frames {
     flags: u8,
     gathered: Vec<u8>,
     begun: Option<Begun>,
+    /// How many header blocks have ended.
+    blocks: u64,
     fields: Fields,
     ended: Ended,
 }
@@ -117,6 +119,7 @@ impl Frames {
             flags: 0,
             gathered: Vec::new(),
             begun: None,
+            blocks: 0,
             fields: Fields::default(),
             ended: Ended::default(),
         }
@@ -128,6 +131,12 @@ impl Frames {
     /// What the connection is to end with, and how many of these bytes may be handed on: none of the fault, or so
     /// little of it that it is not seen.
     pub(super) fn take(&mut self, bytes: &[u8], allowance: &Allowance) -> Result<(), (Reason, usize)> {
+        let taken = self.pieces(bytes, allowance);
+        allowance.unfinished.set(self.begun.map(|_| self.blocks));
+        taken
+    }
+
+    fn pieces(&mut self, bytes: &[u8], allowance: &Allowance) -> Result<(), (Reason, usize)> {
         let mut at = 0;
         while at < bytes.len() {
             let rest = &bytes[at..];
@@ -269,6 +278,7 @@ impl Frames {
         if self.flags & END_HEADERS == 0 {
             return Ok(());
         }
+        self.blocks += 1;
         let found = self.fields.end().map_err(code)?;
         let Some(Begun { stream, trailers }) = self.begun.take() else {
             return Ok(());

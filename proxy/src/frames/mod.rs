@@ -26,9 +26,13 @@ use heads::Frames;
 /// what busy callers send, and some percent of a core for one that sends them all, every second.
 const ALLOWANCE_MAX: u32 = 10_000;
 
-/// What a request counts that is taken back as soon as it was made: a route, an endpoint, a connection were chosen for
-/// nothing (CVE-2023-44487). With the reset's own frame, so many that some nine hundred at once are a flood.
-const REQUEST_TAKEN_BACK: u32 = 10;
+/// Requests that a connection may take back at once beyond those that it lets be answered: a route, an endpoint, a
+/// connection were chosen for nothing (CVE-2023-44487). Envoy's number; a caller that hedges takes back no more than every
+/// second one.
+const TAKEN_BACK_MAX: u32 = 500;
+
+/// How many of them a second forgives: enough for callers that live for days, and nothing to one that floods.
+const TAKEN_BACK_FORGIVEN: u32 = 10;
 
 /// Bytes sent that give one frame back: callers answer what they get by WINDOW_UPDATE, or ask by PING how fast it
 /// comes. More than the 17 bytes with which a PING is answered, so that a flood does not pay for itself.
@@ -45,7 +49,11 @@ const MALFORMED_MAX: usize = 100;
 pub(crate) struct Allowance {
     left: Cell<u32>,
     renewed: Cell<Instant>,
+    /// Requests that were taken back at once, less those that were not.
+    taken_back: Cell<u32>,
     verdict: Cell<Option<Reason>>,
+    /// The header block that has begun and not ended, by its number in the life of the connection.
+    unfinished: Cell<Option<u64>>,
     /// Streams on which something malformed came that `h2` passes over. They are few, and never used again.
     malformed: RefCell<Vec<u32>>,
 }
@@ -55,7 +63,9 @@ impl Default for Allowance {
         Self {
             left: Cell::new(ALLOWANCE_MAX),
             renewed: Cell::new(Instant::now()),
+            taken_back: Cell::new(0),
             verdict: Cell::new(None),
+            unfinished: Cell::new(None),
             malformed: RefCell::default(),
         }
     }
@@ -72,6 +82,11 @@ impl Allowance {
     pub(crate) fn is_malformed(&self, stream: impl FnOnce() -> u32) -> bool {
         let malformed = self.malformed.borrow();
         !malformed.is_empty() && malformed.contains(&stream())
+    }
+
+    /// The header block that has begun and not ended, if there is one: its number in the life of the connection.
+    pub(crate) fn unfinished_head(&self) -> Option<u64> {
+        self.unfinished.get()
     }
 
     fn found_malformed(&self, stream: u32) -> Result<(), Reason> {
@@ -93,9 +108,22 @@ impl Allowance {
 
     /// A request was taken back before there was anything to answer.
     pub(crate) fn taken_back(&self) {
-        if !self.spend(REQUEST_TAKEN_BACK) {
+        let count = self.taken_back.get() + 1;
+        self.taken_back.set(count);
+        if count > TAKEN_BACK_MAX {
             self.verdict.set(Some(Reason::ENHANCE_YOUR_CALM));
         }
+    }
+
+    /// A request was not taken back.
+    pub(crate) fn answered(&self) {
+        self.taken_back.set(self.taken_back.get().saturating_sub(1));
+    }
+
+    /// A second has passed.
+    pub(crate) fn forgive(&self) {
+        let count = self.taken_back.get();
+        self.taken_back.set(count.saturating_sub(TAKEN_BACK_FORGIVEN));
     }
 
     fn sent(&self, bytes: usize) {

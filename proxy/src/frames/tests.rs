@@ -84,8 +84,29 @@ fn an_allowance_ends_and_time_and_answers_give_it_back() {
     allowance.renew(allowance.renewed.get() + RENEWAL);
     assert!(frames.take(&ping, &allowance).is_ok());
     assert_eq!(allowance.verdict(), None);
-    (0..ALLOWANCE_MAX / REQUEST_TAKEN_BACK).for_each(|_| allowance.taken_back());
-    assert_eq!(allowance.verdict(), Some(Reason::ENHANCE_YOUR_CALM));
+}
+
+#[test]
+fn requests_taken_back_are_weighed_against_those_that_are_answered() {
+    let half = Allowance::default();
+    for _ in 0..10_000 {
+        half.taken_back();
+        half.answered();
+    }
+    assert_eq!(half.verdict(), None);
+    let most = Allowance::default();
+    for _ in 0..1_000 {
+        most.taken_back();
+        most.taken_back();
+        most.answered();
+    }
+    assert_eq!(most.verdict(), Some(Reason::ENHANCE_YOUR_CALM));
+    let slow = Allowance::default();
+    for _ in 0..1_000 {
+        (0..TAKEN_BACK_FORGIVEN).for_each(|_| slow.taken_back());
+        slow.forgive();
+    }
+    assert_eq!(slow.verdict(), None);
 }
 
 #[test]

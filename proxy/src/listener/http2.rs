@@ -9,6 +9,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::RecvStream;
@@ -43,6 +44,10 @@ const RESETS_UNSEEN_MAX: usize = 20;
 /// (CVE-2025-8671). Streams beyond [`STREAMS_MAX`] count too, which a caller may open in good faith before it knows
 /// our settings, so that this leaves a burst of a thousand its place.
 const RESETS_FORCED_MAX: usize = 1_024;
+
+/// How long a caller that is cut off has to take the GOAWAY that says why. One that does not read is not waited for any
+/// longer.
+const GOODBYE_MAX: Duration = Duration::from_secs(1);
 
 /// Serves a connection to its end. Why it was cut, if it was.
 pub(super) async fn serve(
@@ -116,8 +121,6 @@ async fn connection(
             match allowance.verdict() {
                 Some(reason) if accepted.is_pending() => {
                     connection.abrupt_shutdown(reason);
-                    // What the caller has room for of the GOAWAY; one that does not read it is not waited for.
-                    let _ = connection.poll_accept(cx);
                     Poll::Ready(Err(cut_for(reason)))
                 }
                 _ => accepted.map(Ok),
@@ -126,7 +129,14 @@ async fn connection(
         let accepted = match accepted.await {
             Ok(Some(accepted)) => accepted,
             Ok(None) => return Ok(None),
-            Err(cut) => return Ok(Some(cut)),
+            Err(cut) => {
+                if allowance.verdict().is_some() {
+                    // The GOAWAY waits behind what the caller has not read yet, such as answers to its flood of PING.
+                    let said = std::future::poll_fn(|cx| connection.poll_closed(cx));
+                    let _ = tokio::time::timeout(GOODBYE_MAX, said).await;
+                }
+                return Ok(Some(cut));
+            }
         };
         let (request, respond) = accepted?;
         let exchange = exchange(

@@ -19,6 +19,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::sync::mpsc;
 
+pub(crate) use callers::Silence;
 pub(crate) use worker::Workers;
 
 use crate::drain::Drain;
