@@ -77,6 +77,11 @@ pub struct Listeners {
     pub outbound: SocketAddr,
     /// Ports that stand for one service each, for an application that can set neither.
     pub local: Vec<LocalListener>,
+    /// How long the head of a request may take to come once it has begun; then its connection is closed. 1 s to 1 h.
+    pub head_timeout: Duration,
+    /// How long a connection of a caller may have no request; then it is closed. 1 s to 1 h. Default 75 s: above the 60 s
+    /// for which AWS load balancers keep connections, so that theirs close first.
+    pub idle_timeout: Duration,
 }
 
 impl Default for Listeners {
@@ -85,6 +90,8 @@ impl Default for Listeners {
             inbound: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 15000),
             outbound: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15001),
             local: Vec::new(),
+            head_timeout: Duration::from_secs(75),
+            idle_timeout: Duration::from_secs(75),
         }
     }
 }

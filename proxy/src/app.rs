@@ -17,7 +17,7 @@ use crate::apply::{self, Applier, Retired};
 use crate::control::files::Files;
 use crate::control::{ControlApi, Source};
 use crate::drain::Drain;
-use crate::listener::{self, Listener, Workers};
+use crate::listener::{self, Listener, Silence, Workers};
 use crate::snapshot::{Entry, Snapshots, Standing, compile};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::request_log::AccessLogger;
@@ -137,7 +137,12 @@ impl Sidecar {
         let snapshots = Arc::new(Snapshots::new(compile::nothing(&metrics)));
         let (logger, writing) =
             AccessLogger::start(bootstrap.access_log, metrics.lost_lines(), drain.clone())?;
-        let workers = Workers::start(worker_count(&bootstrap), &snapshots, &logger, &drain)?;
+        let workers = Workers::start(
+            (worker_count(&bootstrap), Silence::of(&bootstrap.listeners)),
+            &snapshots,
+            &logger,
+            &drain,
+        )?;
         let resolver = Resolver::new(&dns)?;
         let source = source(&bootstrap, &resolver)?;
         let doors = listeners.iter();

@@ -5,12 +5,15 @@
 
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use h2::{RecvStream, SendStream};
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::frames::Allowance;
 
 /// Header fields of one message, decoded, with the 32 bytes that RFC 9113 section 6.5.2 counts for each: as much as
 /// HTTP/1.1 heads may have here, so that crossing from one to the other loses none.
@@ -33,10 +36,12 @@ pub(crate) struct Received {
     data_over: bool,
     /// A frame that was looked at and comes again next.
     put_back: Option<Box<Frame<Bytes>>>,
+    /// What is known of the connection's streams.
+    allowance: Rc<Allowance>,
 }
 
 impl Received {
-    pub(crate) fn new(stream: RecvStream, headers: &http::HeaderMap) -> Self {
+    pub(crate) fn new(stream: RecvStream, headers: &http::HeaderMap, allowance: Rc<Allowance>) -> Self {
         let length = headers.get(http::header::CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
         Self {
@@ -44,6 +49,7 @@ impl Received {
             length,
             data_over: false,
             put_back: None,
+            allowance,
         }
     }
 
@@ -88,6 +94,10 @@ impl Body for Received {
             }
         }
         match ready!(self.stream.poll_trailers(cx)) {
+            // RFC 9113 section 8.1: a message whose trailers have pseudo-headers is malformed.
+            Ok(Some(_)) if self.allowance.is_malformed(|| self.stream.stream_id().as_u32()) => {
+                Poll::Ready(Some(Err(h2::Reason::PROTOCOL_ERROR.into())))
+            }
             Ok(trailers) => Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers)))),
             Err(error) if error.reason() == Some(h2::Reason::NO_ERROR) => Poll::Ready(None),
             Err(error) => Poll::Ready(Some(Err(error))),

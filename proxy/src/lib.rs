@@ -12,6 +12,7 @@
 //! * `arriving` is a body that comes in, whichever version of HTTP it comes by.
 //! * [`error`], [`drain`], `timer`, `stream`, `pump`, `http2` are the ground: the one table of reasons, how everything stops,
 //!   deadlines, sockets as hyper is handed them, streams as bodies.
+//! * Under it, `frames` looks at the frames of HTTP/2 before `h2` does.
 
 mod admin;
 pub mod app;
@@ -20,6 +21,7 @@ mod arriving;
 mod control;
 pub mod drain;
 pub mod error;
+mod frames;
 mod http2;
 mod listener;
 mod pump;

@@ -49,6 +49,7 @@ impl Bound {
                 inbound: ports.inbound,
                 outbound: ports.outbound,
                 local: Vec::new(),
+                ..Listeners::default()
             },
             config: Source {
                 control: Some(format!("http://{control}")),

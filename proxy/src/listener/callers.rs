@@ -7,16 +7,35 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use outrigger_config::bootstrap::Listeners;
+
 use crate::error::Reason;
-use crate::listener::guard::Allowance;
+use crate::frames::Allowance;
 use crate::request::body::Bounds;
 
-/// A head must be there within this, and a kept connection may be silent for this long. Above the 60 s for which
-/// AWS load balancers keep connections by default, so that theirs close first; nginx's value.
-pub(super) const SILENCE_MAX: Duration = Duration::from_secs(75);
+/// How long callers may be silent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Silence {
+    /// The longest that a head may take to come once it has begun.
+    head: Duration,
+    /// The longest that a connection may have no request.
+    idle: Duration,
+}
+
+impl Silence {
+    /// As the bootstrap has it.
+    pub(crate) fn of(listeners: &Listeners) -> Self {
+        Self {
+            head: listeners.head_timeout.0,
+            idle: listeners.idle_timeout.0,
+        }
+    }
+}
 
 /// A caller that takes nothing of its answer for this long is cut off where the route has no idle time: Envoy and
 /// nginx give it minutes and one minute; the shorter, because an upstream's connection waits with it.
@@ -26,8 +45,9 @@ const UNREAD_MAX: Duration = Duration::from_secs(60);
 const GRACE: Duration = Duration::from_secs(1);
 
 /// The connections of one worker.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Callers {
+    silence: Silence,
     next: Cell<u64>,
     connections: RefCell<HashMap<u64, Rc<Caller>>>,
 }
@@ -41,6 +61,11 @@ pub(super) struct Caller {
     under_way: Cell<u32>,
     /// How many had begun at the last look, and when it was first seen to rest there.
     seen: Cell<(u64, Instant)>,
+    /// By HTTP/1: whether bytes have come since the last request. A connection that may be switched must be able to
+    /// move between threads, and so must this.
+    heard: Arc<AtomicBool>,
+    /// Which head had begun and not ended at the last look, and when it was first seen.
+    head: Cell<Option<(u64, Instant)>>,
     /// The requests under way: one at a time by HTTP/1, many by HTTP/2.
     requests: RefCell<Vec<Rc<Watch>>>,
     /// The watch of a request that is over, for the next.
@@ -66,6 +91,7 @@ struct Watch {
     /// upstream is what is waited for.
     unread_since: Cell<Option<Instant>>,
     cut: Cell<Option<Reason>>,
+    taken_back: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -81,6 +107,14 @@ pub(super) enum Order {
 }
 
 impl Callers {
+    pub(super) fn new(silence: Silence) -> Self {
+        Self {
+            silence,
+            next: Cell::new(0),
+            connections: RefCell::default(),
+        }
+    }
+
     /// A new connection. It leaves when the guard is dropped.
     ///
     /// One that begins after the others were told to hang up is not told: it has come for one request, whose answer
@@ -92,6 +126,8 @@ impl Callers {
             begun: Cell::new(0),
             under_way: Cell::new(0),
             seen: Cell::new((0, now)),
+            heard: Arc::default(),
+            head: Cell::new(None),
             requests: RefCell::default(),
             spare: RefCell::default(),
             allowance: multiplexed.then(Rc::default),
@@ -127,16 +163,20 @@ impl Callers {
         for caller in self.connections.borrow().values() {
             caller.looks.set(caller.looks.get() + 1);
             if let Some(allowance) = &caller.allowance {
-                allowance.renew();
+                allowance.forgive();
             }
             if caller.cut_overdue(now) && caller.allowance.is_none() {
                 caller.tell(Order::Cut);
                 continue;
             }
+            if caller.head_is_overdue(now, self.silence.head) {
+                caller.tell(Order::TooSilent);
+                continue;
+            }
             let (seen, since) = caller.seen.get();
             if caller.under_way.get() > 0 || caller.begun.get() != seen {
                 caller.seen.set((caller.begun.get(), now));
-            } else if now.saturating_duration_since(since) >= SILENCE_MAX {
+            } else if now.saturating_duration_since(since) >= self.silence.idle {
                 caller.tell(Order::TooSilent);
             }
         }
@@ -171,6 +211,29 @@ impl Caller {
         any
     }
 
+    /// Whether a head has been on its way for too long.
+    fn head_is_overdue(&self, now: Instant, longest: Duration) -> bool {
+        let unfinished = match &self.allowance {
+            Some(allowance) => allowance.unfinished_head(),
+            None => {
+                (self.heard.load(Ordering::Relaxed) && self.under_way.get() == 0).then(|| self.begun.get())
+            }
+        };
+        let seen = self.head.get().filter(|(head, _)| Some(*head) == unfinished);
+        match (unfinished, seen) {
+            (Some(_), Some((_, since))) => now.saturating_duration_since(since) >= longest,
+            (unfinished, _) => {
+                self.head.set(unfinished.map(|head| (head, now)));
+                false
+            }
+        }
+    }
+
+    /// What is to be set when bytes come, by HTTP/1.
+    pub(super) fn heard(&self) -> &Arc<AtomicBool> {
+        &self.heard
+    }
+
     pub(super) fn tell(&self, order: Order) {
         self.order.set(Some(order));
         if let Some(waker) = self.waker.take() {
@@ -181,6 +244,7 @@ impl Caller {
     /// A request begins. It ends when the guard is dropped.
     pub(super) fn begin(self: &Rc<Self>) -> UnderWay {
         self.begun.set(self.begun.get() + 1);
+        self.heard.store(false, Ordering::Relaxed);
         self.under_way.set(self.under_way.get() + 1);
         let watch = self.spare.take().unwrap_or_default();
         let mut requests = self.requests.borrow_mut();
@@ -248,6 +312,7 @@ impl UnderWay {
     /// against the connection.
     pub(super) fn was_taken_back(&self) {
         let Self { caller, watch } = self;
+        watch.taken_back.set(true);
         if watch.began.get() == caller.looks.get()
             && let Some(allowance) = &caller.allowance
         {
@@ -265,11 +330,18 @@ impl Drop for UnderWay {
     fn drop(&mut self) {
         let Self { caller, watch } = self;
         caller.under_way.set(caller.under_way.get() - 1);
+        // What came while it was under way was its body, or so little of the next head that it hardly matters.
+        caller.heard.store(false, Ordering::Relaxed);
         let mut requests = caller.requests.borrow_mut();
         let place = watch.place.get();
         requests.swap_remove(place);
         if let Some(moved) = requests.get(place) {
             moved.place.set(place);
+        }
+        if let Some(allowance) = &caller.allowance
+            && !watch.taken_back.take()
+        {
+            allowance.answered();
         }
         watch.bounds.set(None);
         watch.unread_since.set(None);
@@ -297,41 +369,77 @@ impl Drop for Joined {
 mod tests {
     use super::*;
 
+    const HEAD: Duration = Duration::from_secs(10);
+    const IDLE: Duration = Duration::from_secs(75);
+
+    fn callers() -> Rc<Callers> {
+        let silence = Silence {
+            head: HEAD,
+            idle: IDLE,
+        };
+        Rc::new(Callers::new(silence))
+    }
+
     fn told(joined: &Joined) -> Option<Order> {
         joined.caller.told(&Context::from_waker(Waker::noop()))
     }
 
     #[test]
     fn a_connection_is_told_when_it_has_been_silent_for_too_long_and_not_before() {
-        let callers = Rc::new(Callers::default());
+        let callers = callers();
         let start = Instant::now();
         let joined = callers.join(false, start);
-        callers.sweep(start + SILENCE_MAX - Duration::from_secs(1));
+        callers.sweep(start + IDLE - Duration::from_secs(1));
         assert_eq!(told(&joined), None);
-        callers.sweep(start + SILENCE_MAX);
+        callers.sweep(start + IDLE);
         assert_eq!(told(&joined), Some(Order::TooSilent));
     }
 
     #[test]
     fn a_request_begins_the_silence_anew_and_one_under_way_is_none() {
-        let callers = Rc::new(Callers::default());
+        let callers = callers();
         let start = Instant::now();
         let joined = callers.join(false, start);
         let request = joined.caller.begin();
-        callers.sweep(start + SILENCE_MAX * 3);
+        callers.sweep(start + IDLE * 3);
         assert_eq!(told(&joined), None, "a long request is not silence");
         drop(request);
         drop(joined.caller.begin());
-        callers.sweep(start + SILENCE_MAX * 4);
-        callers.sweep(start + SILENCE_MAX * 5 - Duration::from_secs(1));
+        callers.sweep(start + IDLE * 4);
+        callers.sweep(start + IDLE * 5 - Duration::from_secs(1));
         assert_eq!(told(&joined), None);
-        callers.sweep(start + SILENCE_MAX * 5);
+        callers.sweep(start + IDLE * 5);
+        assert_eq!(told(&joined), Some(Order::TooSilent));
+    }
+
+    #[test]
+    fn a_head_that_has_begun_has_a_bound_of_its_own() {
+        let callers = callers();
+        let start = Instant::now();
+        let joined = callers.join(false, start);
+        joined.caller.heard().store(true, Ordering::Relaxed);
+        callers.sweep(start);
+        callers.sweep(start + HEAD - Duration::from_secs(1));
+        assert_eq!(told(&joined), None);
+        callers.sweep(start + HEAD);
+        assert_eq!(told(&joined), Some(Order::TooSilent));
+        // The next one has its own time, and a body is no head.
+        let request = joined.caller.begin();
+        joined.caller.heard().store(true, Ordering::Relaxed);
+        callers.sweep(start + HEAD * 2);
+        drop(request);
+        callers.sweep(start + HEAD * 4);
+        assert_eq!(told(&joined), None);
+        joined.caller.heard().store(true, Ordering::Relaxed);
+        callers.sweep(start + HEAD * 5);
+        assert_eq!(told(&joined), None);
+        callers.sweep(start + HEAD * 6);
         assert_eq!(told(&joined), Some(Order::TooSilent));
     }
 
     #[test]
     fn those_that_are_there_are_told_to_hang_up_and_those_that_left_are_forgotten() {
-        let callers = Rc::new(Callers::default());
+        let callers = callers();
         let now = Instant::now();
         let (stays, leaves) = (callers.join(false, now), callers.join(true, now));
         drop(leaves);

@@ -1,14 +1,17 @@
 //! A caller that speaks HTTP/1.1: one request after the other.
 
 use std::convert::Infallible;
+use std::io::{self, IoSlice};
 use std::net::IpAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
 
 use http::{HeaderValue, Request, header};
 use hyper::body::Incoming;
+use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
@@ -60,7 +63,13 @@ pub(super) async fn serve(
         .max_buf_size(BUFFER_MAX)
         // A proxy passes a date on; it does not make one up.
         .auto_date_header(false)
-        .serve_connection(stream, service)
+        .serve_connection(
+            Heard {
+                stream,
+                heard: Arc::clone(joined.caller.heard()),
+            },
+            service,
+        )
         .with_upgrades();
     let mut connection = pin!(connection);
     let ended = std::future::poll_fn(|cx| {
@@ -81,10 +90,55 @@ pub(super) async fn serve(
 /// What follows an answer that switched protocols, once the caller has the answer.
 async fn switched(upgrade: OnUpgrade, tunnel: Box<Tunnel>) {
     match upgrade.await {
-        Ok(caller) => match caller.downcast::<Stream>() {
-            Ok(caller) => tunnel.run(caller.io.into_tunnel(caller.read_buf)).await,
+        Ok(caller) => match caller.downcast::<Heard>() {
+            Ok(caller) => tunnel.run(caller.io.stream.into_tunnel(caller.read_buf)).await,
             Err(_) => tracing::error!("a connection that was switched is none of this listener's"),
         },
         Err(error) => tracing::debug!(%error, "the caller left before its connection was switched"),
+    }
+}
+
+/// A caller's connection that tells when something of it is heard.
+#[derive(Debug)]
+struct Heard {
+    stream: Stream,
+    heard: Arc<AtomicBool>,
+}
+
+impl Read for Heard {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = ready!(Read::poll_read(Pin::new(&mut self.stream), cx, buffer));
+        self.heard.store(true, Ordering::Relaxed);
+        Poll::Ready(read)
+    }
+}
+
+impl Write for Heard {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Write::poll_write(Pin::new(&mut self.stream), cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Write::poll_write_vectored(Pin::new(&mut self.stream), cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        Write::is_write_vectored(&self.stream)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Write::poll_flush(Pin::new(&mut self.stream), cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Write::poll_shutdown(Pin::new(&mut self.stream), cx)
     }
 }

@@ -9,6 +9,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::RecvStream;
@@ -17,10 +18,10 @@ use http::{Method, Request, Response};
 use http_body::Body;
 
 use crate::arriving::Arriving;
+use crate::frames::{Allowance, Watched};
 use crate::http2::{self, HEADERS_MAX, Received, SEND_BUFFER_MAX, STREAM_WINDOW, SendFailed, Sent};
 use crate::listener::callers::{Joined, Order, UnderWay};
 use crate::listener::connection::Guarded;
-use crate::listener::guard::Watched;
 use crate::request::upgrade::Tunnel;
 use crate::request::{self, Worker};
 use crate::snapshot::Entry;
@@ -43,6 +44,10 @@ const RESETS_UNSEEN_MAX: usize = 20;
 /// (CVE-2025-8671). Streams beyond [`STREAMS_MAX`] count too, which a caller may open in good faith before it knows
 /// our settings, so that this leaves a burst of a thousand its place.
 const RESETS_FORCED_MAX: usize = 1_024;
+
+/// How long a caller that is cut off has to take the GOAWAY that says why. One that does not read is not waited for any
+/// longer.
+const GOODBYE_MAX: Duration = Duration::from_secs(1);
 
 /// Serves a connection to its end. Why it was cut, if it was.
 pub(super) async fn serve(
@@ -85,7 +90,7 @@ async fn connection(
         .max_pending_accept_reset_streams(RESETS_UNSEEN_MAX)
         .max_local_error_reset_streams(Some(RESETS_FORCED_MAX))
         .enable_connect_protocol()
-        .handshake::<_, Bytes>(Watched::new(stream, Rc::clone(&allowance)));
+        .handshake::<_, Bytes>(Watched::caller(stream, Rc::clone(&allowance)));
     let mut handshake = pin!(handshake);
     let shaken = std::future::poll_fn(|cx| match caller.told(cx) {
         Some(_) => Poll::Ready(None),
@@ -116,8 +121,6 @@ async fn connection(
             match allowance.verdict() {
                 Some(reason) if accepted.is_pending() => {
                     connection.abrupt_shutdown(reason);
-                    // What the caller has room for of the GOAWAY; one that does not read it is not waited for.
-                    let _ = connection.poll_accept(cx);
                     Poll::Ready(Err(cut_for(reason)))
                 }
                 _ => accepted.map(Ok),
@@ -126,13 +129,20 @@ async fn connection(
         let accepted = match accepted.await {
             Ok(Some(accepted)) => accepted,
             Ok(None) => return Ok(None),
-            Err(cut) => return Ok(Some(cut)),
+            Err(cut) => {
+                if allowance.verdict().is_some() {
+                    // The GOAWAY waits behind what the caller has not read yet, such as answers to its flood of PING.
+                    let said = std::future::poll_fn(|cx| connection.poll_closed(cx));
+                    let _ = tokio::time::timeout(GOODBYE_MAX, said).await;
+                }
+                return Ok(Some(cut));
+            }
         };
         let (request, respond) = accepted?;
         let exchange = exchange(
             Rc::clone(&worker),
             (Arc::clone(&entry), source),
-            caller.begin(),
+            (caller.begin(), Rc::clone(&allowance)),
             request,
             respond,
         );
@@ -144,15 +154,17 @@ async fn connection(
 async fn exchange(
     worker: Rc<Worker>,
     (entry, source): (Arc<Entry>, IpAddr),
-    under_way: UnderWay,
+    (under_way, allowance): (UnderWay, Rc<Allowance>),
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) {
     let (head, stream) = request.into_parts();
+    let known = Rc::clone(&allowance);
     let (body, receive) = if head.method == Method::CONNECT {
         (Arriving::Nothing, Some(stream))
     } else {
-        (Arriving::Http2(Received::new(stream, &head.headers)), None)
+        let body = Received::new(stream, &head.headers, allowance);
+        (Arriving::Http2(body), None)
     };
     let answered = {
         let mut handled = pin!(request::handle(
@@ -173,6 +185,11 @@ async fn exchange(
         under_way.was_taken_back();
         return;
     };
+    if known.is_malformed(|| respond.stream_id().as_u32()) {
+        // RFC 9113 section 8.1.1: "Malformed requests or responses that are detected MUST be treated as a stream error".
+        respond.send_reset(h2::Reason::PROTOCOL_ERROR);
+        return;
+    }
     if let (Some(tunnel), Some(receive)) = (Tunnel::of(&mut response), receive) {
         let (head, _) = response.into_parts();
         let answer = Response::from_parts(head, ());

@@ -6,7 +6,6 @@
 
 mod callers;
 mod connection;
-mod guard;
 mod http1;
 mod http2;
 mod opening;
@@ -20,6 +19,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::sync::mpsc;
 
+pub(crate) use callers::Silence;
 pub(crate) use worker::Workers;
 
 use crate::drain::Drain;

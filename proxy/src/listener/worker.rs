@@ -10,7 +10,7 @@ use tokio::runtime::LocalOptions;
 use tokio::sync::mpsc;
 
 use crate::drain::Drain;
-use crate::listener::callers::Callers;
+use crate::listener::callers::{Callers, Silence};
 use crate::listener::{Arrival, Seat, connection};
 use crate::request::Worker;
 use crate::snapshot::Snapshots;
@@ -37,7 +37,7 @@ pub(crate) struct Workers {
 impl Workers {
     /// Starts so many threads. They end when the drain does.
     pub(crate) fn start(
-        count: usize,
+        (count, silence): (usize, Silence),
         snapshots: &Arc<Snapshots>,
         logger: &AccessLogger,
         drain: &Drain,
@@ -63,7 +63,7 @@ impl Workers {
                     match built {
                         Ok(runtime) => {
                             let worker = Rc::new(Worker::new(&snapshots, logger, drain));
-                            runtime.block_on(run(worker, arriving, connections));
+                            runtime.block_on(run((worker, silence), arriving, connections));
                         }
                         Err(error) => tracing::error!(number, %error, "a worker cannot start"),
                     }
@@ -84,10 +84,14 @@ impl Workers {
 }
 
 /// Serves the connections that arrive until the end.
-async fn run(worker: Rc<Worker>, mut arriving: mpsc::Receiver<Arrival>, connections: Arc<AtomicUsize>) {
+async fn run(
+    (worker, silence): (Rc<Worker>, Silence),
+    mut arriving: mpsc::Receiver<Arrival>,
+    connections: Arc<AtomicUsize>,
+) {
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let callers = Rc::new(Callers::default());
+    let callers = Rc::new(Callers::new(silence));
     let (drain, told) = (worker.drain.clone(), Rc::clone(&callers));
     tokio::task::spawn_local(async move {
         drain.draining().await;

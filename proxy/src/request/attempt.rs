@@ -250,6 +250,12 @@ fn in_time(failure: Failure, deadline: Option<(Instant, Reason)>) -> Failure {
     }
 }
 
+/// Whether the connection was given up for what `frames` found in it.
+fn is_flood(error: &h2::Error) -> bool {
+    let io = error.get_io();
+    io.is_some_and(|error| error.kind() == std::io::ErrorKind::InvalidData)
+}
+
 fn failure(error: SendError, pick: &Pick, carrier: &Carrier, deadline: Option<(Instant, Reason)>) -> Failure {
     let address = pick.address;
     match error {
@@ -268,7 +274,11 @@ fn failure(error: SendError, pick: &Pick, carrier: &Carrier, deadline: Option<(I
             Failure::new(Reason::EnhanceYourCalm, detail)
         }
         // What `h2` itself found wrong is the endpoint's fault in the protocol; what the endpoint says is its own will.
-        SendError::Reset(error) if error.is_library() && !error.is_io() => Failure::new(
+        SendError::Malformed(detail) => Failure::new(
+            Reason::UpstreamProtocol,
+            format!("{address} did not keep to HTTP/2: {detail}"),
+        ),
+        SendError::Reset(error) if error.is_library() && !error.is_io() || is_flood(&error) => Failure::new(
             Reason::UpstreamProtocol,
             format!("{address} did not keep to HTTP/2: {error}"),
         ),

@@ -14,6 +14,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use h2::RecvStream;
 use h2::client::SendRequest;
 use http::header::{HOST, TRANSFER_ENCODING};
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -25,6 +26,7 @@ use tokio_util::either::Either;
 
 use crate::arriving::Arriving;
 use crate::error::{Failure, Reason};
+use crate::frames::{Allowance, Watched};
 use crate::http2::{HEADERS_MAX, Received, SEND_BUFFER_MAX, STREAM_WINDOW, SendFailed, Sent, Tunnel};
 use crate::timer::Deadline;
 use crate::upstream::Endpoint;
@@ -52,6 +54,8 @@ const AGE_MAX: Duration = Duration::from_secs(60 * 60);
 #[derive(Debug)]
 pub(crate) struct Trunk {
     sender: RefCell<SendRequest<Bytes>>,
+    /// What the endpoint's frames may cost, and which of its answers are malformed.
+    allowance: Rc<Allowance>,
     streams: Cell<usize>,
     idle_since: Cell<Instant>,
     retires_at: Instant,
@@ -71,6 +75,7 @@ impl Trunk {
             );
             Failure::new(Reason::ConnectFailed, detail)
         };
+        let allowance = Rc::<Allowance>::default();
         let handshake = h2::client::Builder::new()
             .initial_max_send_streams(0)
             .initial_window_size(STREAM_WINDOW)
@@ -78,7 +83,7 @@ impl Trunk {
             .max_header_list_size(HEADERS_MAX)
             .max_send_buffer_size(SEND_BUFFER_MAX)
             .enable_push(false)
-            .handshake::<_, Bytes>(stream);
+            .handshake::<_, Bytes>(Watched::endpoint(stream, Rc::clone(&allowance)));
         let (sender, mut connection) = handshake.await.map_err(|error| failed(&error))?;
         let settings = std::future::poll_fn(|cx| {
             let over = Pin::new(&mut connection).poll(cx);
@@ -108,6 +113,7 @@ impl Trunk {
         let now = Instant::now();
         Ok(Rc::new(Self {
             sender: RefCell::new(sender),
+            allowance,
             streams: Cell::new(0),
             idle_since: Cell::new(now),
             retires_at: now + AGE_MAX.mul_f64(1.0 - fastrand::f64() / 10.0),
@@ -176,7 +182,7 @@ impl Stream {
         let begun = self.trunk.sender.borrow_mut().send_request(head, nothing);
         let (mut answer, stream) = begun.map_err(refused_or_reset)?;
         let mut sending = (!nothing).then(|| Sent::new(stream, body));
-        let deadline = &mut self.deadline;
+        let (deadline, trunk) = (&mut self.deadline, &self.trunk);
         let answered = std::future::poll_fn(|cx| {
             match sending.as_mut().map(|sending| sending.poll(cx)) {
                 None | Some(Poll::Pending) => {}
@@ -190,7 +196,7 @@ impl Stream {
                 }
             }
             if let Poll::Ready(answer) = Pin::new(&mut answer).poll(cx) {
-                return Poll::Ready(answer.map_err(refused_or_reset));
+                return Poll::Ready(told(answer, trunk));
             }
             bounds.poll(deadline, upload.as_ref(), cx).map(Err)
         });
@@ -199,7 +205,7 @@ impl Stream {
             self.sending = Some(send_the_rest(rest));
         }
         let (head, stream) = answer.into_parts();
-        let body = Received::new(stream, &head.headers);
+        let body = Received::new(stream, &head.headers, Rc::clone(&self.trunk.allowance));
         Ok(Response::from_parts(head, Arriving::Http2(body)))
     }
 }
@@ -225,10 +231,10 @@ impl Stream {
         if let Some(until) = bounds.next(None) {
             self.deadline.set(until);
         }
-        let deadline = &mut self.deadline;
+        let (deadline, trunk) = (&mut self.deadline, &self.trunk);
         let answered = std::future::poll_fn(|cx| {
             if let Poll::Ready(answer) = Pin::new(&mut answer).poll(cx) {
-                return Poll::Ready(answer.map_err(refused_or_reset));
+                return Poll::Ready(told(answer, trunk));
             }
             bounds.poll(deadline, None, cx).map(Err)
         });
@@ -238,7 +244,11 @@ impl Stream {
             let answer = Response::from_parts(head, Arriving::Nothing);
             return Ok((answer, Some(Either::Right(tunnel).into())));
         }
-        let body = Arriving::Http2(Received::new(receive, &head.headers));
+        let body = Arriving::Http2(Received::new(
+            receive,
+            &head.headers,
+            Rc::clone(&self.trunk.allowance),
+        ));
         Ok((Response::from_parts(head, body), None))
     }
 }
@@ -284,6 +294,22 @@ fn dress(head: &mut request::Parts) -> Result<(), SendError> {
     uri.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
     head.uri = Uri::from_parts(uri).map_err(|error| bad(error.to_string()))?;
     Ok(())
+}
+
+/// What has come of a request.
+fn told(
+    answer: Result<Response<RecvStream>, h2::Error>,
+    trunk: &Trunk,
+) -> Result<Response<RecvStream>, SendError> {
+    let answer = answer.map_err(refused_or_reset)?;
+    match trunk
+        .allowance
+        .is_malformed(|| answer.body().stream_id().as_u32())
+    {
+        // RFC 9113 section 8.3: "Pseudo-header fields defined for requests MUST NOT appear in responses".
+        true => Err(SendError::Malformed("a pseudo-header of requests in its answer")),
+        false => Ok(answer),
+    }
 }
 
 /// Whether the peer surely did nothing with a request. It says so by REFUSED_STREAM, or by a GOAWAY whose last stream

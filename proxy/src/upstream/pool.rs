@@ -88,6 +88,8 @@ pub(crate) enum SendError {
     Refused(h2::Error),
     /// The endpoint gave it up, or what came was not HTTP/2.
     Reset(h2::Error),
+    /// The endpoint answered what HTTP/2 does not allow: this.
+    Malformed(&'static str),
     /// The connection broke, or what came was not HTTP.
     Broken(hyper::Error),
     /// The caller broke off in the middle of the request.

@@ -324,13 +324,8 @@ fn faults() -> Vec<Fault> {
         fault("a :status that is no number", |stream| frame::headers(stream, flag::END_STREAM, &[(":status", "ok")]), PROTOCOL),
         fault("a :status of two digits", |stream| frame::headers(stream, flag::END_STREAM, &[(":status", "20")]), PROTOCOL),
         fault("two of :status", |stream| frame::headers(stream, flag::END_STREAM, &[(":status", "200"), (":status", "404")]), PROTOCOL),
-        // RFC 9113 section 8.3 calls it malformed. `h2` looks past it, and it goes nowhere (docs/http2.md).
-        Fault {
-            name: "a request's pseudo-header",
-            says: |stream| frame::headers(stream, flag::END_STREAM, &[(":status", "200"), (":path", "/")]),
-            status: 200,
-            reasons: &[""],
-        },
+        fault("a request's pseudo-header", |stream| frame::headers(stream, flag::END_STREAM, &[(":status", "200"), (":path", "/")]), PROTOCOL),
+        fault("a request's pseudo-header in a head that does not end", |stream| frame::headers(stream, 0, &[(":status", "200"), (":authority", "x")]), PROTOCOL),
         fault("an unknown pseudo-header", |stream| frame::headers(stream, flag::END_STREAM, &[(":status", "200"), (":x", "y")]), PROTOCOL),
         fault("a pseudo-header after a field", |stream| frame::headers(stream, flag::END_STREAM, &[("x", "y"), (":status", "200")]), PROTOCOL),
         fault("an upper case name", |stream| frame::headers(stream, flag::END_STREAM, &[(":status", "200"), ("X-Up", "y")]), PROTOCOL),
@@ -378,11 +373,10 @@ async fn faulty(says: fn(u32) -> Vec<u8>) -> Http2Upstream {
             };
             if frame.kind == kind::HEADERS {
                 let fields = raw.fields(&frame).await?;
-                counts.requests.fetch_add(1, Ordering::SeqCst);
-                if fields
+                let good = fields
                     .iter()
-                    .any(|(name, value)| name == ":path" && value == "/good")
-                {
+                    .any(|(name, value)| name == ":path" && value == "/good");
+                if good {
                     raw.send(&frame::headers(
                         frame.stream,
                         flag::END_STREAM,
@@ -391,6 +385,8 @@ async fn faulty(says: fn(u32) -> Vec<u8>) -> Http2Upstream {
                     .await?;
                     continue;
                 }
+                // Only these are counted: `/good` may come on a connection that is about to end, and then comes again.
+                counts.requests.fetch_add(1, Ordering::SeqCst);
                 raw.send(&says(frame.stream)).await?;
                 raw.finish().await?;
             }
@@ -433,11 +429,8 @@ async fn an_endpoint_that_does_not_keep_to_http2_is_a_502_that_says_so_and_nobod
         if (before, after, again) != (200, 200, 200) {
             complaints.push(format!("{name}: others were told {before}, {after}, {again}"));
         }
-        if upstream.requests() != 2 {
-            complaints.push(format!(
-                "{name}: a POST was sent {} times",
-                upstream.requests() - 1
-            ));
+        if upstream.requests() != 1 {
+            complaints.push(format!("{name}: a POST was sent {} times", upstream.requests()));
         }
         let panicked = sidecar
             .program()

@@ -7,9 +7,16 @@ use super::super::node::{Fault, shown};
 use super::At;
 use super::names::{host, service_name};
 use crate::bootstrap::{Bootstrap, Listeners, Source};
+use crate::units::Duration;
 
 /// More data threads than any machine that runs a sidecar has cores for it.
 const WORKERS_MAX: usize = 256;
+
+/// Callers are looked at once a second, so that a shorter bound could not be kept.
+const SILENCE_MIN: Duration = Duration::from_secs(1);
+
+/// A connection that is silent for longer is forgotten by what stands between.
+const SILENCE_MAX: Duration = Duration::from_secs(3600);
 
 /// Checks a bootstrap. Whether a source of configuration is there at all is not asked here: a flag may name it.
 pub(in super::super) fn bootstrap(at: &At<'_>, bootstrap: &Bootstrap, faults: &mut Vec<Fault>) {
@@ -19,6 +26,7 @@ pub(in super::super) fn bootstrap(at: &At<'_>, bootstrap: &Bootstrap, faults: &m
     }
     if let Some(at) = at.field("listeners") {
         local(&at, &bootstrap.listeners, faults);
+        silences(&at, &bootstrap.listeners, faults);
     }
     if let Some(at) = at.field("config") {
         source(&at, &bootstrap.config, faults);
@@ -35,6 +43,19 @@ fn local(at: &At<'_>, listeners: &Listeners, faults: &mut Vec<Fault>) {
     for (at, listener) in at.items_of("local").iter().zip(&listeners.local) {
         if let Some(at) = at.field("service") {
             faults.extend(service_name(&listener.service).map(|why| at.fault(why)));
+        }
+    }
+}
+
+fn silences(at: &At<'_>, listeners: &Listeners, faults: &mut Vec<Fault>) {
+    for (name, value) in [
+        ("head_timeout", listeners.head_timeout),
+        ("idle_timeout", listeners.idle_timeout),
+    ] {
+        if let Some(at) = at.field(name)
+            && !(SILENCE_MIN..=SILENCE_MAX).contains(&value)
+        {
+            faults.push(at.fault(format!("{value}; expected {SILENCE_MIN} to {SILENCE_MAX}")));
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Callers that speak HTTP/2 to do harm. In each: what the sidecar holds stays bounded, others are served meanwhile,
 //! the one that does it is cut with the code for it, and a metric says so.
 
+mod endpoints;
+mod slow;
 mod standing;
 
 use std::net::SocketAddr;
@@ -12,7 +14,7 @@ use outrigger_tests::http2::frame::{self, code, flag, kind, setting};
 use outrigger_tests::http2::{Caller, Raw, code_name, hpack, request};
 use outrigger_tests::upstream::Received;
 use outrigger_tests::wait::{eventually, within};
-use outrigger_tests::{Answer, Behaviour, Client, PATIENCE, ServiceFile, Sidecar, Upstream};
+use outrigger_tests::{Answer, Behaviour, Client, PATIENCE, ServiceFile, Sidecar, SidecarSpec, Upstream};
 use tokio::io::AsyncWriteExt;
 
 /// What the sidecar may hold under any of this beyond what it holds at rest: together 40 MB, of which the released
@@ -55,7 +57,12 @@ impl Scene {
     /// One whose requests go to this address.
     async fn before(upstream: Upstream, address: SocketAddr, fields: &str) -> Self {
         let file = ServiceFile::new("reviews").backend("v1", &[address]);
-        let mut sidecar = Sidecar::of(file.route("default", &[("v1", 1)], fields)).await;
+        let file = file.route("default", &[("v1", 1)], fields);
+        Self::started(upstream, SidecarSpec::text("a", &file.to_string())).await
+    }
+
+    async fn started(upstream: Upstream, spec: SidecarSpec) -> Self {
+        let mut sidecar = Sidecar::start(spec).await;
         let at_rest = sidecar.program().memory_peak();
         Self {
             upstream,
@@ -122,6 +129,8 @@ impl Scene {
 struct Flooded {
     /// The code of the GOAWAY that ended it.
     code: Option<u32>,
+    /// The last stream that was looked at, by the same.
+    last: u32,
     /// How many times its frames were written.
     sent: usize,
 }
@@ -132,13 +141,13 @@ async fn flood(address: SocketAddr, opening: Vec<u8>, mut frames: impl FnMut(usi
     raw.send(&opening).await.unwrap();
     let mut writer = raw.writer();
     let reading = tokio::spawn(async move {
-        let mut code = None;
+        let (mut code, mut last) = (None, 0);
         while let Ok(Some(frame)) = raw.frame().await {
             if frame.kind == kind::GOAWAY {
-                code = Some(frame.number(4));
+                (code, last) = (Some(frame.number(4)), frame.number(0));
             }
         }
-        code
+        (code, last)
     });
     let mut sent = 0;
     while sent < FRAMES_MAX && !reading.is_finished() {
@@ -154,8 +163,8 @@ async fn flood(address: SocketAddr, opening: Vec<u8>, mut frames: impl FnMut(usi
         // So that the reading gets its turn on this thread.
         tokio::task::yield_now().await;
     }
-    let code = within("the end of the flood", reading).await.unwrap();
-    Flooded { code, sent }
+    let (code, last) = within("the end of the flood", reading).await.unwrap();
+    Flooded { code, last, sent }
 }
 
 fn head(stream: u32, path: &str) -> Vec<u8> {
@@ -239,6 +248,7 @@ async fn requests_that_are_taken_back_at_once_end_the_connection() {
         .while_others_are_served(flood(address, vec![], together))
         .await;
     assert_eq!(flooded.code, Some(code::ENHANCE_YOUR_CALM), "{flooded:?}");
+    assert!(flooded.last < number(1_000), "{flooded:?}");
     // One that lets its requests begin before it takes them back.
     let slowly = async {
         let mut caller = Caller::open(address).await.unwrap();

@@ -1,15 +1,14 @@
 //! Callers that do harm by standing there: they do not read, do not end what they began, or only connect.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use outrigger_tests::Upstream;
-use outrigger_tests::http2::frame::{self, code, flag, kind, setting};
-use outrigger_tests::http2::{Caller, Raw, hpack, request};
+use outrigger_tests::http2::frame::{self, code, kind, setting};
+use outrigger_tests::http2::{Caller, Raw};
 use outrigger_tests::wait::{eventually, within};
 use outrigger_tests::wire::Wire;
 
-use super::{Scene, head, number, open};
+use super::{Scene, head, number};
 
 /// What an answer to `/large` has.
 const LARGE: usize = 5 * 1024 * 1024;
@@ -121,46 +120,6 @@ async fn a_reader_that_never_opens_its_window_is_cut_when_its_time_is_over_and_i
         within("an answer", caller.reply(stream)).await.unwrap().status(),
         200
     );
-}
-
-#[tokio::test]
-async fn a_body_that_stops_coming_is_given_up() {
-    let scene = Scene::new("timeout: { request: 0s, idle: 1s }").await;
-    let mut caller = Caller::open(scene.address()).await.unwrap();
-    let stream = caller.stream();
-    let begun = [open(stream, "/"), frame::data(stream, 0, "the beginning")].concat();
-    caller.raw.send(&begun).await.unwrap();
-    let reply = within("the end", caller.reply(stream)).await.unwrap();
-    assert_eq!(
-        (reply.status(), reply.header("x-outrigger-reason")),
-        (504, Some("idle-timeout")),
-        "{reply:?}"
-    );
-    eventually("the upstream to be freed", async || {
-        (scene.upstream.given_up() == 1).then_some(())
-    })
-    .await;
-}
-
-/// Heads that do not end are looked at for as long as a caller may be silent, which takes more than a minute.
-#[tokio::test]
-async fn a_head_that_does_not_end_is_given_up() {
-    if std::env::var_os("OUTRIGGER_TESTS_LONG").is_none() {
-        return;
-    }
-    let scene = Scene::new("").await;
-    let begun = frame::header_block(
-        1,
-        flag::END_STREAM,
-        &hpack::block(&request("GET", "reviews", "/")),
-    );
-    let mut raw = Raw::open(scene.address(), &[]).await.unwrap();
-    raw.send(&begun).await.unwrap();
-    let ended = async { while let Ok(Some(_)) = raw.frame().await {} };
-    tokio::time::timeout(Duration::from_secs(120), ended)
-        .await
-        .expect("the end");
-    scene.has_cut("silent", 1.0).await;
 }
 
 #[tokio::test]

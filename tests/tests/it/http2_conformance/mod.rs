@@ -2,8 +2,7 @@
 //!
 //! Each case has a connection of its own. Where the RFC names a stream error, a connection error with the same code is
 //! right too (RFC 9113 section 5.4.1: "an endpoint MAY choose to treat a stream error as a connection error"); where it
-//! lets a malformed request be answered, so is 400 (section 8.1.1). What the library beneath does otherwise and cannot
-//! be mended stands in [`KNOWN`], with what it does, and in docs/http2.md.
+//! lets a malformed request be answered, so is 400 (section 8.1.1).
 
 mod compression;
 mod framing;
@@ -28,50 +27,6 @@ const PROBE: u32 = 0x7fff_fff1;
 
 /// The path that no malformed request may bring to an upstream.
 const NEVER: &str = "/never";
-
-/// What the library does otherwise, and the names of the cases. They are expected to fail, so that the list is put
-/// right when they no longer do.
-const KNOWN: &[(&str, &[&str])] = &[
-    (
-        "the connection ends with PROTOCOL_ERROR, where RFC 9113 section 4.3 has COMPRESSION_ERROR",
-        &[
-            "a block cut short",
-            "a byte of padding in Huffman's code",
-            "a field of one byte",
-            "a field without a value",
-            "a name by an index far beyond",
-            "a name by an index of an empty table",
-            "a smaller table forgets",
-            "a string longer than its block",
-            "a table of a gigabyte",
-            "a table over the largest",
-            "an entry larger than the table empties it",
-            "an index far beyond",
-            "an index of an empty table",
-            "an integer cut short",
-            "an integer past 32 bits",
-            "an integer without an end",
-            "padding of zeros in Huffman's code",
-            "the end of string in Huffman's code",
-            "the index 0",
-            "the table's size after a field",
-            "the table's size at the end of a block",
-        ],
-    ),
-    (
-        "the connection ends with PROTOCOL_ERROR, where RFC 9113 section 5.1 has STREAM_CLOSED for the stream",
-        &[
-            "DATA after trailers",
-            "half-closed: DATA",
-            "half-closed: HEADERS",
-            "half-closed: trailers",
-        ],
-    ),
-    (
-        "a pseudo-header in trailers is left out, where RFC 9113 section 8.1 calls the request malformed",
-        &["trailers with a pseudo-header"],
-    ),
-];
 
 /// One row.
 struct Case {
@@ -422,11 +377,8 @@ async fn http2_is_spoken_to_callers_as_the_rfcs_say() {
     let (mut right, mut complaints) = (0, Vec::new());
     while let Some(done) = running.join_next().await {
         let (case, judged) = done.unwrap();
-        let known = KNOWN.iter().any(|(_, names)| names.contains(&case.name.as_str()));
         match judged {
-            Ok(()) if known => complaints.push(format!("{}: right, and no longer known as wrong", case.name)),
             Ok(()) => right += 1,
-            Err(_) if known => {}
             Err(what) => complaints.push(format!("{} ({}): {what}", case.name, case.section)),
         }
     }
@@ -438,8 +390,6 @@ async fn http2_is_spoken_to_callers_as_the_rfcs_say() {
         complaints.join("\n")
     );
     assert!(total >= 146, "{total} cases");
-    let wrong: usize = KNOWN.iter().map(|(_, names)| names.len()).sum();
-    assert_eq!(right + wrong, total);
     let never: Vec<_> = upstream
         .received()
         .into_iter()

@@ -45,10 +45,14 @@ fn idle() -> Vec<Case> {
 #[rustfmt::skip]
 fn half_closed() -> Vec<Case> {
     let more = request("GET", "reviews", "/");
+    let many = |count: u32| (1..=count).flat_map(|number| [slow(1 + 2 * number), frame::reset(1 + 2 * number, code::CANCEL)].concat()).collect();
     vec![
         case("9113 5.1", "half-closed: DATA", &[slow(1), frame::data(1, flag::END_STREAM, "x")], Expect::Reset(1, CLOSED)),
         case("9113 5.1", "half-closed: HEADERS", &[slow(1), frame::headers(1, flag::END_STREAM, &more)], Expect::Reset(1, CLOSED)),
         case("9113 5.1", "half-closed: trailers", &[slow(1), frame::headers(1, flag::END_STREAM, &[("x", "y")])], Expect::Reset(1, CLOSED)),
+        case("9113 5.1", "half-closed: DATA after many others", &[slow(1), many(10), frame::data(1, flag::END_STREAM, "x")], Expect::Reset(1, CLOSED)),
+        case("9113 5.1", "half-closed: DATA after DATA", &[frame::headers(1, 0, &request("POST", "reviews", "/slow")), frame::data(1, flag::END_STREAM, "x"), frame::data(1, 0, "x")], Expect::Reset(1, CLOSED)),
+        case("9113 5.1", "half-closed: trailers after DATA", &[frame::headers(1, 0, &request("POST", "reviews", "/slow")), frame::data(1, flag::END_STREAM, "x"), frame::headers(1, flag::END_STREAM, &[("x", "y")])], Expect::Reset(1, CLOSED)),
         case("9113 5.1", "half-closed: CONTINUATION", &[slow(1), frame::continuation(1, flag::END_HEADERS, &[0x82])], Expect::Dies(PROTOCOL)),
         case("9113 5.1", "half-closed: WINDOW_UPDATE", &[slow(1), frame::window(1, 1)], Expect::Lives),
         case("9113 5.1", "half-closed: PRIORITY", &[slow(1), frame::priority(1, 3)], Expect::Lives),
