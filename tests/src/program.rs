@@ -212,6 +212,19 @@ impl Program {
         Pid::from_child(&self.child)
     }
 
+    /// Lets it have so many descriptors at most from now on.
+    pub fn limit_descriptors(&self, count: u32) {
+        let limited = Command::new("prlimit")
+            .args(["--pid", &self.child.id().to_string()])
+            .arg(format!("--nofile={count}:{count}"))
+            .status();
+        assert!(
+            limited.is_ok_and(|status| status.success()),
+            "prlimit limits {}",
+            self.name
+        );
+    }
+
     /// Everything that it wrote, for a person.
     fn transcript(&self) -> String {
         let mut text = format!("---- {} (pid {}) ----\n", self.name, self.child.id());
