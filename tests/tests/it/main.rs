@@ -17,6 +17,8 @@ mod dead_endpoints;
 mod discovery;
 mod dns;
 mod drain;
+mod edge_cases;
+mod edge_cases_page;
 mod ejection;
 mod examples;
 mod exhaustion;
