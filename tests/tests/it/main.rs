@@ -20,6 +20,7 @@ mod drain;
 mod edge_cases;
 mod edge_cases_page;
 mod ejection;
+mod every_failure;
 mod examples;
 mod exhaustion;
 mod headers;
