@@ -171,6 +171,19 @@ impl Program {
             .unwrap_or_else(|error| panic!("cannot send SIGTERM to {}: {error}", self.name));
     }
 
+    /// Stops it where it stands, as a machine that is out of memory or a debugger does: its sockets stay open, its kernel
+    /// goes on taking connections, and nothing answers.
+    pub fn freeze(&self) {
+        kill_process(self.pid(), Signal::STOP)
+            .unwrap_or_else(|error| panic!("cannot send SIGSTOP to {}: {error}", self.name));
+    }
+
+    /// Lets it go on after [`Self::freeze`].
+    pub fn thaw(&self) {
+        kill_process(self.pid(), Signal::CONT)
+            .unwrap_or_else(|error| panic!("cannot send SIGCONT to {}: {error}", self.name));
+    }
+
     /// Ends it without a word, as a power cut does, and waits until it is gone.
     pub fn kill(&mut self) {
         if self.status.is_none() {

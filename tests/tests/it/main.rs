@@ -10,6 +10,7 @@
 mod bad_push;
 mod balancing;
 mod bootstrap;
+mod chaos;
 mod cli;
 mod clients;
 mod crash;
