@@ -334,3 +334,57 @@ async fn with_the_budget_that_is_built_in_only_a_get_that_it_refuses_a_retry_fai
         "{failed} failed, {refused} refused: {gets}{story}"
     );
 }
+
+#[tokio::test]
+async fn a_frozen_endpoint_fails_five_requests_by_their_time_and_none_where_attempts_have_one() {
+    for (times, failures) in [("request: 500ms", 5), ("request: 15s, attempt: 500ms", 0)] {
+        let well = Instance::start("well".into()).await;
+        let mut frozen = Instance::start("frozen".into()).await;
+        let file = ServiceFile::new("reviews")
+            .field("balance: round_robin")
+            .backend("v1", &[well.port.address(), frozen.port.address()])
+            .route("default", &[("v1", 1)], &format!("timeout: {{ {times} }}"));
+        let sidecar = Sidecar::of(file).await;
+        assert_eq!(sidecar.client().get("reviews", "/").await.status(), 200);
+        frozen.suffer(Trouble::Frozen);
+        let mut failed = 0;
+        for _ in 0..20 {
+            let reply = sidecar.client().get("reviews", "/").await;
+            match (reply.status(), reply.reason()) {
+                (200, None) => {}
+                (504, Some("request-timeout")) => failed += 1,
+                other => panic!("{times}: {other:?}"),
+            }
+        }
+        // After five it is ejected, however they ended for their callers.
+        assert_eq!(failed, failures, "{times}");
+        let metrics = sidecar.metrics().await;
+        assert_eq!(metrics.sum("outrigger_ejections_total", &[]), 1.0, "{times}");
+        frozen.recover().await;
+    }
+}
+
+#[tokio::test]
+async fn a_post_goes_around_an_endpoint_of_http2_that_was_frozen_before_it_was_ever_reached() {
+    let well = Instance::start("well".into()).await;
+    let mut frozen = Instance::start("frozen".into()).await;
+    frozen.suffer(Trouble::Frozen);
+    let file = ServiceFile::new("reviews")
+        .field("protocol: http2")
+        .field("balance: round_robin")
+        .backend("v1", &[well.port.address(), frozen.port.address()]);
+    let sidecar = Sidecar::of(file).await;
+    // Its kernel takes the connections. That alone must not make it look well, or each would be waited for anew.
+    eventually("the frozen endpoint to be ejected", async || {
+        let ask = Ask::post("/", "a body").host("reviews");
+        let reply = sidecar.client().send(ask).await;
+        assert_eq!((reply.status(), reply.upstream()), (200, "well"), "{reply:?}");
+        let metrics = sidecar.metrics().await;
+        (metrics.sum("outrigger_ejections_total", &[]) == 1.0).then_some(())
+    })
+    .await;
+    let timed_out = [("reason", "connect-timeout")];
+    let metrics = sidecar.metrics().await;
+    assert_eq!(metrics.sum("outrigger_attempts_total", &timed_out), 5.0);
+    frozen.recover().await;
+}
