@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use hickory_proto::rr::rdata::{A, AAAA, SOA};
@@ -27,7 +28,27 @@ const ANSWERS_MAX: usize = 16;
 pub struct DnsServer {
     address: SocketAddr,
     zone: Arc<InMemoryZoneHandler>,
+    door: Arc<Door>,
     _running: Background,
+}
+
+/// What stands before the server for questions over UDP.
+#[derive(Debug)]
+struct Door {
+    manner: AtomicU8,
+    refused: AtomicU64,
+}
+
+/// How it takes questions over UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Manner {
+    /// It answers from its zone.
+    Answers,
+    /// It answers that it failed (SERVFAIL).
+    Fails,
+    /// It says nothing.
+    Silent,
 }
 
 impl DnsServer {
@@ -45,14 +66,26 @@ impl DnsServer {
 
         let (udp, tcp) = sockets().await;
         let address = udp.local_addr().expect("a bound socket has an address");
-        let (udp, tcp) = (
-            udp.into_std().expect("a socket"),
-            tcp.into_std().expect("a socket"),
-        );
+        let inside = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .expect("a free port");
+        let answering = inside.local_addr().expect("a bound socket has an address");
+        let [udp, inside] = [udp, inside].map(|socket| socket.into_std().expect("a socket"));
+        let tcp = tcp.into_std().expect("a socket");
+        let door = Arc::new(Door {
+            manner: AtomicU8::new(Manner::Answers as u8),
+            refused: AtomicU64::new(0),
+        });
         let running = Background::start("dns");
+        let held = Arc::clone(&door);
+        running.spawn(async move {
+            let outside = Arc::new(UdpSocket::from_std(udp).expect("a socket"));
+            // It ends with its thread.
+            let _ = at_the_door(outside, answering, held).await;
+        });
         running.spawn(async move {
             let mut server = Server::new(catalog);
-            server.register_socket(UdpSocket::from_std(udp).expect("a socket"));
+            server.register_socket(UdpSocket::from_std(inside).expect("a socket"));
             let tcp = TcpListener::from_std(tcp).expect("a socket");
             server.register_listener(tcp, QUIET_MAX, ANSWERS_MAX);
             // It ends with its thread.
@@ -61,8 +94,19 @@ impl DnsServer {
         Self {
             address,
             zone,
+            door,
             _running: running,
         }
+    }
+
+    /// Takes questions so from now on.
+    pub fn behave(&self, manner: Manner) {
+        self.door.manner.store(manner as u8, Ordering::SeqCst);
+    }
+
+    /// How many questions it has failed or left without a word.
+    pub fn refused(&self) -> u64 {
+        self.door.refused.load(Ordering::SeqCst)
     }
 
     /// Where it answers, over UDP and TCP.
@@ -89,6 +133,40 @@ impl DnsServer {
         for set in sets.into_iter().filter(|set| !set.is_empty()) {
             records.insert(RrKey::new(lower.clone(), set.record_type()), Arc::new(set));
         }
+    }
+}
+
+/// The largest message over UDP.
+const MESSAGE_MAX: usize = 64 * 1024;
+
+/// Hands questions to the server inside, or not, as the manner is.
+async fn at_the_door(outside: Arc<UdpSocket>, inside: SocketAddr, door: Arc<Door>) -> std::io::Result<()> {
+    let mut buffer = vec![0; MESSAGE_MAX];
+    loop {
+        let (length, asker) = outside.recv_from(&mut buffer).await?;
+        let mut message = buffer[..length].to_vec();
+        let manner = door.manner.load(Ordering::SeqCst);
+        if manner != Manner::Answers as u8 {
+            door.refused.fetch_add(1, Ordering::SeqCst);
+        }
+        if manner == Manner::Silent as u8 || length < 4 {
+            continue;
+        }
+        if manner == Manner::Fails as u8 {
+            // RFC 1035 section 4.1.1: a response, and the code 2.
+            message[2] |= 0x80;
+            message[3] = message[3] & 0xf0 | 2;
+            outside.send_to(&message, asker).await?;
+            continue;
+        }
+        let outside = Arc::clone(&outside);
+        tokio::spawn(async move {
+            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+            socket.send_to(&message, inside).await?;
+            let mut answer = vec![0; MESSAGE_MAX];
+            let length = socket.recv(&mut answer).await?;
+            outside.send_to(&answer[..length], asker).await
+        });
     }
 }
 

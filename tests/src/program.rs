@@ -171,6 +171,19 @@ impl Program {
             .unwrap_or_else(|error| panic!("cannot send SIGTERM to {}: {error}", self.name));
     }
 
+    /// Stops it where it stands, as a machine that is out of memory or a debugger does: its sockets stay open, its kernel
+    /// goes on taking connections, and nothing answers.
+    pub fn freeze(&self) {
+        kill_process(self.pid(), Signal::STOP)
+            .unwrap_or_else(|error| panic!("cannot send SIGSTOP to {}: {error}", self.name));
+    }
+
+    /// Lets it go on after [`Self::freeze`].
+    pub fn thaw(&self) {
+        kill_process(self.pid(), Signal::CONT)
+            .unwrap_or_else(|error| panic!("cannot send SIGCONT to {}: {error}", self.name));
+    }
+
     /// Ends it without a word, as a power cut does, and waits until it is gone.
     pub fn kill(&mut self) {
         if self.status.is_none() {
@@ -210,6 +223,19 @@ impl Program {
 
     fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
+    }
+
+    /// Lets it have so many descriptors at most from now on.
+    pub fn limit_descriptors(&self, count: u32) {
+        let limited = Command::new("prlimit")
+            .args(["--pid", &self.child.id().to_string()])
+            .arg(format!("--nofile={count}:{count}"))
+            .status();
+        assert!(
+            limited.is_ok_and(|status| status.success()),
+            "prlimit limits {}",
+            self.name
+        );
     }
 
     /// Everything that it wrote, for a person.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -34,6 +34,8 @@ pub struct SidecarSpec {
     pub id: String,
     /// The service beside which it stands; `None`: it only calls out.
     pub service: Option<String>,
+    /// Where its inbound side listens; any free port if it is not said.
+    pub inbound: SocketAddr,
     /// Where its configuration comes from.
     pub source: Source,
     /// The services for which it opens a local port.
@@ -52,6 +54,7 @@ impl SidecarSpec {
         Self {
             id: id.to_owned(),
             service: None,
+            inbound: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             source,
             local: Vec::new(),
             last_good: None,
@@ -74,6 +77,13 @@ impl SidecarSpec {
     #[must_use]
     pub fn beside(mut self, service: &str) -> Self {
         self.service = Some(service.to_owned());
+        self
+    }
+
+    /// Listens here with its inbound side, so that it can come back where it was.
+    #[must_use]
+    pub fn inbound_at(mut self, address: SocketAddr) -> Self {
+        self.inbound = address;
         self
     }
 
@@ -114,7 +124,7 @@ impl SidecarSpec {
         flag("--admin", ANY.into());
         if let Some(service) = &self.service {
             flag("--service", service.into());
-            flag("--inbound", ANY.into());
+            flag("--inbound", self.inbound.to_string().into());
         }
         match &self.source {
             Source::Control(url) => flag("--control", url.into()),

@@ -20,6 +20,17 @@ pub(super) async fn connect(
     endpoint: &Arc<Endpoint>,
     deadline: Option<Instant>,
 ) -> Result<(TcpStream, Counted), Failure> {
+    let connected = open(endpoint, deadline).await?;
+    endpoint.health.connected();
+    Ok(connected)
+}
+
+/// The same for a protocol in which the endpoint must speak before the connection is one: it is not taken for well yet,
+/// because the kernel of a process that is frozen goes on taking connections.
+pub(super) async fn open(
+    endpoint: &Arc<Endpoint>,
+    deadline: Option<Instant>,
+) -> Result<(TcpStream, Counted), Failure> {
     let counted = Counted::new(endpoint)?;
     let now = Instant::now();
     let until = deadline.map_or(now + CONNECT_TIMEOUT, |deadline| {
@@ -46,7 +57,6 @@ pub(super) async fn connect(
             return Err(Failure::new(Reason::ConnectTimeout, detail));
         }
     };
-    endpoint.health.connected();
     // Small writes must leave at once: a request is one write. An error here means that the peer is gone
     // already, which the first write will tell better.
     let _ = stream.set_nodelay(true);

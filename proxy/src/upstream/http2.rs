@@ -67,14 +67,7 @@ impl Trunk {
     /// Connects, and waits until the endpoint has said what it allows: until then the number of its streams is a guess,
     /// and an endpoint that does not speak HTTP/2 has not shown itself.
     pub(super) async fn dial(endpoint: &Arc<Endpoint>) -> Result<Rc<Self>, Failure> {
-        let (stream, counted) = dial::connect(endpoint, None).await?;
-        let address = endpoint.address;
-        let failed = |error: &dyn std::fmt::Display| {
-            let detail = format!(
-                "{address} took the connection but does not speak HTTP/2 with prior knowledge: {error}"
-            );
-            Failure::new(Reason::ConnectFailed, detail)
-        };
+        let (stream, counted) = dial::open(endpoint, None).await?;
         let allowance = Rc::<Allowance>::default();
         let handshake = h2::client::Builder::new()
             .initial_max_send_streams(0)
@@ -84,20 +77,25 @@ impl Trunk {
             .max_send_buffer_size(SEND_BUFFER_MAX)
             .enable_push(false)
             .handshake::<_, Bytes>(Watched::endpoint(stream, Rc::clone(&allowance)));
-        let (sender, mut connection) = handshake.await.map_err(|error| failed(&error))?;
-        let settings = std::future::poll_fn(|cx| {
-            let over = Pin::new(&mut connection).poll(cx);
-            match over {
-                Poll::Ready(Ok(())) => Poll::Ready(Err(failed(&"it closed the connection"))),
-                Poll::Ready(Err(error)) => Poll::Ready(Err(failed(&error))),
-                Poll::Pending if sender.current_max_send_streams() > 0 => Poll::Ready(Ok(())),
-                Poll::Pending => Poll::Pending,
-            }
-        });
-        match tokio::time::timeout(dial::CONNECT_TIMEOUT, settings).await {
-            Ok(settled) => settled?,
-            Err(_) => return Err(failed(&"no SETTINGS came in time")),
-        }
+        let greeted = async {
+            let (sender, mut connection) = handshake.await.map_err(|error| Mute::Ended(Some(error)))?;
+            let settings = std::future::poll_fn(|cx| {
+                let over = Pin::new(&mut connection).poll(cx);
+                match over {
+                    Poll::Ready(over) => Poll::Ready(Err(Mute::Ended(over.err()))),
+                    Poll::Pending if sender.current_max_send_streams() > 0 => Poll::Ready(Ok(())),
+                    Poll::Pending => Poll::Pending,
+                }
+            });
+            settings.await?;
+            Ok((sender, connection))
+        };
+        let greeted = tokio::time::timeout(dial::CONNECT_TIMEOUT, greeted).await;
+        let (sender, mut connection) = greeted
+            .unwrap_or(Err(Mute::Silent))
+            .map_err(|mute| mute.failure(endpoint))?;
+        endpoint.health.connected();
+        let address = endpoint.address;
         let (in_use, mut released) = oneshot::channel::<()>();
         tokio::task::spawn_local(async move {
             let _counted = counted;
@@ -146,6 +144,36 @@ impl Trunk {
                 sending: None,
             })
         })
+    }
+}
+
+/// An endpoint that took a connection and did not begin to speak HTTP/2 on it.
+#[derive(Debug)]
+enum Mute {
+    /// It said nothing in time.
+    Silent,
+    /// It ended the connection, or said something else.
+    Ended(Option<h2::Error>),
+}
+
+impl Mute {
+    /// What it is to the request, which was not sent. As after any connection that came to nothing the endpoint is left
+    /// alone for a moment.
+    fn failure(self, endpoint: &Endpoint) -> Failure {
+        endpoint.health.connect_failed(Instant::now());
+        let address = endpoint.address;
+        let took = |what: &dyn std::fmt::Display| {
+            format!("{address} took the connection but does not speak HTTP/2 with prior knowledge: {what}")
+        };
+        match self {
+            Self::Silent => Failure::new(Reason::ConnectTimeout, took(&"no SETTINGS came in time")),
+            Self::Ended(None) => Failure::new(Reason::ConnectFailed, took(&"it closed the connection")),
+            Self::Ended(Some(error)) if error.is_io() || error.is_remote() => {
+                Failure::new(Reason::ConnectFailed, took(&error))
+            }
+            // What came made no sense in HTTP/2.
+            Self::Ended(Some(error)) => Failure::new(Reason::UpstreamProtocol, took(&error)),
+        }
     }
 }
 

@@ -344,6 +344,24 @@ impl Shared {
     }
 }
 
+/// A port that stays ours while nobody listens on it, for a process that comes and goes there: bound, not listening, so
+/// that it refuses connections meanwhile.
+#[derive(Debug)]
+pub struct Reserved(Socket);
+
+impl Reserved {
+    /// Takes a free one.
+    pub fn port() -> Self {
+        Self(bound(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))))
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> SocketAddr {
+        let address = self.0.local_addr().expect("a bound socket has an address");
+        address.as_socket().expect("an address of IPv4")
+    }
+}
+
 /// A listening socket that never takes a connection and has no room for one more, so that the attempt to connect
 /// is neither accepted nor refused.
 #[derive(Debug)]

@@ -126,7 +126,12 @@ async fn an_endpoint_that_fails_at_once_does_not_attract_load() {
 #[tokio::test]
 async fn an_endpoint_that_is_taken_away_gets_no_new_request_and_finishes_those_that_it_has() {
     let upstreams = upstreams(2).await;
-    let file = |upstreams: &[&Upstream]| simple("reviews", upstreams, "").to_string();
+    // In turn, since the one that is taken away is busy and would not be chosen for being that.
+    let file = |upstreams: &[&Upstream]| {
+        simple("reviews", upstreams, "")
+            .field("balance: round_robin")
+            .to_string()
+    };
     let sidecar = Sidecar::of(file(&[&upstreams[0]])).await;
     upstreams[0].behave(Behaviour::Drip {
         pieces: 30,

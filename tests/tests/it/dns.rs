@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use outrigger_tests::dns::DnsServer;
+use outrigger_tests::dns::{DnsServer, Manner};
 use outrigger_tests::wait::eventually;
 use outrigger_tests::{ServiceFile, Sidecar, SidecarSpec, Upstream};
 
@@ -97,4 +97,35 @@ async fn a_push_keeps_what_dns_has_found() {
         .route("renamed", &[("v1", 1)], "");
     sidecar.apply(&file.to_string()).await;
     assert_eq!(sidecar.client().get("reviews", "/").await.upstream(), "one");
+}
+
+#[tokio::test]
+async fn a_name_server_that_fails_or_falls_silent_takes_no_endpoint_away() {
+    let dns = DnsServer::start("mesh.test").await;
+    let (one, _two) = two_upstreams().await;
+    dns.set(NAME, &[ONE], 1).await;
+    let sidecar = sidecar(&dns, one.address().port()).await;
+    for (manner, now, then, address) in [
+        (Manner::Fails, "one", "two", TWO),
+        (Manner::Silent, "two", "one", ONE),
+    ] {
+        let before = dns.refused();
+        dns.behave(manner);
+        eventually("a question in vain", async || {
+            (dns.refused() > before + 1).then_some(())
+        })
+        .await;
+        for _ in 0..5 {
+            let reply = sidecar.client().get("reviews", "/").await;
+            assert_eq!(reply.upstream(), now, "{manner:?}: {reply:?}");
+        }
+        assert_eq!(sidecar.metrics().await.sum("outrigger_endpoints", &[]), 1.0);
+        // What it says when it is back counts.
+        dns.set(NAME, &[address], 1).await;
+        dns.behave(Manner::Answers);
+        eventually("the new address to be used", async || {
+            (sidecar.client().get("reviews", "/").await.upstream() == then).then_some(())
+        })
+        .await;
+    }
 }
