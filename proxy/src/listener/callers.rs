@@ -44,11 +44,18 @@ const UNREAD_MAX: Duration = Duration::from_secs(60);
 /// A body that can still be handed over notices its deadline by itself. So long after it the caller is what holds it.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// A connection that has brought no request yet is not told to hang up within this: one made a moment ago brings its
+/// request just now, and closing on it would lose a request that may be no one's to send again. Its answer says that
+/// there is no second.
+const FIRST_WORD_MAX: Duration = Duration::from_secs(1);
+
 /// The connections of one worker.
 #[derive(Debug)]
 pub(super) struct Callers {
     silence: Silence,
     next: Cell<u64>,
+    /// Whether those that are silent are told to close.
+    hanging_up: Cell<bool>,
     connections: RefCell<HashMap<u64, Rc<Caller>>>,
 }
 
@@ -111,14 +118,15 @@ impl Callers {
         Self {
             silence,
             next: Cell::new(0),
+            hanging_up: Cell::new(false),
             connections: RefCell::default(),
         }
     }
 
     /// A new connection. It leaves when the guard is dropped.
     ///
-    /// One that begins after the others were told to hang up is not told: it has come for one request, whose answer
-    /// says that there is no second.
+    /// One that begins after the others were told to hang up has come for one request, whose answer says that there is no
+    /// second: it is told only if it brings none.
     pub(super) fn join(self: &Rc<Self>, multiplexed: bool, now: Instant) -> Joined {
         let place = self.next.get();
         self.next.set(place + 1);
@@ -143,12 +151,12 @@ impl Callers {
         }
     }
 
-    /// Tells those that are there to close once they are silent.
-    pub(super) fn hang_up(&self) {
-        self.connections
-            .borrow()
-            .values()
-            .for_each(|caller| caller.tell(Order::HangUp));
+    /// Tells those that are there to close once they are silent; from now on also those that come and stay silent.
+    pub(super) fn hang_up(&self, now: Instant) {
+        self.hanging_up.set(true);
+        let callers = self.connections.borrow();
+        let told = callers.values().filter(|caller| !caller.is_about_to_ask(now));
+        told.for_each(|caller| caller.tell(Order::HangUp));
     }
 
     /// Tells those that speak HTTP/2 that they are to open no further streams: it can be said to them at once.
@@ -161,6 +169,9 @@ impl Callers {
     /// Tells those that have been silent for too long. Called about once a second.
     pub(super) fn sweep(&self, now: Instant) {
         for caller in self.connections.borrow().values() {
+            if self.hanging_up.get() && caller.begun.get() == 0 && !caller.is_about_to_ask(now) {
+                caller.tell(Order::HangUp);
+            }
             caller.looks.set(caller.looks.get() + 1);
             if let Some(allowance) = &caller.allowance {
                 allowance.forgive();
@@ -232,6 +243,12 @@ impl Caller {
     /// What is to be set when bytes come, by HTTP/1.
     pub(super) fn heard(&self) -> &Arc<AtomicBool> {
         &self.heard
+    }
+
+    /// Whether it is so new that its first request may be on its way.
+    fn is_about_to_ask(&self, now: Instant) -> bool {
+        let (_, since) = self.seen.get();
+        self.begun.get() == 0 && now.saturating_duration_since(since) < FIRST_WORD_MAX
     }
 
     pub(super) fn tell(&self, order: Order) {
@@ -443,7 +460,8 @@ mod tests {
         let now = Instant::now();
         let (stays, leaves) = (callers.join(false, now), callers.join(true, now));
         drop(leaves);
-        callers.hang_up();
+        drop(stays.caller.begin());
+        callers.hang_up(now);
         let late = callers.join(false, now);
         assert_eq!(
             (told(&stays), told(&stays), told(&late)),
@@ -451,5 +469,22 @@ mod tests {
         );
         drop((stays, late));
         assert!(callers.connections.borrow().is_empty());
+    }
+
+    #[test]
+    fn a_connection_whose_first_request_may_be_on_its_way_is_told_only_if_none_comes() {
+        let callers = callers();
+        let start = Instant::now();
+        let (silent, fresh) = (
+            callers.join(false, start),
+            callers.join(false, start + FIRST_WORD_MAX),
+        );
+        callers.hang_up(start + FIRST_WORD_MAX);
+        assert_eq!((told(&silent), told(&fresh)), (Some(Order::HangUp), None));
+        let asks = callers.join(false, start + FIRST_WORD_MAX);
+        let request = asks.caller.begin();
+        callers.sweep(start + FIRST_WORD_MAX * 2);
+        assert_eq!((told(&fresh), told(&asks)), (Some(Order::HangUp), None));
+        drop(request);
     }
 }

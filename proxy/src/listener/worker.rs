@@ -97,7 +97,7 @@ async fn run(
         drain.draining().await;
         told.go_away();
         drain.hung_up().await;
-        told.hang_up();
+        told.hang_up(Instant::now());
     });
     loop {
         tokio::select! {
