@@ -35,7 +35,7 @@ const UNFINISHED_MAX: usize = 8 * 16_384;
 const STATUS_CODED: [u8; 5] = [0xb8, 0x84, 0x8d, 0x36, 0xa3];
 
 /// Huffman's code is canonical (RFC 7541 appendix B), so that a code's length follows from its value: the first value
-/// past the codes of each length, and the length. Shorter ones than these are told by `short_code`.
+/// past the codes of each length, and the length.
 const LONG_CODES: [(u32, u32); 16] = [
     (0xff40_0000, 10),
     (0xffa0_0000, 11),
@@ -83,6 +83,8 @@ pub(super) struct Found {
     pub(super) status: bool,
     /// A pseudo-header other than `:status`.
     pub(super) other: bool,
+    /// One that is to be remembered, where the table is not followed: it would not be known again.
+    pub(super) remembered: bool,
 }
 
 /// An entry of the dynamic table: no more than the table has (TABLE_MAX) fits in one.
@@ -96,6 +98,7 @@ struct Entry {
 /// The header blocks of one connection, one after the other.
 #[derive(Debug)]
 pub(super) struct Fields {
+    strict: bool,
     /// The newest first.
     table: VecDeque<Entry>,
     size: usize,
@@ -107,9 +110,12 @@ pub(super) struct Fields {
     found: Found,
 }
 
-impl Default for Fields {
-    fn default() -> Self {
+impl Fields {
+    /// Where faults in them are left to `h2`, only literals are looked at: without following the table, neither its
+    /// entries nor the lengths of strings need to be known.
+    pub(super) fn new(strict: bool) -> Self {
         Self {
+            strict,
             table: VecDeque::new(),
             size: 0,
             size_max: TABLE_MAX,
@@ -165,7 +171,20 @@ impl Fields {
     /// Takes whole representations; how many bytes they were.
     fn walk(&mut self, bytes: &[u8]) -> Result<usize, Fault> {
         let mut rest = bytes;
-        while let Some(&first) = rest.first() {
+        while let Some((&first, after)) = rest.split_first() {
+            // Most fields are one byte, which names an entry of the tables.
+            let known = match first {
+                0x81..=0x87 => Some(Name::Pseudo),
+                0x88..=0x8e => Some(Name::Status),
+                0x8f..=0xbd => Some(Name::Plain),
+                0xbe..=0xfe => self.entry(usize::from(first - 0xbe)).map(|(name, _)| name),
+                _ => None,
+            };
+            if let Some(name) = known {
+                self.saw(name);
+                rest = after;
+                continue;
+            }
             let mut ahead = rest;
             match self.representation(first, &mut ahead) {
                 Ok(()) => rest = ahead,
@@ -197,13 +216,22 @@ impl Fields {
         let remembered = first & 0x40 != 0;
         let index = integer(bytes, if remembered { 6 } else { 4 })?;
         let (name, name_length) = match index {
-            0 => new_name(bytes)?,
+            0 => {
+                let written = Written::take(bytes)?;
+                let length = if self.strict { written.length()? } else { 0 };
+                (written.name(), length)
+            }
             index => self.name(index)?,
         };
-        let value = string(bytes)?.1;
+        let value = Written::take(bytes)?;
         self.saw(name);
-        if remembered {
-            self.remember(name, name_length, name_length + value + ENTRY_OVERHEAD);
+        if self.strict {
+            let value_length = value.length()?;
+            if remembered {
+                self.remember(name, name_length, name_length + value_length + ENTRY_OVERHEAD);
+            }
+        } else if remembered && name == Name::Pseudo {
+            self.found.remembered = true;
         }
         Ok(())
     }
@@ -228,8 +256,16 @@ impl Fields {
             };
             return Ok((name, usize::from(*length)));
         }
-        let entry = self.table.get(place - STATIC_ENTRIES).ok_or(Stopped::Fault)?;
-        Ok((entry.name, usize::from(entry.name_length)))
+        self.entry(place - STATIC_ENTRIES).ok_or(Stopped::Fault)
+    }
+
+    /// The name of an entry of the dynamic table, and its length.
+    fn entry(&self, place: usize) -> Option<(Name, usize)> {
+        if !self.strict {
+            return Some((Name::Plain, 0));
+        }
+        let entry = self.table.get(place)?;
+        Some((entry.name, usize::from(entry.name_length)))
     }
 
     /// RFC 7541 section 4.4.
@@ -281,73 +317,123 @@ fn integer(bytes: &mut &[u8], prefix: u32) -> Result<usize, Stopped> {
     Ok(value)
 }
 
-/// A string as it is written, whether in Huffman's code, and its length when it is decoded (RFC 7541 section 5.2).
-fn string<'a>(bytes: &mut &'a [u8]) -> Result<((&'a [u8], bool), usize), Stopped> {
-    let coded = bytes.first().ok_or(Stopped::Short)? & 0x80 != 0;
-    let length = integer(bytes, 7)?;
-    let (written, rest) = bytes.split_at_checked(length).ok_or(Stopped::Short)?;
-    *bytes = rest;
-    let decoded = match coded {
-        true => decoded_length(written).ok_or(Stopped::Fault)?,
-        false => length,
-    };
-    Ok(((written, coded), decoded))
+/// A string as it is written (RFC 7541 section 5.2).
+#[derive(Clone, Copy)]
+struct Written<'a> {
+    bytes: &'a [u8],
+    coded: bool,
 }
 
-/// A name that is written out, and its length.
-fn new_name(bytes: &mut &[u8]) -> Result<(Name, usize), Stopped> {
-    let ((written, coded), length) = string(bytes)?;
-    let name = match (coded, written.first()) {
-        // A colon is seven bits in Huffman's code.
-        (true, Some(first)) if first >> 1 == STATUS_CODED[0] >> 1 => {
-            if written == STATUS_CODED {
-                Name::Status
-            } else {
-                Name::Pseudo
-            }
+impl<'a> Written<'a> {
+    fn take(bytes: &mut &'a [u8]) -> Result<Self, Stopped> {
+        let coded = bytes.first().ok_or(Stopped::Short)? & 0x80 != 0;
+        let length = integer(bytes, 7)?;
+        let (written, rest) = bytes.split_at_checked(length).ok_or(Stopped::Short)?;
+        *bytes = rest;
+        Ok(Self {
+            bytes: written,
+            coded,
+        })
+    }
+
+    /// How long it is when it is decoded.
+    fn length(self) -> Result<usize, Stopped> {
+        match self.coded {
+            true => decoded_length(self.bytes).ok_or(Stopped::Fault),
+            false => Ok(self.bytes.len()),
         }
-        (false, Some(b':')) if written == b":status" => Name::Status,
-        (false, Some(b':')) => Name::Pseudo,
-        _ => Name::Plain,
-    };
-    Ok((name, length))
+    }
+
+    /// What kind of name it is.
+    fn name(self) -> Name {
+        match (self.coded, self.bytes.first()) {
+            // A colon is seven bits in Huffman's code.
+            (true, Some(first)) if first >> 1 == STATUS_CODED[0] >> 1 => match self.bytes == STATUS_CODED {
+                true => Name::Status,
+                false => Name::Pseudo,
+            },
+            (false, Some(b':')) if self.bytes == b":status" => Name::Status,
+            (false, Some(b':')) => Name::Pseudo,
+            _ => Name::Plain,
+        }
+    }
 }
 
 /// How long a string in Huffman's code is when it is decoded; `None`: it is not one.
 fn decoded_length(coded: &[u8]) -> Option<usize> {
-    let (mut window, mut bits, mut count) = (0_u64, 0_u32, 0);
-    let mut rest = coded.iter();
+    // Turned over, so that what is not there counts as ones, which is what padding has to be.
+    let (mut inverse, mut bits, mut count) = (0_u64, 0_u32, 0);
+    let mut rest = coded;
     loop {
-        while bits <= 56
-            && let Some(byte) = rest.next()
-        {
-            window |= u64::from(*byte) << (56 - bits);
-            bits += 8;
+        if bits < 32 {
+            if let Some((four, more)) = rest.split_first_chunk::<4>() {
+                inverse |= u64::from(!u32::from_be_bytes(*four)) << (32 - bits);
+                bits += 32;
+                rest = more;
+            } else if let Some((byte, more)) = rest.split_first() {
+                inverse |= u64::from(!byte) << (56 - bits);
+                bits += 8;
+                rest = more;
+                continue;
+            }
         }
-        // What is not there counts as ones, which is what padding has to be.
-        let ones = u64::MAX.checked_shr(bits).unwrap_or(0);
-        let code = ((window | ones) >> 32) as u32;
-        let length = code_length(code);
-        if length > bits || code >= END_OF_STRING {
-            return (bits < 8 && code == u32::MAX).then_some(count);
+        let step = STEPS[(!inverse >> (64 - STEP_BITS)) as usize];
+        let (mut length, mut codes) = (u32::from(step & 0x0f), usize::from(step >> 4));
+        if step == 0 || length > bits {
+            let code = (!inverse >> 32) as u32;
+            (length, codes) = (code_length(code), 1);
+            if length > bits || code >= END_OF_STRING {
+                return (bits < 8 && code == u32::MAX).then_some(count);
+            }
         }
-        window <<= length;
+        inverse <<= length;
         bits -= length;
-        count += 1;
+        count += codes;
     }
 }
 
+/// Bits that are looked at together: two letters.
+const STEP_BITS: u32 = 12;
+
+/// For each value of so many bits: how many of them whole codes take, and in the upper half how many codes, at most two;
+/// 0 where the first code is longer.
+static STEPS: [u8; 1 << STEP_BITS] = steps();
+
+const fn steps() -> [u8; 1 << STEP_BITS] {
+    let mut all = [0; 1 << STEP_BITS];
+    let mut value = 0;
+    while value < all.len() {
+        let bits = (value as u32) << (32 - STEP_BITS);
+        let first = code_length(bits);
+        if first <= STEP_BITS {
+            let both = first + code_length(bits << first);
+            all[value] = match both <= STEP_BITS {
+                true => 0x20 | both as u8,
+                false => 0x10 | first as u8,
+            };
+        }
+        value += 1;
+    }
+    all
+}
+
 /// The length of the code that these bits begin with.
-fn code_length(code: u32) -> u32 {
+const fn code_length(code: u32) -> u32 {
     match code >> 24 {
         0..0x50 => 5,
         0x50..0xb8 => 6,
         0xb8..0xf8 => 7,
         0xf8..0xfe => 8,
-        _ => LONG_CODES
-            .iter()
-            .find(|(past, _)| code < *past)
-            .map_or(LONGEST_CODE, |(_, length)| *length),
+        _ => {
+            let mut place = 0;
+            while place < LONG_CODES.len() {
+                if code < LONG_CODES[place].0 {
+                    return LONG_CODES[place].1;
+                }
+                place += 1;
+            }
+            LONGEST_CODE
+        }
     }
 }
 
@@ -356,13 +442,17 @@ mod tests {
     use super::*;
 
     fn told(block: &[u8]) -> Result<Found, Fault> {
-        let mut fields = Fields::default();
+        let mut fields = Fields::new(true);
         fields.part(block)?;
         fields.end()
     }
 
     fn found(status: bool, other: bool) -> Result<Found, Fault> {
-        Ok(Found { status, other })
+        Ok(Found {
+            status,
+            other,
+            remembered: false,
+        })
     }
 
     #[test]
@@ -396,6 +486,21 @@ mod tests {
         ];
         for (coded, length) in rows {
             assert_eq!(decoded_length(coded), *length, "{coded:x?}");
+        }
+    }
+
+    #[test]
+    fn every_step_is_one_code_or_two() {
+        for (value, step) in STEPS.iter().enumerate() {
+            let bits = u32::try_from(value).unwrap() << (32 - STEP_BITS);
+            let first = code_length(bits);
+            let both = first + code_length(bits << first);
+            let expected = match (first <= STEP_BITS, both <= STEP_BITS) {
+                (_, true) => (both, 2),
+                (true, false) => (first, 1),
+                _ => (0, 0),
+            };
+            assert_eq!((u32::from(step & 0x0f), step >> 4), expected, "{value:012b}");
         }
     }
 
@@ -448,7 +553,7 @@ mod tests {
             ]
             .concat()
         };
-        let mut fields = Fields::default();
+        let mut fields = Fields::new(true);
         // Each counts 1,033: three fit.
         for _ in 0..5 {
             fields.part(&entry(1_000)).unwrap();
@@ -456,7 +561,7 @@ mod tests {
         assert_eq!((fields.table.len(), fields.size), (3, 3 * 1_033));
         fields.part(&[0xbe, 0xbf, 0xc0]).unwrap();
         assert_eq!(fields.part(&[0xc1]), Err(Fault::Undecodable));
-        let mut fields = Fields::default();
+        let mut fields = Fields::new(true);
         fields.part(&entry(1_000)).unwrap();
         fields.part(&entry(5_000)).unwrap();
         assert_eq!(
@@ -475,18 +580,35 @@ mod tests {
         ]
         .concat();
         for cut in 1..block.len() {
-            let mut fields = Fields::default();
+            let mut fields = Fields::new(true);
             block.chunks(cut).for_each(|part| fields.part(part).unwrap());
             assert_eq!(fields.end(), found(true, true), "in parts of {cut}");
         }
-        let mut fields = Fields::default();
+        let mut fields = Fields::new(true);
         fields.part(&block[..5]).unwrap();
         assert_eq!(fields.end(), Err(Fault::Undecodable));
     }
 
     #[test]
+    fn without_the_table_what_is_remembered_is_found_when_it_is_written() {
+        let mut fields = Fields::new(false);
+        // `:path` to be remembered; an entry that is not followed; Huffman's code that is not looked at.
+        fields
+            .part(&[0x88, 0x44, 1, b'/', 0xfe, 0, 1, b'x', 0x81, 0x00])
+            .unwrap();
+        let expected = Found {
+            status: true,
+            other: true,
+            remembered: true,
+        };
+        assert_eq!((fields.end(), fields.table.len()), (Ok(expected), 0));
+        fields.part(&[0x88, 0x04, 1, b'/']).unwrap();
+        assert_eq!(fields.end(), found(true, true));
+    }
+
+    #[test]
     fn a_string_without_end_is_not_kept() {
-        let mut fields = Fields::default();
+        let mut fields = Fields::new(true);
         fields.part(&[0, 1, b'x', 0x7f, 0xff, 0xff, 0x7f]).unwrap();
         let told = (0..10).try_for_each(|_| fields.part(&[b'v'; 16_384]));
         assert_eq!(told, Err(Fault::TooLong));

@@ -120,7 +120,7 @@ impl Frames {
             gathered: Vec::new(),
             begun: None,
             blocks: 0,
-            fields: Fields::default(),
+            fields: Fields::new(from == From::Caller),
             ended: Ended::default(),
         }
     }
@@ -289,6 +289,8 @@ impl Frames {
             From::Endpoint => found.other,
         };
         match malformed {
+            // It might be said again by its place in the table, which is not followed.
+            true if found.remembered => Err(Reason::PROTOCOL_ERROR),
             true => allowance.found_malformed(stream),
             false => Ok(()),
         }

@@ -231,12 +231,96 @@ fn pseudo_headers_where_they_do_not_belong_are_found() {
     assert!(!caller(&[&[0, 1, b'x', 0]]));
     assert!(caller(&[&[0x82]]));
     assert!(caller(&[&[0xbe]]), "what was remembered");
-    let mut frames = Frames::of_an_endpoint();
-    assert!(malformed(&mut frames, &[]), "a request's, from an endpoint");
+    let told = Frames::of_an_endpoint().take(&head, &Allowance::default());
+    assert_eq!(
+        told.unwrap_err().0,
+        Reason::PROTOCOL_ERROR,
+        "a request's, to be remembered"
+    );
+    let head = on(1, HEADERS, END_HEADERS, &[0x82]);
+    let (mut frames, allowance) = (Frames::of_an_endpoint(), Allowance::default());
+    frames.take(&head, &allowance).unwrap();
+    assert!(allowance.is_malformed(|| 1), "a request's, from an endpoint");
     let (mut frames, allowance) = (Frames::of_an_endpoint(), Allowance::default());
     let answer = on(1, HEADERS, WHOLE, &[0x88, 0, 1, b'x', 0]);
     frames.take(&answer, &allowance).unwrap();
     assert!(!allowance.is_malformed(|| 1));
     let many = (0..=MALFORMED_MAX).try_for_each(|_| frames.take(&head, &allowance));
     assert_eq!(many.unwrap_err().0, Reason::PROTOCOL_ERROR);
+}
+
+/// Fields of a length that fills the table and empties it again, some of them said again.
+fn some_fields(rng: &mut fastrand::Rng) -> http::HeaderMap {
+    let mut fields = http::HeaderMap::new();
+    for _ in 0..rng.usize(..12) {
+        let name = format!("x-{}", rng.u8(..40));
+        let length = if rng.u8(..20) == 0 { 3_000 } else { rng.usize(..60) };
+        let value: String = (0..length).map(|_| char::from(rng.u8(b' '..=b'~'))).collect();
+        let value = if rng.bool() {
+            value.trim().to_owned()
+        } else {
+            "again".to_owned()
+        };
+        fields.insert(
+            http::HeaderName::try_from(name).unwrap(),
+            http::HeaderValue::try_from(value).unwrap(),
+        );
+    }
+    fields
+}
+
+#[tokio::test]
+async fn what_h2_itself_writes_is_never_found_wrong() {
+    const REQUESTS: usize = 500;
+    let (near, far) = tokio::io::duplex(3_000);
+    let (of_caller, of_endpoint) = (Rc::<Allowance>::default(), Rc::<Allowance>::default());
+    let (served, asked) = (Rc::clone(&of_caller), Rc::clone(&of_endpoint));
+    let local = tokio::task::LocalSet::new();
+    let serve = async move {
+        let mut connection = h2::server::handshake(Watched::caller(far, served)).await.unwrap();
+        let mut seed = 0;
+        while let Some(accepted) = connection.accept().await {
+            let (request, mut respond) = accepted.unwrap();
+            seed += 1;
+            let mut rng = fastrand::Rng::with_seed(seed);
+            tokio::task::spawn_local(async move {
+                // All of it, so that nothing comes for a stream that is over.
+                let mut body = request.into_body();
+                assert!(body.data().await.is_none());
+                assert!(body.trailers().await.unwrap().is_some());
+                let mut answer = http::Response::new(());
+                *answer.headers_mut() = some_fields(&mut rng);
+                let mut stream = respond.send_response(answer, false).unwrap();
+                stream.send_trailers(some_fields(&mut rng)).unwrap();
+            });
+        }
+    };
+    local.spawn_local(serve);
+    let ask = async move {
+        let mut rng = fastrand::Rng::with_seed(8);
+        let (mut sender, connection) = h2::client::handshake(Watched::endpoint(near, asked))
+            .await
+            .unwrap();
+        tokio::task::spawn_local(async move { drop(connection.await) });
+        for count in 0..REQUESTS {
+            let path = format!(
+                "http://host-{}/{}?{}",
+                count % 3,
+                rng.u64(..),
+                "é~%7c".repeat(rng.usize(..4))
+            );
+            let path: String = path.chars().filter(char::is_ascii).collect();
+            let mut request = http::Request::get(path).body(()).unwrap();
+            *request.headers_mut() = some_fields(&mut rng);
+            sender = sender.ready().await.unwrap();
+            let (answer, mut stream) = sender.send_request(request, false).unwrap();
+            stream.send_trailers(some_fields(&mut rng)).unwrap();
+            let mut body = answer.await.unwrap().into_body();
+            assert!(body.data().await.is_none());
+            assert!(body.trailers().await.unwrap().is_some());
+        }
+    };
+    local.run_until(ask).await;
+    assert_eq!((of_caller.verdict(), of_endpoint.verdict()), (None, None));
+    assert!(of_caller.malformed.borrow().is_empty() && of_endpoint.malformed.borrow().is_empty());
 }

@@ -325,6 +325,7 @@ fn faults() -> Vec<Fault> {
         fault("a :status of two digits", |stream| frame::headers(stream, flag::END_STREAM, &[(":status", "20")]), PROTOCOL),
         fault("two of :status", |stream| frame::headers(stream, flag::END_STREAM, &[(":status", "200"), (":status", "404")]), PROTOCOL),
         fault("a request's pseudo-header", |stream| frame::headers(stream, flag::END_STREAM, &[(":status", "200"), (":path", "/")]), PROTOCOL),
+        fault("a request's pseudo-header to be remembered", |stream| frame::header_block(stream, flag::END_STREAM | flag::END_HEADERS, &[hpack::indexed(8), vec![0x44], hpack::string(b"/")].concat()), PROTOCOL),
         fault("a request's pseudo-header in a head that does not end", |stream| frame::headers(stream, 0, &[(":status", "200"), (":authority", "x")]), PROTOCOL),
         fault("an unknown pseudo-header", |stream| frame::headers(stream, flag::END_STREAM, &[(":status", "200"), (":x", "y")]), PROTOCOL),
         fault("a pseudo-header after a field", |stream| frame::headers(stream, flag::END_STREAM, &[("x", "y"), (":status", "200")]), PROTOCOL),

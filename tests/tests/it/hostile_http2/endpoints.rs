@@ -11,9 +11,12 @@ use tokio::io::AsyncWriteExt;
 
 use super::{FRAMES_MAX, MEMORY_MAX, TOGETHER};
 
+/// The frames of a flood, for a request on this stream.
+type Frames = fn(u32) -> Vec<u8>;
+
 /// Answers `/good`, and for everything else sends these frames without end; `counts.answered` counts the connections on
 /// which it has been stopped.
-async fn flooding(frames: fn(u32) -> Vec<u8>) -> Http2Upstream {
+async fn flooding(frames: Frames) -> Http2Upstream {
     let script = move |stream: tokio::net::TcpStream, _number: u64, counts: Arc<Counts>| async move {
         let mut raw = Raw::accept(stream, &[]).await?;
         loop {
@@ -55,7 +58,7 @@ async fn flooding(frames: fn(u32) -> Vec<u8>) -> Http2Upstream {
 
 #[tokio::test]
 async fn an_endpoint_that_floods_loses_its_connection_and_nobody_else_suffers() {
-    let floods: &[(&str, fn(u32) -> Vec<u8>)] = &[
+    let floods: &[(&str, Frames)] = &[
         ("PING", |_| frame::ping([0; 8])),
         ("SETTINGS", |_| {
             frame::settings(&[(setting::MAX_FRAME_SIZE, 16_384)])
