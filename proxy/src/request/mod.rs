@@ -1,4 +1,4 @@
-//! The journey of one request: read [`handle`] and [`serve`] and you have read the proxy.
+//! The journey of one request: read [`handle`], [`serve`] and [`attempts`] and you have read the proxy.
 //!
 //! Always produces a response. The steps stand here in their order; each is one concern in one file. It never asks
 //! whether it serves the inbound or the outbound side: the entry chose the table, and that is all the difference.
@@ -32,6 +32,7 @@ use crate::request::body::{Bounds, ResponseBody};
 use crate::request::retry::{Decision, Progress, hedge};
 use crate::request::under_way::Attempt;
 use crate::request::upgrade::Upgrade;
+use crate::snapshot::routes::{Route, Target};
 use crate::snapshot::{Entry, Lease, Matched, Reader, Snapshots};
 use crate::telemetry::request_log::{AccessLogger, RequestLog};
 use crate::upstream::pool::Pool;
@@ -86,7 +87,7 @@ pub(crate) async fn handle(
     }
 }
 
-/// Steps three to eight: route, prepare, then pick, send and settle until there is an answer or no point in going on.
+/// Steps three and four, route and prepare, and then the rest: [`attempts`].
 async fn serve(
     worker: &Rc<Worker>,
     lease: &Lease,
@@ -109,7 +110,7 @@ async fn serve(
         return Box::pin(tcp::tunnel(worker, route, head, source, log)).await;
     }
     let route = route(lease, virtual_host, head)?;
-    let mut target = route.choose();
+    let target = route.choose();
     log.counts_as(&target.series);
 
     let upgrade = if wants_upgrade {
@@ -128,6 +129,18 @@ async fn serve(
         request.keep();
     }
     route.budget.request();
+    let prepared = (target, upgrade.as_ref(), &mut progress);
+    pin!(attempts(worker, &route, prepared, request, log)).await
+}
+
+/// Steps five to eight: pick, send and settle until there is an answer or no point in going on.
+async fn attempts(
+    worker: &Rc<Worker>,
+    route: &Route,
+    (mut target, upgrade, progress): (&Target, Option<&Upgrade>, &mut Progress),
+    request: &mut Outgoing,
+    log: &mut RequestLog,
+) -> Result<(Box<Answer>, Bounds), Failure> {
     loop {
         let now = progress.now();
         let pick = target
@@ -138,29 +151,29 @@ async fn serve(
 
         let attempt = Attempt {
             worker,
-            route: &route,
+            route,
             target,
             pick,
-            upgrade: upgrade.as_ref(),
+            upgrade,
         };
         let (outcome, ended) = match &route.hedge {
             Some(hedge) if progress.may_hedge() && upgrade.is_none() => {
-                let race = hedge::race(hedge, attempt, &mut progress, request, log);
+                let race = hedge::race(hedge, attempt, progress, request, log);
                 let (made, at) = Box::pin(race).await;
                 target = at;
                 made
             }
-            _ => pin!(attempt.make(&progress, request, None)).await,
+            _ => pin!(attempt.make(progress, request, None)).await,
         };
 
-        match progress.decide(&outcome, request.is_kept(), ended, &route) {
+        match progress.decide(&outcome, request.is_kept(), ended, route) {
             Decision::HandOver => {
-                return outcome.map(|answer| (answer, Bounds::of_body(ended, &progress, &route)));
+                return outcome.map(|answer| (answer, Bounds::of_body(ended, progress, route)));
             }
             Decision::Again { after } => {
                 body::put_by(worker, outcome, ended);
                 progress.wait(after).await;
-                target = progress.next_target(&route, target, &mut worker.rng.borrow_mut());
+                target = progress.next_target(route, target, &mut worker.rng.borrow_mut());
                 log.counts_as(&target.series);
             }
         }
