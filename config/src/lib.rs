@@ -7,6 +7,7 @@
 //! **Invariant:** [`check`] is the only judge of what is valid. The operator's tool, the control API and the
 //! sidecar all call it, so a file means the same to the three of them and is refused in the same words.
 
+pub mod actions;
 pub mod bootstrap;
 pub mod discovery;
 pub mod endpoints;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use crate::actions::{HeaderEdits, Redirect, RegexRewrite, Respond, Rewrite, Scheme};
 pub use crate::endpoints::{
     Balance, Ejection, GrpcCheck, HashOn, HealthCheck, Limits, StaticEndpoint, TcpCheck,
 };
@@ -113,8 +114,9 @@ pub struct Discover {
     pub port: Option<u16>,
 }
 
-/// One rule: which requests, where to, and how patiently.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// One rule: which requests, what becomes of them, and how patiently. Exactly one of `to`, `redirect` and `respond` is
+/// given.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Route {
     /// What metrics and logs call it; unique in the service.
@@ -123,8 +125,24 @@ pub struct Route {
     #[serde(default, rename = "match", skip_serializing_if = "Vec::is_empty")]
     pub matches: Vec<Match>,
     /// The backends that share its requests, by weight.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1))]
     pub to: Vec<Target>,
+    /// The sidecar answers with another URL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redirect: Option<Redirect>,
+    /// The sidecar answers by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub respond: Option<Respond>,
+    /// What is changed in the host and the path of its requests. Goes with `to`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rewrite: Option<Rewrite>,
+    /// What is changed in the headers of its requests. Goes with `to`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_headers: Option<HeaderEdits>,
+    /// What is changed in the headers of its answers, those that the sidecar gives because it failed left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response_headers: Option<HeaderEdits>,
     /// How long it may take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Timeout>,
@@ -236,6 +254,12 @@ pub struct Target {
     #[serde(default = "one")]
     #[schemars(range(max = 1_000_000))]
     pub weight: u32,
+    /// What is changed in the headers of the requests that go there, after what the route says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_headers: Option<HeaderEdits>,
+    /// What is changed in the headers of the answers that come from there, after what the route says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response_headers: Option<HeaderEdits>,
 }
 
 /// How long a request may take. What is not given falls to the mesh's defaults, then to the built-in ones.

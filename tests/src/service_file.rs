@@ -65,13 +65,18 @@ impl ServiceFile {
 
     /// Adds a route to these backends by weight, with further fields, one a line.
     #[must_use]
-    pub fn route(mut self, name: &str, to: &[(&str, u32)], fields: &str) -> Self {
+    pub fn route(self, name: &str, to: &[(&str, u32)], fields: &str) -> Self {
         let to: Vec<_> = to
             .iter()
             .map(|(backend, weight)| format!("{{ backend: {backend}, weight: {weight} }}"))
             .collect();
-        let text = format!("  - name: {name}\n    to: [{}]\n", to.join(", "));
-        self.routes.push_str(&text);
+        self.rule(name, &format!("to: [{}]\n{fields}", to.join(", ")))
+    }
+
+    /// Adds a route with these fields, one a line.
+    #[must_use]
+    pub fn rule(mut self, name: &str, fields: &str) -> Self {
+        writeln!(self.routes, "  - name: {name}").expect("a string takes everything");
         for field in fields.lines() {
             writeln!(self.routes, "    {}", field.trim()).expect("a string takes everything");
         }

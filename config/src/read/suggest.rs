@@ -1,5 +1,7 @@
 //! What a person probably meant by a word that is not known.
 
+use std::cmp::Reverse;
+
 /// The nearest of the allowed words, if it is near enough to be a slip of the hand.
 pub(super) fn nearest<'a>(word: &str, allowed: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     if word.len() > WORD_MAX {
@@ -14,8 +16,15 @@ pub(super) fn nearest<'a>(word: &str, allowed: impl IntoIterator<Item = &'a str>
         .filter(|(distance, candidate)| {
             *distance <= slips(word.chars().count().max(candidate.chars().count()))
         })
-        .min_by_key(|(distance, _)| *distance)
+        .min_by_key(|(distance, candidate)| (*distance, Reverse(begins_alike(&word, candidate))))
         .map(|(_, candidate)| candidate)
+}
+
+/// How many letters two words begin with together: hands slip in the middle and at the end, so that of words equally near
+/// it is the one that begins alike.
+fn begins_alike(word: &str, candidate: &str) -> usize {
+    let pairs = word.chars().zip(candidate.chars());
+    pairs.take_while(|(left, right)| left == right).count()
 }
 
 /// Of a longer list only the beginning is compared: a file may name thousands of backends and misspell each.
@@ -60,7 +69,7 @@ fn distance(left: &str, right: &str) -> usize {
 mod tests {
     use super::*;
 
-    const FIELDS: [&str; 6] = ["name", "match", "to", "timeout", "retry", "port"];
+    const FIELDS: [&str; 7] = ["name", "match", "to", "redirect", "timeout", "retry", "port"];
 
     #[test]
     fn a_slip_of_the_hand_is_understood() {

@@ -156,6 +156,7 @@ fn type_of(field: &Value) -> String {
         },
         "boolean" => "true or false".to_owned(),
         "string" => "text".to_owned(),
+        "object" => "mapping of names to text".to_owned(),
         other => other.to_owned(),
     }
 }

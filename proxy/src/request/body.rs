@@ -133,6 +133,22 @@ fn give_back(worker: &Worker, carrier: Carrier, now: Instant) {
     }
 }
 
+/// The answer that a route gives by itself, which is no failure.
+pub(crate) fn own(answer: Response<Bytes>, mut log: RequestLog) -> Response<ResponseBody> {
+    let (head, text) = answer.into_parts();
+    log.answered(head.status);
+    if log.grpc()
+        && let Some(status) = grpc::status(&head.headers)
+    {
+        log.grpc_answered(status);
+    }
+    if text.is_empty() {
+        log.complete(Instant::now());
+        return Response::from_parts(head, ResponseBody::Empty);
+    }
+    Response::from_parts(head, ResponseBody::Text(Some(text), Box::new(log)))
+}
+
 /// The answer of the proxy itself: the reason in a header, and in words.
 pub(crate) fn refusal(failure: &Failure, mut log: RequestLog) -> Response<ResponseBody> {
     let reason = failure.reason;

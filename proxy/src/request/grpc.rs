@@ -6,7 +6,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use crate::error::Reason;
 
@@ -74,10 +74,37 @@ pub(crate) fn says_server_failed(headers: &HeaderMap) -> bool {
 
 /// Says a failure of our own as gRPC says it.
 pub(crate) fn say(headers: &mut HeaderMap, reason: Reason) {
-    headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(reason.grpc_status())));
     let message = format!("outrigger: {}: {}", reason.word(), reason.advice());
-    if let Ok(message) = HeaderValue::try_from(percent_encoded(&message)) {
+    say_status(headers, u16::from(reason.grpc_status()), &message);
+}
+
+/// The longest message, before it is encoded: a head by HTTP/2 may often have 8 KiB, and a byte becomes three.
+const MESSAGE_BYTES_MAX: usize = 1024;
+
+/// Says how a call ended, with the beginning of a message that is too long for a head.
+pub(crate) fn say_status(headers: &mut HeaderMap, status: u16, message: &str) {
+    headers.insert(GRPC_STATUS, HeaderValue::from(status));
+    let message = &message[..message.floor_char_boundary(MESSAGE_BYTES_MAX)];
+    if let Ok(message) = HeaderValue::try_from(percent_encoded(message.trim_end())) {
         headers.insert(GRPC_MESSAGE, message);
+    }
+}
+
+/// What a call is told instead of a status of HTTP: gRPC's document "HTTP to gRPC Status Code Mapping".
+pub(crate) fn status_of_http(status: StatusCode) -> u16 {
+    const UNKNOWN: u16 = 2;
+    const PERMISSION_DENIED: u16 = 7;
+    const UNIMPLEMENTED: u16 = 12;
+    const INTERNAL: u16 = 13;
+    const UNAVAILABLE: u16 = 14;
+    const UNAUTHENTICATED: u16 = 16;
+    match status.as_u16() {
+        400 => INTERNAL,
+        401 => UNAUTHENTICATED,
+        403 => PERMISSION_DENIED,
+        404 => UNIMPLEMENTED,
+        429 | 502 | 503 | 504 => UNAVAILABLE,
+        _ => UNKNOWN,
     }
 }
 

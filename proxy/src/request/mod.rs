@@ -1,8 +1,9 @@
-//! The journey of one request: read [`handle`] and [`serve`] and you have read the proxy.
+//! The journey of one request: read [`handle`], [`serve`] and [`attempts`] and you have read the proxy.
 //!
 //! Always produces a response. The steps stand here in their order; each is one concern in one file. It never asks
 //! whether it serves the inbound or the outbound side: the entry chose the table, and that is all the difference.
 
+mod actions;
 pub(crate) mod attempt;
 pub(crate) mod body;
 mod crossing;
@@ -21,17 +22,21 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use http::request::Parts;
 use http::{Request, Response};
 
 use crate::arriving::Arriving;
 use crate::drain::Drain;
 use crate::error::{Failure, Reason};
+use crate::request::actions::Changes;
 use crate::request::attempt::{Answer, Outgoing};
 use crate::request::body::{Bounds, ResponseBody};
 use crate::request::retry::{Decision, Progress, hedge};
 use crate::request::under_way::Attempt;
 use crate::request::upgrade::Upgrade;
+use crate::snapshot::actions::Action;
+use crate::snapshot::routes::{Route, Target};
 use crate::snapshot::{Entry, Lease, Matched, Reader, Snapshots};
 use crate::telemetry::request_log::{AccessLogger, RequestLog};
 use crate::upstream::pool::Pool;
@@ -81,19 +86,28 @@ pub(crate) async fn handle(
     let mut log = RequestLog::start(Rc::clone(&worker.logger), Instant::now(), &request.head, series);
     let served = pin!(serve(worker, &lease, (entry, source), &mut request, &mut log)).await;
     match served {
-        Ok((answer, bounds)) => body::relay(worker, answer, bounds, log),
+        Ok(Served::Relayed(answer, bounds)) => body::relay(worker, answer, bounds, log),
+        Ok(Served::Own(answer)) => body::own(*answer, log),
         Err(failure) => body::refusal(&failure, log),
     }
 }
 
-/// Steps three to eight: route, prepare, then pick, send and settle until there is an answer or no point in going on.
+/// What a request is answered with, if nothing failed.
+enum Served {
+    /// The answer of an upstream.
+    Relayed(Box<Answer>, Bounds),
+    /// The answer that its route gives by itself.
+    Own(Box<Response<Bytes>>),
+}
+
+/// Steps three and four, route and prepare, and then the rest: [`attempts`].
 async fn serve(
     worker: &Rc<Worker>,
     lease: &Lease,
     (entry, source): (&Entry, IpAddr),
     request: &mut Outgoing,
     log: &mut RequestLog,
-) -> Result<(Box<Answer>, Bounds), Failure> {
+) -> Result<Served, Failure> {
     let bodiless = request.is_bodiless();
     let head = &mut request.head;
     crossing::arrive(head, bodiless)?;
@@ -102,14 +116,25 @@ async fn serve(
     if grpc {
         log.is_grpc();
     }
-    let virtual_host = lease.virtual_host(entry, asked.host.unwrap_or(""))?;
-    log.counts_as(&lease.virtual_hosts[virtual_host].unrouted);
-    if lease.virtual_hosts[virtual_host].raw {
-        let route = Matched::of_raw(lease, virtual_host);
-        return Box::pin(tcp::tunnel(worker, route, head, source, log)).await;
+    let place = lease.virtual_host(entry, asked.host.unwrap_or(""))?;
+    let virtual_host = &lease.virtual_hosts[place];
+    log.counts_as(&virtual_host.unrouted);
+    if virtual_host.raw {
+        let route = Matched::of_raw(lease, place);
+        let tunnel = Box::pin(tcp::tunnel(worker, route, head, source, log)).await;
+        return tunnel.map(|(answer, bounds)| Served::Relayed(answer, bounds));
     }
-    let route = route(lease, virtual_host, head)?;
-    let mut target = route.choose();
+    let route = route(lease, place, head)?;
+    let changes = match &route.action {
+        Action::Forward => None,
+        Action::Edit(edits) => Some(Changes::to(head, edits, (&route, virtual_host))?),
+        Action::Answer(own) => {
+            log.counts_as(&own.series);
+            let answer = actions::answer(own, (&route, virtual_host), head, grpc)?;
+            return Ok(Served::Own(Box::new(answer)));
+        }
+    };
+    let target = route.choose();
     log.counts_as(&target.series);
 
     let upgrade = if wants_upgrade {
@@ -118,7 +143,10 @@ async fn serve(
         None
     };
     let key = target.cluster.key(head, source);
-    headers::prepare_request(head, &lease.virtual_hosts[virtual_host].authority);
+    headers::prepare_request(head, &virtual_host.authority);
+    if let Some(changes) = changes {
+        changes.make(head);
+    }
     let mut progress = Progress::start(&route, &head.method, grpc, log.started());
     if grpc {
         progress.must_end_within(grpc::timeout(&head.headers));
@@ -128,6 +156,18 @@ async fn serve(
         request.keep();
     }
     route.budget.request();
+    let prepared = (target, upgrade.as_ref(), &mut progress);
+    pin!(attempts(worker, &route, prepared, request, log)).await
+}
+
+/// Steps five to eight: pick, send and settle until there is an answer or no point in going on.
+async fn attempts(
+    worker: &Rc<Worker>,
+    route: &Route,
+    (mut target, upgrade, progress): (&Target, Option<&Upgrade>, &mut Progress),
+    request: &mut Outgoing,
+    log: &mut RequestLog,
+) -> Result<Served, Failure> {
     loop {
         let now = progress.now();
         let pick = target
@@ -138,29 +178,31 @@ async fn serve(
 
         let attempt = Attempt {
             worker,
-            route: &route,
+            route,
             target,
             pick,
-            upgrade: upgrade.as_ref(),
+            upgrade,
         };
         let (outcome, ended) = match &route.hedge {
             Some(hedge) if progress.may_hedge() && upgrade.is_none() => {
-                let race = hedge::race(hedge, attempt, &mut progress, request, log);
+                let race = hedge::race(hedge, attempt, progress, request, log);
                 let (made, at) = Box::pin(race).await;
                 target = at;
                 made
             }
-            _ => pin!(attempt.make(&progress, request, None)).await,
+            _ => pin!(attempt.make(progress, request, None)).await,
         };
 
-        match progress.decide(&outcome, request.is_kept(), ended, &route) {
+        match progress.decide(&outcome, request.is_kept(), ended, route) {
             Decision::HandOver => {
-                return outcome.map(|answer| (answer, Bounds::of_body(ended, &progress, &route)));
+                let mut answer = outcome?;
+                actions::edit_answer(&mut answer, route, target);
+                return Ok(Served::Relayed(answer, Bounds::of_body(ended, progress, route)));
             }
             Decision::Again { after } => {
                 body::put_by(worker, outcome, ended);
                 progress.wait(after).await;
-                target = progress.next_target(&route, target, &mut worker.rng.borrow_mut());
+                target = progress.next_target(route, target, &mut worker.rng.borrow_mut());
                 log.counts_as(&target.series);
             }
         }

@@ -38,6 +38,17 @@ pub(crate) fn normalize(head: &mut Parts) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The one form of a path that was made here out of a request's.
+///
+/// # Errors
+/// As for [`normalize`].
+pub(crate) fn one_form(path: String) -> Result<String, &'static str> {
+    match is_plain(path.as_bytes()) {
+        true => Ok(path),
+        false => normal(&path),
+    }
+}
+
 /// Whether nothing in it could have another form. Nearly every path is so, and this is all that it costs.
 fn is_plain(path: &[u8]) -> bool {
     let mut before = 0;

@@ -50,6 +50,10 @@ impl<'a> Attempt<'a> {
         let looks = progress.looks_at_calls().then(|| progress.may_go_again());
         let began = progress.now();
         let mut sent = outgoing.next(progress);
+        if let (Some(edits), Some(sent)) = (&target.edits, &mut sent) {
+            // In what leaves now alone: the next attempt may go to another backend.
+            edits.request.apply(sent.headers_mut());
+        }
         async move {
             let counted = UnderWay {
                 worker,

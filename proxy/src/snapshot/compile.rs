@@ -15,6 +15,7 @@ use outrigger_config::service::{
 use outrigger_config::{Config, Document};
 use regex_automata::meta::Regex;
 
+use crate::snapshot::actions::{Action, HeaderPairs};
 use crate::snapshot::routes::{
     Header, Hedge, HostTable, Matcher, Path, Query, Route, Target, Text, VirtualHost, Weights,
 };
@@ -177,14 +178,13 @@ impl<'a> Compiler<'a> {
         let only_backend = || service::Target {
             backend: service.backends[0].name.clone(),
             weight: 1,
+            request_headers: None,
+            response_headers: None,
         };
         let default_route = || service::Route {
             name: "default".into(),
-            matches: Vec::new(),
             to: vec![only_backend()],
-            timeout: None,
-            retry: None,
-            hedge: None,
+            ..service::Route::default()
         };
         let implied = (service.routes.is_empty() && !service.backends.is_empty()).then(default_route);
         let routes = service
@@ -233,7 +233,7 @@ impl<'a> Compiler<'a> {
         let target = self.target(INBOUND, service, APP, cluster);
         let route = self.assemble(
             (INBOUND, service, APP),
-            Vec::new(),
+            (Vec::new(), Action::Forward),
             vec![(target, 1)],
             (timeouts, retry, None),
         );
@@ -279,15 +279,39 @@ impl<'a> Compiler<'a> {
                 continue;
             };
             let cluster = self.cluster(service, &backend.name, &backend.discover, endpoints.clone());
-            targets.push((self.target(OUTBOUND, service, &route.name, cluster), to.weight));
+            let mut target = self.target(OUTBOUND, service, &route.name, cluster);
+            match HeaderPairs::of_target(to) {
+                Ok(edits) => target.edits = edits,
+                Err(problem) => self.problems.push(format!("{}: {problem}", service.name)),
+            }
+            targets.push((target, to.weight));
         }
+        let action = self.action(service, route);
         let mesh = &self.config.mesh;
         let policy = (
             mesh.timeouts(route, service.protocol),
             mesh.retry(route),
             route.hedge,
         );
-        self.assemble((OUTBOUND, service, &route.name), matchers, targets, policy)
+        let rule = (matchers, action);
+        self.assemble((OUTBOUND, service, &route.name), rule, targets, policy)
+    }
+
+    fn action(&mut self, service: &Service, route: &service::Route) -> Action {
+        let series = || {
+            self.metrics.route(RouteLabels {
+                listener: OUTBOUND,
+                service: service.name.clone(),
+                route: route.name.clone(),
+                backend: String::new(),
+            })
+        };
+        let action = Action::compile(service, route, series);
+        action.unwrap_or_else(|problem| {
+            let (service, route) = (&service.name, &route.name);
+            self.problems.push(format!("{service}: route {route}: {problem}"));
+            Action::Forward
+        })
     }
 
     fn target(
@@ -311,7 +335,7 @@ impl<'a> Compiler<'a> {
     fn assemble(
         &self,
         (listener, service, name): (&'static str, &Service, &str),
-        matchers: Vec<Matcher>,
+        (matchers, action): (Vec<Matcher>, Action),
         targets: Vec<(Target, u32)>,
         (timeouts, retry, hedge): (Timeouts, RetryPolicy, Option<service::Hedge>),
     ) -> Route {
@@ -328,6 +352,7 @@ impl<'a> Compiler<'a> {
         Route {
             name: name.to_owned(),
             matchers,
+            action,
             targets: targets.into_iter().map(|(target, _)| target).collect(),
             weights,
             timeouts,

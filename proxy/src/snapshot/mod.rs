@@ -4,6 +4,7 @@
 //! a [`Lease`] on it and sees that one from its first byte to its last. Making one does no I/O; what must be begun
 //! for it (discovery) is begun by `apply`.
 
+pub(crate) mod actions;
 pub mod compile;
 pub mod routes;
 #[cfg(test)]

@@ -15,6 +15,7 @@ use outrigger_config::service;
 use percent_encoding::percent_decode_str;
 use regex_automata::meta::Regex;
 
+use crate::snapshot::actions::{Action, HeaderPairs};
 use crate::telemetry::metrics::{HedgeMetrics, RetryMetrics, RouteMetrics, TcpMetrics};
 use crate::upstream::Cluster;
 use crate::upstream::balance::shares::Shares;
@@ -66,7 +67,7 @@ impl HostTable {
 }
 
 /// A host without its port. IPv6 addresses stand in brackets (RFC 3986 section 3.2.2), which stay.
-fn without_port(host: &str) -> &str {
+pub(crate) fn without_port(host: &str) -> &str {
     match host.bytes().rposition(|byte| byte == b':') {
         Some(colon) if !host[colon..].contains(']') => &host[..colon],
         _ => host,
@@ -100,6 +101,9 @@ pub(crate) struct Route {
     pub(crate) name: String,
     /// The route applies if one of these does; none: always.
     pub(crate) matchers: Vec<Matcher>,
+    /// What becomes of its requests.
+    pub(crate) action: Action,
+    /// None where it answers by itself.
     pub(crate) targets: Vec<Target>,
     pub(crate) weights: Weights,
     pub(crate) timeouts: Timeouts,
@@ -126,6 +130,8 @@ pub(crate) struct Target {
     pub(crate) series: Arc<RouteMetrics>,
     /// The series of its connections, where the service speaks TCP.
     pub(crate) tcp: Option<Arc<TcpMetrics>>,
+    /// What is changed in headers beside what the route says. None by default.
+    pub(crate) edits: Option<Box<HeaderPairs>>,
     /// Whether its share goes to others at the moment.
     skipped: AtomicBool,
 }
@@ -133,6 +139,16 @@ pub(crate) struct Target {
 impl Route {
     fn matches(&self, head: &Parts) -> bool {
         self.matchers.is_empty() || self.matchers.iter().any(|matcher| matcher.matches(head))
+    }
+
+    /// The prefix that the path of a request matched: that of the first of the conditions that hold. Without its trailing
+    /// slash. `None`: they ask for no prefix.
+    pub(crate) fn matched_prefix(&self, head: &Parts) -> Option<&str> {
+        let matcher = self.matchers.iter().find(|matcher| matcher.matches(head))?;
+        match &matcher.path {
+            Some(Path::Prefix(prefix)) => Some(prefix),
+            Some(Path::Exact(_) | Path::Regex(_)) | None => None,
+        }
     }
 
     /// Chooses a target by weight. One that has no endpoint, or none that takes part, leaves its share to the others
@@ -171,6 +187,7 @@ impl Target {
             cluster,
             series,
             tcp,
+            edits: None,
             skipped: AtomicBool::new(false),
         }
     }

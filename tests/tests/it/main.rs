@@ -7,6 +7,7 @@
     reason = "a test that cannot go on ends at once, with the place and the reason"
 )]
 
+mod actions;
 mod bad_push;
 mod balancing;
 mod bootstrap;

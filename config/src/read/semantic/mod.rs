@@ -4,6 +4,7 @@
 //! refused in decoding is in the tree as broken or as a filler: no check speaks of it, so that one mistake is one
 //! problem.
 
+mod actions;
 mod bootstrap;
 mod endpoints;
 mod hosts;

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::super::decode::options;
 use super::super::node::{Fault, Node, PROBLEMS_MAX, Value, shown};
 use super::super::suggest::nearest;
+use super::actions::actions;
 use super::names::{is_token, part_name, unique};
 use super::policies::{hedge, policies};
 use super::{At, exactly_one};
@@ -42,6 +43,7 @@ pub(super) fn routes(at: &At<'_>, service: &Service, faults: &mut Vec<Fault>) {
             catch_all = Some(route);
         }
         self::route(at, route, known.as_ref(), faults);
+        actions(at, service, route, faults);
         if service.protocol == Protocol::Tcp {
             only_for_requests(at, faults);
         }
@@ -95,7 +97,18 @@ fn route(at: &At<'_>, route: &Route, known: Option<&Known<'_>>, faults: &mut Vec
 /// Refuses what a route can only do with requests: in the bytes of TCP there are none.
 fn only_for_requests(at: &At<'_>, faults: &mut Vec<Fault>) {
     const WORDS: [(&str, &[&str]); 3] = [
-        ("", &["match", "hedge"]),
+        (
+            "",
+            &[
+                "match",
+                "hedge",
+                "redirect",
+                "respond",
+                "rewrite",
+                "request_headers",
+                "response_headers",
+            ],
+        ),
         ("timeout", &["request", "attempt"]),
         (
             "retry",
@@ -116,6 +129,15 @@ fn only_for_requests(at: &At<'_>, faults: &mut Vec<Fault>) {
                     "`{word}` is about requests, and this service speaks tcp, where there are none; take it out"
                 )));
             }
+        }
+    }
+    for at in at.items_of("to") {
+        for word in ["request_headers", "response_headers"] {
+            faults.extend(at.field(word).map(|at| {
+                at.fault(format!(
+                    "`{word}` is about requests, and this service speaks tcp, where there are none; take it out"
+                ))
+            }));
         }
     }
 }

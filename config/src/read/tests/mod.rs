@@ -1,5 +1,6 @@
 //! The examples are the tests: every valid one is read, every invalid one is refused in the words beside it.
 
+mod actions;
 mod any_text;
 
 use std::fs;

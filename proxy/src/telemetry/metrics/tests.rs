@@ -10,7 +10,7 @@ fn page() -> String {
         "# Metrics of the sidecar\n\nMade from the definitions in the code (`UPDATE=1 cargo test -p outrigger-proxy`). Served as \
          Prometheus text on `/metrics` and `/stats/prometheus` of the scrape port (9901) and the admin port (9902).\n\n\
          Labels come from names in the configuration and from closed sets, never from a request. `status_class` is \
-         `1xx` to `5xx`, or `none` where the caller saw no status. `reason` is empty where an application answered, else one \
+         `1xx` to `5xx`, or `none` where the caller saw no status. `reason` is empty where an application answered, or a route by itself, else one \
          of the words below. `backend` and `route` are empty for requests that chose none. Durations are in seconds.\n\n\
          | name | labels | meaning |\n|---|---|---|\n",
     );
