@@ -23,6 +23,7 @@ pub mod drain;
 pub mod error;
 mod frames;
 mod http2;
+mod interim;
 mod listener;
 mod pump;
 mod request;

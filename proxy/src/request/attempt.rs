@@ -7,13 +7,14 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use http::header::SEC_WEBSOCKET_KEY;
+use http::header::{EXPECT, SEC_WEBSOCKET_KEY};
 use http::request::Parts;
-use http::{Request, StatusCode, response};
+use http::{HeaderValue, Request, StatusCode, response};
 use http_body::Body;
 
 use crate::arriving::Arriving;
 use crate::error::{Failure, Reason};
+use crate::interim::Interim;
 use crate::request::body::REASON;
 use crate::request::retry::Progress;
 use crate::request::upgrade::Upgrade;
@@ -54,6 +55,18 @@ impl Outgoing {
     pub(crate) fn keep(&mut self) {
         let body = std::mem::replace(&mut self.body, OutgoingBody::Empty);
         self.body = body.kept();
+    }
+
+    /// Where its caller sends the body once it is told to, the body is held back until an endpoint asks for it (RFC 9110
+    /// section 10.1.1): one that refuses the head is spared the body, and so is the caller.
+    pub(crate) fn hold_if(&mut self, expects: bool, interim: &Interim) {
+        if !expects || self.is_bodiless() {
+            return;
+        }
+        let expected = HeaderValue::from_static("100-continue");
+        self.head.headers.insert(EXPECT, expected);
+        let body = std::mem::replace(&mut self.body, OutgoingBody::Empty);
+        self.body = body.held(interim.hold());
     }
 
     /// The request for the next attempt. A copy is kept if there may be yet another. There is one while
@@ -111,6 +124,7 @@ pub(crate) async fn send(
     request: &mut Option<Request<OutgoingBody>>,
     deadline: Option<(Instant, Reason)>,
     idle: Option<Duration>,
+    interim: &Interim,
 ) -> Result<Box<Answer>, Failure> {
     let until = deadline.map(|(until, _)| until);
     let bounds = Bounds {
@@ -124,7 +138,7 @@ pub(crate) async fn send(
                 .await
                 .map_err(|failure| in_time(failure, deadline))?,
         };
-        let sent = pin!(carrier.send(request, bounds)).await;
+        let sent = pin!(carrier.send(request, bounds, interim)).await;
         match sent {
             Ok(response) => {
                 let (mut head, body) = response.into_parts();
@@ -291,6 +305,10 @@ fn failure(error: SendError, pick: &Pick, carrier: &Carrier, deadline: Option<(I
             format!("the caller broke off its request: {detail}"),
         ),
         SendError::Unsendable(reason, detail) => Failure::new(reason, format!("{address}: {detail}")),
+        SendError::TooManyInterim => Failure::new(
+            Reason::UpstreamProtocol,
+            format!("{address} sent more interim answers (1xx) than are passed on"),
+        ),
         SendError::TimedOut => {
             let reason = deadline.map_or(Reason::RequestTimeout, |(_, reason)| reason);
             Failure::new(reason, format!("{address} did not answer in time"))

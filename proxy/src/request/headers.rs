@@ -78,6 +78,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) upgrade: bool,
     /// Whether it is a gRPC call.
     pub(crate) grpc: bool,
+    /// Whether its caller waits to be told before it sends the body.
+    pub(crate) expects: bool,
 }
 
 /// Looks at what a request asks for.
@@ -87,8 +89,21 @@ pub(crate) struct Asked<'a> {
 pub(crate) fn asked(head: &Parts) -> Result<Asked<'_>, Failure> {
     let look = look(&head.headers);
     let (upgrade, grpc) = (look.upgrade || head.method == Method::CONNECT, look.grpc);
+    let expects = look.expect && expects_continue(head);
     let host = host(head, &look)?;
-    Ok(Asked { host, upgrade, grpc })
+    Ok(Asked {
+        host,
+        upgrade,
+        grpc,
+        expects,
+    })
+}
+
+/// RFC 9110 section 10.1.1, which has no such thing before HTTP/1.1.
+fn expects_continue(head: &Parts) -> bool {
+    let expected = head.headers.get(EXPECT);
+    head.version >= Version::HTTP_11
+        && expected.is_some_and(|expected| expected.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 fn host<'a>(head: &'a Parts, look: &Look<'a>) -> Result<Option<&'a str>, Failure> {
@@ -138,7 +153,7 @@ pub(crate) fn prepare_request(head: &mut Parts, fallback: &str) {
         }
     }
     if expect {
-        // This hop has answered 100 itself as soon as the body was asked for (RFC 9110 section 10.1.1).
+        // Said again where there is a body to be held back; see `Outgoing::hold_if`.
         head.headers.remove(EXPECT);
     }
     if chunked {
@@ -195,6 +210,15 @@ pub(crate) fn prepare_response(head: &mut http::response::Parts) -> Result<(), &
     // RFC 9110 section 2.5: an intermediary sends its own version, not the one that it received.
     head.version = Version::HTTP_11;
     Ok(())
+}
+
+/// Makes an interim answer that was received into one to hand on. It has no body, and so nothing to say about one
+/// (RFC 9110 section 8.6, RFC 9112 section 6.1).
+pub(crate) fn prepare_interim(headers: &mut HeaderMap) {
+    let found = look(headers);
+    let (hop_by_hop, names_fields) = (found.hop_by_hop, found.names_fields);
+    strip_hop_by_hop(headers, hop_by_hop, names_fields);
+    headers.remove(CONTENT_LENGTH);
 }
 
 fn accepts_trailers(headers: &HeaderMap) -> bool {

@@ -29,6 +29,7 @@ use http::{Request, Response};
 use crate::arriving::Arriving;
 use crate::drain::Drain;
 use crate::error::{Failure, Reason};
+use crate::interim::Interim;
 use crate::request::actions::Changes;
 use crate::request::attempt::{Answer, Outgoing};
 use crate::request::body::{Bounds, ResponseBody};
@@ -73,18 +74,21 @@ impl Worker {
     }
 }
 
-/// The journey of one request. Always produces a response, whose body carries the log to its last byte.
+/// The journey of one request. Always produces a response, whose body carries the log to its last byte. What the
+/// endpoint says before it is left in `interim`.
 pub(crate) async fn handle(
     worker: &Rc<Worker>,
     (entry, source): (&Entry, IpAddr),
     request: Request<Arriving>,
+    interim: &Interim,
 ) -> Response<ResponseBody> {
     let (head, body) = request.into_parts();
     let mut request = Outgoing::new(head, body);
     let lease = worker.lease();
     let series = Arc::clone(lease.unmatched(entry));
     let mut log = RequestLog::start(Rc::clone(&worker.logger), Instant::now(), &request.head, series);
-    let served = pin!(serve(worker, &lease, (entry, source), &mut request, &mut log)).await;
+    let from = (entry, source, interim);
+    let served = pin!(serve(worker, &lease, from, &mut request, &mut log)).await;
     match served {
         Ok(Served::Relayed(answer, bounds)) => body::relay(worker, answer, bounds, log),
         Ok(Served::Own(answer)) => body::own(*answer, log),
@@ -104,7 +108,7 @@ enum Served {
 async fn serve(
     worker: &Rc<Worker>,
     lease: &Lease,
-    (entry, source): (&Entry, IpAddr),
+    (entry, source, interim): (&Entry, IpAddr, &Interim),
     request: &mut Outgoing,
     log: &mut RequestLog,
 ) -> Result<Served, Failure> {
@@ -112,7 +116,7 @@ async fn serve(
     let head = &mut request.head;
     crossing::arrive(head, bodiless)?;
     let asked = headers::asked(head)?;
-    let (wants_upgrade, grpc) = (asked.upgrade, asked.grpc);
+    let (wants_upgrade, grpc, expects) = (asked.upgrade, asked.grpc, asked.expects);
     if grpc {
         log.is_grpc();
     }
@@ -137,11 +141,8 @@ async fn serve(
     let target = route.choose();
     log.counts_as(&target.series);
 
-    let upgrade = if wants_upgrade {
-        Upgrade::asked(head)?
-    } else {
-        None
-    };
+    let upgrade = wants_upgrade.then(|| Upgrade::asked(head));
+    let upgrade = upgrade.transpose()?.flatten();
     let key = target.cluster.key(head, source);
     headers::prepare_request(head, &virtual_host.authority);
     if let Some(changes) = changes {
@@ -155,8 +156,9 @@ async fn serve(
     if progress.may_go_again() {
         request.keep();
     }
+    request.hold_if(expects, interim);
     route.budget.request();
-    let prepared = (target, upgrade.as_ref(), &mut progress);
+    let prepared = (target, upgrade.as_ref(), &mut progress, interim);
     pin!(attempts(worker, &route, prepared, request, log)).await
 }
 
@@ -164,7 +166,7 @@ async fn serve(
 async fn attempts(
     worker: &Rc<Worker>,
     route: &Route,
-    (mut target, upgrade, progress): (&Target, Option<&Upgrade>, &mut Progress),
+    (mut target, upgrade, progress, interim): (&Target, Option<&Upgrade>, &mut Progress, &Interim),
     request: &mut Outgoing,
     log: &mut RequestLog,
 ) -> Result<Served, Failure> {
@@ -182,6 +184,7 @@ async fn attempts(
             target,
             pick,
             upgrade,
+            interim,
         };
         let (outcome, ended) = match &route.hedge {
             Some(hedge) if progress.may_hedge() && upgrade.is_none() => {

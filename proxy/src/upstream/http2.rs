@@ -10,12 +10,12 @@ use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::RecvStream;
-use h2::client::SendRequest;
+use h2::client::{ResponseFuture, SendRequest};
 use http::header::{HOST, TRANSFER_ENCODING};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Response, Uri, Version, request};
@@ -28,6 +28,7 @@ use crate::arriving::Arriving;
 use crate::error::{Failure, Reason};
 use crate::frames::{Allowance, Watched};
 use crate::http2::{HEADERS_MAX, Received, SEND_BUFFER_MAX, STREAM_WINDOW, SendFailed, Sent, Tunnel};
+use crate::interim::{self, Interim};
 use crate::timer::Deadline;
 use crate::upstream::Endpoint;
 use crate::upstream::dial;
@@ -189,11 +190,13 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    /// Takes a request, sends it and waits for the head of its answer, within bounds.
+    /// Takes a request, sends it and waits for the head of its answer, within bounds. What the endpoint says before is
+    /// passed on as it comes.
     pub(crate) async fn send(
         &mut self,
         request: &mut Option<Request<OutgoingBody>>,
         bounds: Bounds,
+        interim: &Interim,
     ) -> Result<Response<Arriving>, SendError> {
         let Some(request) = request.take() else {
             return Err(SendError::NotSent);
@@ -211,6 +214,7 @@ impl Stream {
         let (mut answer, stream) = begun.map_err(refused_or_reset)?;
         let mut sending = (!nothing).then(|| Sent::new(stream, body));
         let (deadline, trunk) = (&mut self.deadline, &self.trunk);
+        let mut allowance = interim::Allowance::default();
         let answered = std::future::poll_fn(|cx| {
             match sending.as_mut().map(|sending| sending.poll(cx)) {
                 None | Some(Poll::Pending) => {}
@@ -223,8 +227,8 @@ impl Stream {
                     return Poll::Ready(Err(SendError::CallerBroke(error.to_string())));
                 }
             }
-            if let Poll::Ready(answer) = Pin::new(&mut answer).poll(cx) {
-                return Poll::Ready(told(answer, trunk));
+            if let Poll::Ready(answer) = poll_answer(&mut answer, &mut allowance, interim, cx) {
+                return Poll::Ready(told(answer?, trunk));
             }
             bounds.poll(deadline, upload.as_ref(), cx).map(Err)
         });
@@ -262,6 +266,7 @@ impl Stream {
         let (deadline, trunk) = (&mut self.deadline, &self.trunk);
         let answered = std::future::poll_fn(|cx| {
             if let Poll::Ready(answer) = Pin::new(&mut answer).poll(cx) {
+                let answer = answer.map_err(refused_or_reset)?;
                 return Poll::Ready(told(answer, trunk));
             }
             bounds.poll(deadline, None, cx).map(Err)
@@ -279,6 +284,23 @@ impl Stream {
         ));
         Ok((Response::from_parts(head, body), None))
     }
+}
+
+/// The head of an answer, once there is one. `h2` drops the interim answers that nobody has asked it for before.
+fn poll_answer(
+    answer: &mut ResponseFuture,
+    allowance: &mut interim::Allowance,
+    interim: &Interim,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Response<RecvStream>, SendError>> {
+    while let Some(head) = ready!(answer.poll_informational(cx)) {
+        let (head, ()) = head.map_err(refused_or_reset)?.into_parts();
+        if !allowance.takes(&head.headers) {
+            return Poll::Ready(Err(SendError::TooManyInterim));
+        }
+        interim.heard(head.status, head.headers);
+    }
+    Pin::new(answer).poll(cx).map_err(refused_or_reset)
 }
 
 /// The answer has begun before the request was all sent, as in a conversation: the rest is sent by a task of its own,
@@ -325,11 +347,7 @@ fn dress(head: &mut request::Parts) -> Result<(), SendError> {
 }
 
 /// What has come of a request.
-fn told(
-    answer: Result<Response<RecvStream>, h2::Error>,
-    trunk: &Trunk,
-) -> Result<Response<RecvStream>, SendError> {
-    let answer = answer.map_err(refused_or_reset)?;
+fn told(answer: Response<RecvStream>, trunk: &Trunk) -> Result<Response<RecvStream>, SendError> {
     match trunk
         .allowance
         .is_malformed(|| answer.body().stream_id().as_u32())
