@@ -72,9 +72,14 @@ pub(crate) fn says_server_failed(headers: &HeaderMap) -> bool {
     )
 }
 
+/// Says this status.
+pub(crate) fn say_status(headers: &mut HeaderMap, status: u8) {
+    headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(status)));
+}
+
 /// Says a failure of our own as gRPC says it.
 pub(crate) fn say(headers: &mut HeaderMap, reason: Reason) {
-    headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(reason.grpc_status())));
+    say_status(headers, reason.grpc_status());
     let message = format!("outrigger: {}: {}", reason.word(), reason.advice());
     if let Ok(message) = HeaderValue::try_from(percent_encoded(&message)) {
         headers.insert(GRPC_MESSAGE, message);

@@ -11,6 +11,7 @@ pub(crate) mod headers;
 mod path;
 pub(crate) mod retry;
 pub(crate) mod tcp;
+mod traffic;
 pub(crate) mod under_way;
 pub(crate) mod upgrade;
 
@@ -86,7 +87,8 @@ pub(crate) async fn handle(
     }
 }
 
-/// Steps three to eight: route, prepare, then pick, send and settle until there is an answer or no point in going on.
+/// Steps three to eight: route, prepare, limit, put faults in and mirror where the route says so, then pick, send and
+/// settle until there is an answer or no point in going on.
 async fn serve(
     worker: &Rc<Worker>,
     lease: &Lease,
@@ -112,20 +114,19 @@ async fn serve(
     let mut target = route.choose();
     log.counts_as(&target.series);
 
-    let upgrade = if wants_upgrade {
-        Upgrade::asked(head)?
-    } else {
-        None
-    };
+    let upgrade = wants_upgrade.then(|| Upgrade::asked(head)).transpose()?.flatten();
     let key = target.cluster.key(head, source);
     headers::prepare_request(head, &lease.virtual_hosts[virtual_host].authority);
-    let mut progress = Progress::start(&route, &head.method, grpc, log.started());
-    if grpc {
-        progress.must_end_within(grpc::timeout(&head.headers));
-    }
-    progress.is_led_by(key);
+    let mut progress = Progress::of(&route, head, (grpc, key), log.started());
     if progress.may_go_again() {
         request.keep();
+    }
+    if let Some(said) = &route.traffic {
+        traffic::limit(said, source, progress.now())?;
+        if let Some(fault) = &said.fault {
+            Box::pin(traffic::inject(worker, fault, &mut progress)).await?;
+        }
+        traffic::mirror::copy(worker, said, request, (key, upgrade.is_some()));
     }
     route.budget.request();
     loop {

@@ -2,7 +2,7 @@
 //!
 //! Also the only place that decides what survives a push. A cluster whose words are the same stays the very same
 //! object; one whose balance or discovery changed keeps the endpoints it still names, with all they have learnt. A
-//! route keeps its retry budget while its policy stays.
+//! route keeps its retry budget while its policy stays, and what it counts of its traffic ([`traffic::compile`]).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use regex_automata::meta::Regex;
 use crate::snapshot::routes::{
     Header, Hedge, HostTable, Matcher, Path, Query, Route, Target, Text, VirtualHost, Weights,
 };
+use crate::snapshot::traffic::{self, Traffic};
 use crate::snapshot::{Origin, Snapshot, Standing};
 use crate::telemetry::metrics::{ClusterLabels, Metrics, RetryLabels, RouteLabels};
 use crate::upstream::health::Budget;
@@ -112,18 +113,19 @@ pub fn nothing(metrics: &Arc<Metrics>) -> Snapshot {
 
 type ClusterKey = (String, String);
 
-struct Compiler<'a> {
-    config: &'a Config,
+pub(super) struct Compiler<'a> {
+    pub(super) config: &'a Config,
     standing: &'a Standing,
-    metrics: &'a Arc<Metrics>,
+    pub(super) metrics: &'a Arc<Metrics>,
     previous_clusters: HashMap<ClusterKey, Arc<Cluster>>,
     previous_budgets: HashMap<(String, String, String), Arc<Budget>>,
+    pub(super) previous_traffic: HashMap<RouteLabels, Arc<Traffic>>,
     clusters: BTreeMap<ClusterKey, Arc<Cluster>>,
     virtual_hosts: Vec<VirtualHost>,
     hosts: HostTable,
     services: HashMap<String, usize>,
     inbound: Option<usize>,
-    problems: Vec<String>,
+    pub(super) problems: Vec<String>,
 }
 
 impl<'a> Compiler<'a> {
@@ -158,6 +160,7 @@ impl<'a> Compiler<'a> {
                 })
                 .collect(),
             previous_budgets: budgets.collect(),
+            previous_traffic: traffic::compile::of(previous),
             clusters: BTreeMap::new(),
             virtual_hosts: Vec::new(),
             hosts: HostTable::default(),
@@ -185,6 +188,9 @@ impl<'a> Compiler<'a> {
             timeout: None,
             retry: None,
             hedge: None,
+            rate_limit: None,
+            fault: None,
+            mirror: Vec::new(),
         };
         let implied = (service.routes.is_empty() && !service.backends.is_empty()).then(default_route);
         let routes = service
@@ -237,6 +243,8 @@ impl<'a> Compiler<'a> {
             vec![(target, 1)],
             (timeouts, retry, None),
         );
+        let traffic = self.traffic((INBOUND, service, APP), service.rate_limit, (None, &[]), timeouts);
+        let route = Route { traffic, ..route };
         self.inbound = Some(self.virtual_hosts.len());
         let unrouted = self.unrouted(INBOUND, service);
         self.virtual_hosts.push(VirtualHost {
@@ -287,7 +295,10 @@ impl<'a> Compiler<'a> {
             mesh.retry(route),
             route.hedge,
         );
-        self.assemble((OUTBOUND, service, &route.name), matchers, targets, policy)
+        let said = (route.fault, &route.mirror[..]);
+        let traffic = self.traffic((OUTBOUND, service, &route.name), route.rate_limit, said, policy.0);
+        let assembled = self.assemble((OUTBOUND, service, &route.name), matchers, targets, policy);
+        Route { traffic, ..assembled }
     }
 
     fn target(
@@ -339,11 +350,12 @@ impl<'a> Compiler<'a> {
             retries: self.metrics.retries(labels),
             retries_calls: retry.on.iter().any(|on| on.grpc_status().is_some()),
             retry,
+            traffic: None,
         }
     }
 
     /// The cluster of a backend: the one of this snapshot, the one of the last, or a new one.
-    fn cluster(
+    pub(super) fn cluster(
         &mut self,
         service: &Service,
         backend: &str,

@@ -2,7 +2,8 @@
 //!
 //! A body that may have to be sent again is copied while it streams, up to a limit, and never waited for: the first
 //! attempt sees every byte as soon as it arrives. Past the limit, or when the caller broke off, it can only be sent
-//! once. Whether it *is* sent again is decided by `request::retry`.
+//! once. Whether it *is* sent again is decided by `request::retry`. Who wants a copy of it for another request
+//! ([`Coming`]) gets it when all of it has come, and has no part in reading it.
 
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
@@ -12,6 +13,7 @@ use std::task::{Context, Poll};
 use crate::arriving::{Arriving, Broken};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use tokio::sync::oneshot;
 
 /// The most that is kept of a body in order to send it again: covers nearly all unary gRPC and form posts, and is
 /// Linkerd's limit. Frames are shared with the receive buffer, so keeping them copies nothing.
@@ -30,7 +32,20 @@ pub(crate) enum OutgoingBody {
     Once(Box<Once>),
     /// It is copied while it is sent for the first time.
     Replayed(Replay),
+    /// It is a copy of one that has come.
+    Copied(Box<Copied>),
 }
+
+/// A copy of a body: what is left to send of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Copied {
+    data: Option<Bytes>,
+    trailers: Option<http::HeaderMap>,
+}
+
+/// A copy that is there when all of the body has come: `Ok(None)` if the body was too large to be kept, an error if it
+/// was not read to its end.
+pub(crate) type Coming = oneshot::Receiver<Option<Copied>>;
 
 /// A body that is read as it is sent.
 #[derive(Debug)]
@@ -96,6 +111,8 @@ struct Shared {
     broken: bool,
     ended: bool,
     size: SizeHint,
+    /// Who wants a copy of the whole. As many as the route has mirrors.
+    copies: Vec<oneshot::Sender<Option<Copied>>>,
 }
 
 impl OutgoingBody {
@@ -123,6 +140,7 @@ impl OutgoingBody {
             broken: false,
             ended: false,
             size,
+            copies: Vec::new(),
         };
         Self::Replayed(Replay {
             shared: Rc::new(RefCell::new(shared)),
@@ -130,10 +148,30 @@ impl OutgoingBody {
         })
     }
 
+    /// The most bytes that a copy of it will have. `None`: it is known to be larger than what is kept.
+    pub(crate) fn copied_bytes_max(&self) -> Option<usize> {
+        let size = self.size_hint();
+        let fits = |bytes: u64| usize::try_from(bytes).is_ok_and(|bytes| bytes <= REPLAY_MAX);
+        let most = usize::try_from(size.upper().unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
+        fits(size.lower()).then_some(most.min(REPLAY_MAX))
+    }
+
+    /// Asks for a copy of a body of which nothing has been read yet. From here on it is kept as it is read. `None`: there
+    /// is no body.
+    pub(crate) fn copy(&mut self) -> Option<Coming> {
+        *self = std::mem::replace(self, Self::Empty).kept();
+        let Self::Replayed(replay) = self else {
+            return None;
+        };
+        let (tell, coming) = oneshot::channel();
+        replay.shared.borrow_mut().copies.push(tell);
+        Some(coming)
+    }
+
     /// How far it has come; `None` if there is nothing to come.
     pub(crate) fn upload(&self) -> Option<Upload> {
         match self {
-            Self::Empty => None,
+            Self::Empty | Self::Copied(_) => None,
             Self::Once(once) => Some(once.upload.clone()),
             Self::Replayed(replay) => Some(replay.shared.borrow().upload.clone()),
         }
@@ -142,7 +180,7 @@ impl OutgoingBody {
     /// Whether all of it has come from the caller.
     pub(crate) fn has_all_come(&self) -> bool {
         match self {
-            Self::Empty => true,
+            Self::Empty | Self::Copied(_) => true,
             Self::Once(once) => once.incoming.is_end_stream(),
             Self::Replayed(replay) => {
                 let shared = replay.shared.borrow();
@@ -155,7 +193,7 @@ impl OutgoingBody {
     pub(crate) fn may_go_again(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Once(_) => false,
+            Self::Once(_) | Self::Copied(_) => false,
             Self::Replayed(replay) => replay.shared.borrow().is_kept(),
         }
     }
@@ -164,7 +202,7 @@ impl OutgoingBody {
     pub(crate) fn again(&self) -> Option<Self> {
         match self {
             Self::Empty => Some(Self::Empty),
-            Self::Once(_) => None,
+            Self::Once(_) | Self::Copied(_) => None,
             Self::Replayed(replay) => replay.shared.borrow().is_kept().then(|| {
                 Self::Replayed(Replay {
                     shared: Rc::clone(&replay.shared),
@@ -179,6 +217,27 @@ impl Shared {
     /// Whether all that has been read is there to be read again.
     fn is_kept(&self) -> bool {
         self.whole && !self.broken
+    }
+
+    /// Gives those who want a copy what has come, if that is decided: the whole, or that it was too large.
+    fn give_copies(&mut self) {
+        let over = self.ended || self.incoming.is_end_stream();
+        if self.copies.is_empty() || self.whole && !over && !self.broken {
+            return;
+        }
+        let copies = std::mem::take(&mut self.copies);
+        if self.broken {
+            return;
+        }
+        // In a piece of its own: a frame holds on to all of the buffer that it was read into, and copies may wait.
+        let copied = self.whole.then(|| Copied {
+            data: (self.bytes > 0).then(|| Bytes::from(self.frames.concat())),
+            trailers: self.trailers.clone(),
+        });
+        for copy in copies {
+            // One that is not waited for any more is not missed.
+            drop(copy.send(copied.clone()));
+        }
     }
 }
 
@@ -226,7 +285,15 @@ impl Replay {
                 }
             }
         }
+        shared.give_copies();
         Poll::Ready(frame)
+    }
+}
+
+impl Copied {
+    fn next(&mut self) -> Option<Frame<Bytes>> {
+        let data = self.data.take().map(Frame::data);
+        data.or_else(|| self.trailers.take().map(Frame::trailers))
     }
 }
 
@@ -244,6 +311,7 @@ impl Body for OutgoingBody {
                 Poll::Ready(frame)
             }
             Self::Replayed(replay) => replay.poll(cx),
+            Self::Copied(copied) => Poll::Ready(copied.next().map(Ok)),
         }
     }
 
@@ -256,6 +324,7 @@ impl Body for OutgoingBody {
                 let ended = shared.ended && shared.trailers.is_none() || shared.incoming.is_end_stream();
                 ended && (!shared.whole || replay.sent_frames == shared.frames.len())
             }
+            Self::Copied(copied) => copied.data.is_none() && copied.trailers.is_none(),
         }
     }
 
@@ -265,6 +334,9 @@ impl Body for OutgoingBody {
             Self::Once(once) => once.incoming.size_hint(),
             // hyper asks once, before the first frame, so the size of the whole is the right answer.
             Self::Replayed(replay) => replay.shared.borrow().size,
+            Self::Copied(copied) => {
+                SizeHint::with_exact(copied.data.as_ref().map_or(0, |data| data.len() as u64))
+            }
         }
     }
 }

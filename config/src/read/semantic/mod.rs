@@ -11,6 +11,7 @@ mod names;
 mod policies;
 mod routes;
 mod service;
+mod traffic;
 
 pub(super) use self::bootstrap::bootstrap;
 pub(super) use self::hosts::Hosts;
