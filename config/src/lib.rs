@@ -18,6 +18,7 @@ pub mod read;
 pub mod retry;
 pub mod schema;
 pub mod service;
+pub mod traffic;
 pub mod units;
 
 pub use bootstrap::Bootstrap;

@@ -184,6 +184,7 @@ impl Default for EndpointPolicy {
             ejection: None,
             slow_start: None,
             normalize_paths: None,
+            rate_limit: None,
             routes: Vec::new(),
         };
         Mesh::default().endpoints(&nothing)

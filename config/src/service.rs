@@ -10,6 +10,7 @@ pub use crate::endpoints::{
     Balance, Ejection, GrpcCheck, HashOn, HealthCheck, Limits, StaticEndpoint, TcpCheck,
 };
 pub use crate::retry::{Backoff, Budget, Hedge, Retry, RetryOn};
+pub use crate::traffic::{Fault, Mirror, RateLimit};
 use crate::units::Duration;
 
 /// One service: where it lives, how it is called.
@@ -47,6 +48,10 @@ pub struct Service {
     /// 1h. Default: it takes its share at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<Duration>,
+    /// How many requests its own sidecar lets through to `app`: the place to protect the application, whoever calls.
+    /// Default: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<RateLimit>,
     /// Whether paths are brought into one form before they are routed and passed on: encoded letters decoded, `//` made
     /// `/`, `.` and `..` resolved. Default: true. False: they stay as they come, for services whose paths hold other
     /// addresses; then a path may have several forms, and a rule on paths can be gone around.
@@ -152,6 +157,16 @@ pub struct Route {
     /// When a request that is slow to be answered is sent a second time, elsewhere. Default: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hedge: Option<Hedge>,
+    /// How many of its requests the caller's sidecar lets through. Default: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<RateLimit>,
+    /// Faults that are put into its requests on purpose. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Fault>,
+    /// Further backends that are sent copies of its requests, at most 4.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4))]
+    pub mirror: Vec<Mirror>,
 }
 
 /// Conditions that must all hold.

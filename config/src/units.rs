@@ -110,6 +110,60 @@ impl fmt::Display for Rate {
     }
 }
 
+/// How often, in a unit of time that is named: `100/s`, `60/m`, `10/h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Frequency {
+    /// So many times.
+    pub count: u32,
+    /// In this time.
+    pub per: Unit,
+}
+
+/// A unit of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Unit {
+    /// A second.
+    Second,
+    /// A minute.
+    Minute,
+    /// An hour.
+    Hour,
+}
+
+impl Unit {
+    const ALL: [(Self, &'static str); 3] = [(Self::Second, "/s"), (Self::Minute, "/m"), (Self::Hour, "/h")];
+
+    /// How long it is.
+    pub const fn seconds(self) -> u32 {
+        match self {
+            Self::Second => 1,
+            Self::Minute => 60,
+            Self::Hour => 3_600,
+        }
+    }
+}
+
+impl FromStr for Frequency {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let read = Unit::ALL.into_iter().find_map(|(per, suffix)| {
+            let count = text.strip_suffix(suffix)?.parse().ok()?;
+            Some(Self { count, per })
+        });
+        read.ok_or_else(|| {
+            format!("`{text}` is not a rate: expected a number a second, minute or hour, such as 100/s, 60/m or 10/h")
+        })
+    }
+}
+
+impl fmt::Display for Frequency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let suffix = Unit::ALL.into_iter().find(|(per, _)| *per == self.per);
+        write!(f, "{}{}", self.count, suffix.map_or("", |(_, suffix)| suffix))
+    }
+}
+
 /// Gives a unit its serde and schema halves, which differ only in name, pattern and example.
 macro_rules! written_as_text {
     ($unit:ident, $pattern:literal, $description:literal) => {
@@ -164,6 +218,11 @@ written_as_text!(
     "A percentage with its sign: 20%."
 );
 written_as_text!(Rate, r"^[0-9]+/s$", "A rate a second: 10/s.");
+written_as_text!(
+    Frequency,
+    r"^[0-9]+/[smh]$",
+    "A rate a second, a minute or an hour: 100/s, 60/m, 10/h."
+);
 
 #[cfg(test)]
 mod tests {
@@ -209,6 +268,17 @@ mod tests {
         assert_eq!("10/s".parse(), Ok(Rate(10)));
         for text in ["10", "10/m", "/s", "-1/s"] {
             assert!(text.parse::<Rate>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_frequency_names_its_unit_and_is_written_back_the_same() {
+        for text in ["100/s", "60/m", "10/h"] {
+            assert_eq!(text.parse::<Frequency>().unwrap().to_string(), text);
+        }
+        for text in ["10", "10/d", "/s", "-1/s", "1.5/s", "10 /s", "10/s/m"] {
+            let problem = text.parse::<Frequency>().unwrap_err();
+            assert!(problem.contains("60/m"), "{problem}");
         }
     }
 }

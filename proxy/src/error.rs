@@ -6,7 +6,10 @@
 
 use std::fmt;
 
-use http::{HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+
+/// The header that says why the proxy answered itself.
+pub const HEADER: HeaderName = HeaderName::from_static("x-outrigger-reason");
 
 /// Why the proxy answered instead of the upstream, or cut the upstream's answer short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,6 +22,10 @@ pub enum Reason {
     NoService,
     /// The service is known; none of its routes matches.
     NoRoute,
+    /// More requests came than a limit on their rate lets through.
+    RateLimited,
+    /// The route says that it be failed on purpose.
+    FaultInjected,
     /// A bound of this sidecar was reached.
     Overloaded,
     /// The backend has no endpoint.
@@ -73,11 +80,13 @@ struct Facts {
 
 impl Reason {
     /// Every reason, in the order of the table.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::BadRequest,
         Self::NotReady,
         Self::NoService,
         Self::NoRoute,
+        Self::RateLimited,
+        Self::FaultInjected,
         Self::Overloaded,
         Self::NoEndpoint,
         Self::Loop,
@@ -129,6 +138,13 @@ impl Reason {
             .find(|reason| reason.word().as_bytes() == word)
     }
 
+    /// Whether a sidecar that answered itself did so because it keeps a limit on rates, and not because anything is ill.
+    pub fn keeps_a_limit(headers: &HeaderMap) -> bool {
+        headers
+            .get(HEADER)
+            .is_some_and(|word| *word == Self::RateLimited.word())
+    }
+
     /// The word as a header value.
     pub const fn header(self) -> HeaderValue {
         HeaderValue::from_static(self.facts().word)
@@ -148,6 +164,10 @@ impl Reason {
             Self::NotReady =>           facts("not-ready",         503, 14, No,    "no configuration has been applied yet; can the sidecar reach the control API?"),
             Self::NoService =>        facts("no-service",        404, 12, No,    "no service has this host; compare `hosts` in the service files"),
             Self::NoRoute =>          facts("no-route",          404, 12, No,    "no route of the service matches; compare its `routes`"),
+            // Envoy's flag RL. gRPC says RESOURCE_EXHAUSTED, as Envoy does where it is asked to: it is the caller's doing.
+            Self::RateLimited =>      facts("rate-limited",      429,  8, No,    "more requests came than `rate_limit` lets through; look at the caller, or raise the limit"),
+            // Envoy's flag FI. Status and grpc-status are those that the route says, else these.
+            Self::FaultInjected =>    facts("fault-injected",    503, 14, No,    "the route's `fault` says so; take it out when the trial is over"),
             Self::Overloaded =>       facts("overloaded",        503, 14, No,    "a limit of this sidecar was reached; look at connections and at slow endpoints"),
             Self::NoEndpoint =>       facts("no-endpoint",       503, 14, No,    "the backend has no endpoint; look at its `discover` and at DNS"),
             Self::Loop =>             facts("loop",              508, 13, No,    "the backend leads back to this sidecar; its `app` or `discover` must name the application's port, not the sidecar's"),
@@ -193,6 +213,17 @@ pub struct Failure {
     pub reason: Reason,
     /// What happened, where: addresses and causes. For the log, never for the caller.
     pub detail: String,
+    /// What the answer says beside or instead of the table. In a box, since nearly no failure has any.
+    pub told: Option<Box<Told>>,
+}
+
+/// What the answer to a request that was not served says beside or instead of what its reason says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Its status, and that of a gRPC call.
+    pub status: Option<(StatusCode, u8)>,
+    /// After how many seconds it may be tried again (RFC 9110 section 10.2.3).
+    pub retry_after: Option<u64>,
 }
 
 impl Failure {
@@ -201,7 +232,36 @@ impl Failure {
         Self {
             reason,
             detail: detail.into(),
+            told: None,
         }
+    }
+
+    /// The same, of which the answer tells this too.
+    #[must_use]
+    pub fn telling(mut self, told: Told) -> Self {
+        self.told = Some(Box::new(told));
+        self
+    }
+
+    /// The status of the answer that the proxy makes.
+    pub fn status(&self) -> StatusCode {
+        self.own_status()
+            .map_or_else(|| self.reason.status(), |(status, _)| status)
+    }
+
+    /// The `grpc-status` of the answer that the proxy makes to a gRPC call.
+    pub fn grpc_status(&self) -> u8 {
+        self.own_status()
+            .map_or_else(|| self.reason.grpc_status(), |(_, grpc)| grpc)
+    }
+
+    /// After how many seconds it may be tried again, if that is known.
+    pub fn retry_after(&self) -> Option<u64> {
+        self.told.as_ref()?.retry_after
+    }
+
+    fn own_status(&self) -> Option<(StatusCode, u8)> {
+        self.told.as_ref()?.status
     }
 }
 

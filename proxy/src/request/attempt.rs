@@ -23,7 +23,7 @@ use crate::timer::Deadline;
 use crate::upstream::Pick;
 use crate::upstream::http1::{Connection, Switching};
 use crate::upstream::limits::Waiting;
-use crate::upstream::outgoing::OutgoingBody;
+use crate::upstream::outgoing::{Coming, OutgoingBody};
 use crate::upstream::pool::{Bounds, Carrier, SendError, Switched};
 
 /// A request as it came and, once its head is prepared, as it will leave; kept for another attempt as long as there
@@ -67,6 +67,17 @@ impl Outgoing {
         self.head.headers.insert(EXPECT, expected);
         let body = std::mem::replace(&mut self.body, OutgoingBody::Empty);
         self.body = body.held(interim.hold());
+    }
+
+    /// What a copy of it for another backend is made of, as far as it is known now: how large its body will be at most.
+    /// `None`: too large to be copied.
+    pub(crate) fn copied_bytes_max(&self) -> Option<usize> {
+        self.body.copied_bytes_max()
+    }
+
+    /// A copy of its head, and of its body if it has one, which comes later.
+    pub(crate) fn copy(&mut self) -> (Parts, Option<Coming>) {
+        (self.head.clone(), self.body.copy())
     }
 
     /// The request for the next attempt. A copy is kept if there may be yet another. There is one while

@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 
 use crate::arriving::Arriving;
-use crate::error::{Failure, Reason};
+use crate::error::{self, Failure, Reason};
 use crate::pump;
 use crate::request::attempt::Answer;
 use crate::request::retry::Progress;
@@ -23,7 +23,7 @@ use crate::upstream::Pick;
 use crate::upstream::pool::{Carrier, Switched};
 
 /// The header that says why the proxy answered itself.
-pub(crate) const REASON: HeaderName = HeaderName::from_static("x-outrigger-reason");
+pub(crate) const REASON: HeaderName = error::HEADER;
 
 /// The body of an answer.
 #[derive(Debug)]
@@ -125,7 +125,7 @@ pub(crate) fn put_by(worker: &Rc<Worker>, outcome: Result<Box<Answer>, Failure>,
 }
 
 /// Gives a connection back to the pool, if the request had one of its own and it stands.
-fn give_back(worker: &Worker, carrier: Carrier, now: Instant) {
+pub(super) fn give_back(worker: &Worker, carrier: Carrier, now: Instant) {
     if let Carrier::Own(connection) = carrier
         && !connection.is_closed()
     {
@@ -154,14 +154,14 @@ pub(crate) fn refusal(failure: &Failure, mut log: RequestLog) -> Response<Respon
     let reason = failure.reason;
     log.failed(failure);
     if log.grpc() {
-        return grpc_refusal(reason, log);
+        return grpc_refusal(failure, log);
     }
-    log.answered(reason.status());
+    log.answered(failure.status());
     let text = Bytes::from(format!("outrigger: {}: {}\n", reason.word(), reason.advice()));
     let mut response = Response::new(ResponseBody::Empty);
-    *response.status_mut() = reason.status();
+    *response.status_mut() = failure.status();
     let headers = response.headers_mut();
-    headers.insert(REASON, reason.header());
+    say_why(headers, failure);
     headers.insert(
         header::CONTENT_TYPE,
         HeaderValue::from_static("text/plain; charset=utf-8"),
@@ -172,16 +172,24 @@ pub(crate) fn refusal(failure: &Failure, mut log: RequestLog) -> Response<Respon
 }
 
 /// The same for a gRPC call: an answer without messages, whose head is its trailers too ("Trailers-Only").
-fn grpc_refusal(reason: Reason, mut log: RequestLog) -> Response<ResponseBody> {
+fn grpc_refusal(failure: &Failure, mut log: RequestLog) -> Response<ResponseBody> {
     log.answered(StatusCode::OK);
-    log.grpc_answered(u16::from(reason.grpc_status()));
+    log.grpc_answered(u16::from(failure.grpc_status()));
     log.complete(Instant::now());
     let mut response = Response::new(ResponseBody::Empty);
     let headers = response.headers_mut();
-    headers.insert(REASON, reason.header());
+    say_why(headers, failure);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    grpc::say(headers, reason);
+    grpc::say_as(headers, failure.reason, u16::from(failure.grpc_status()));
     response
+}
+
+/// The reason in a header, and when it may be tried again where that is known.
+fn say_why(headers: &mut HeaderMap, failure: &Failure) {
+    headers.insert(REASON, failure.reason.header());
+    if let Some(seconds) = failure.retry_after() {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
 }
 
 /// How long the body of an answer may take.

@@ -74,8 +74,13 @@ pub(crate) fn says_server_failed(headers: &HeaderMap) -> bool {
 
 /// Says a failure of our own as gRPC says it.
 pub(crate) fn say(headers: &mut HeaderMap, reason: Reason) {
+    say_as(headers, reason, u16::from(reason.grpc_status()));
+}
+
+/// The same with another status than the reason's own.
+pub(crate) fn say_as(headers: &mut HeaderMap, reason: Reason, status: u16) {
     let message = format!("outrigger: {}: {}", reason.word(), reason.advice());
-    say_status(headers, u16::from(reason.grpc_status()), &message);
+    say_status(headers, status, &message);
 }
 
 /// The longest message, before it is encoded: a head by HTTP/2 may often have 8 KiB, and a byte becomes three.

@@ -12,6 +12,7 @@ pub(crate) mod headers;
 mod path;
 pub(crate) mod retry;
 pub(crate) mod tcp;
+mod traffic;
 pub(crate) mod under_way;
 pub(crate) mod upgrade;
 
@@ -104,7 +105,8 @@ enum Served {
     Own(Box<Response<Bytes>>),
 }
 
-/// Steps three and four, route and prepare, and then the rest: [`attempts`].
+/// Steps three and four, route and prepare, where the route says so limit, put faults in and mirror, and then the rest:
+/// [`attempts`].
 async fn serve(
     worker: &Rc<Worker>,
     lease: &Lease,
@@ -141,20 +143,22 @@ async fn serve(
     let target = route.choose();
     log.counts_as(&target.series);
 
-    let upgrade = wants_upgrade.then(|| Upgrade::asked(head));
-    let upgrade = upgrade.transpose()?.flatten();
+    let upgrade = wants_upgrade.then(|| Upgrade::asked(head)).transpose()?.flatten();
     let key = target.cluster.key(head, source);
     headers::prepare_request(head, &virtual_host.authority);
     if let Some(changes) = changes {
         changes.make(head);
     }
-    let mut progress = Progress::start(&route, &head.method, grpc, log.started());
-    if grpc {
-        progress.must_end_within(grpc::timeout(&head.headers));
-    }
-    progress.is_led_by(key);
+    let mut progress = Progress::of(&route, head, (grpc, key), log.started());
     if progress.may_go_again() {
         request.keep();
+    }
+    if let Some(said) = &route.traffic {
+        traffic::limit(said, source, progress.now())?;
+        if let Some(fault) = &said.fault {
+            Box::pin(traffic::inject(worker, fault, &mut progress)).await?;
+        }
+        traffic::mirror::copy(worker, said, request, (key, upgrade.is_some()));
     }
     request.hold_if(expects, interim);
     route.budget.request();

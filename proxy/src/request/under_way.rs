@@ -156,6 +156,8 @@ fn for_endpoint(outcome: &Result<Box<Answer>, Failure>, may_be_call: bool) -> Ou
         Ok(answer) if answer.said.is_some() => match answer.said {
             Some(Reason::ConnectFailed) => Outcome::Refused,
             Some(Reason::ConnectTimeout) => Outcome::Timeout,
+            // It keeps a limit that it was told to keep, and is well.
+            Some(Reason::RateLimited) => Outcome::Success,
             _ => Outcome::ServerError,
         },
         Ok(answer) if answer.head.status.is_server_error() => Outcome::ServerError,

@@ -2,7 +2,7 @@
 //!
 //! Also the only place that decides what survives a push. A cluster whose words are the same stays the very same
 //! object; one whose balance or discovery changed keeps the endpoints it still names, with all they have learnt. A
-//! route keeps its retry budget while its policy stays.
+//! route keeps its retry budget while its policy stays, and what it counts of its traffic ([`traffic::compile`]).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use crate::snapshot::actions::{Action, HeaderPairs};
 use crate::snapshot::routes::{
     Header, Hedge, HostTable, Matcher, Path, Query, Route, Target, Text, VirtualHost, Weights,
 };
+use crate::snapshot::traffic::{self, Traffic};
 use crate::snapshot::{Origin, Snapshot, Standing};
 use crate::telemetry::metrics::{ClusterLabels, Metrics, RetryLabels, RouteLabels};
 use crate::upstream::health::Budget;
@@ -113,18 +114,19 @@ pub fn nothing(metrics: &Arc<Metrics>) -> Snapshot {
 
 type ClusterKey = (String, String);
 
-struct Compiler<'a> {
-    config: &'a Config,
+pub(super) struct Compiler<'a> {
+    pub(super) config: &'a Config,
     standing: &'a Standing,
-    metrics: &'a Arc<Metrics>,
+    pub(super) metrics: &'a Arc<Metrics>,
     previous_clusters: HashMap<ClusterKey, Arc<Cluster>>,
     previous_budgets: HashMap<(String, String, String), Arc<Budget>>,
+    pub(super) previous_traffic: HashMap<RouteLabels, Arc<Traffic>>,
     clusters: BTreeMap<ClusterKey, Arc<Cluster>>,
     virtual_hosts: Vec<VirtualHost>,
     hosts: HostTable,
     services: HashMap<String, usize>,
     inbound: Option<usize>,
-    problems: Vec<String>,
+    pub(super) problems: Vec<String>,
 }
 
 impl<'a> Compiler<'a> {
@@ -159,6 +161,7 @@ impl<'a> Compiler<'a> {
                 })
                 .collect(),
             previous_budgets: budgets.collect(),
+            previous_traffic: traffic::compile::of(previous),
             clusters: BTreeMap::new(),
             virtual_hosts: Vec::new(),
             hosts: HostTable::default(),
@@ -237,6 +240,8 @@ impl<'a> Compiler<'a> {
             vec![(target, 1)],
             (timeouts, retry, None),
         );
+        let traffic = self.traffic((INBOUND, service, APP), service.rate_limit, (None, &[]), timeouts);
+        let route = Route { traffic, ..route };
         self.inbound = Some(self.virtual_hosts.len());
         let unrouted = self.unrouted(INBOUND, service);
         self.virtual_hosts.push(VirtualHost {
@@ -294,7 +299,10 @@ impl<'a> Compiler<'a> {
             route.hedge,
         );
         let rule = (matchers, action);
-        self.assemble((OUTBOUND, service, &route.name), rule, targets, policy)
+        let said = (route.fault, &route.mirror[..]);
+        let traffic = self.traffic((OUTBOUND, service, &route.name), route.rate_limit, said, policy.0);
+        let assembled = self.assemble((OUTBOUND, service, &route.name), rule, targets, policy);
+        Route { traffic, ..assembled }
     }
 
     fn action(&mut self, service: &Service, route: &service::Route) -> Action {
@@ -364,11 +372,12 @@ impl<'a> Compiler<'a> {
             retries: self.metrics.retries(labels),
             retries_calls: retry.on.iter().any(|on| on.grpc_status().is_some()),
             retry,
+            traffic: None,
         }
     }
 
     /// The cluster of a backend: the one of this snapshot, the one of the last, or a new one.
-    fn cluster(
+    pub(super) fn cluster(
         &mut self,
         service: &Service,
         backend: &str,

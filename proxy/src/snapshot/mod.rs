@@ -9,6 +9,7 @@ pub mod compile;
 pub mod routes;
 #[cfg(test)]
 mod tests;
+pub(crate) mod traffic;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

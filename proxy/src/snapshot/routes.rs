@@ -16,6 +16,7 @@ use percent_encoding::percent_decode_str;
 use regex_automata::meta::Regex;
 
 use crate::snapshot::actions::{Action, HeaderPairs};
+use crate::snapshot::traffic::Traffic;
 use crate::telemetry::metrics::{HedgeMetrics, RetryMetrics, RouteMetrics, TcpMetrics};
 use crate::upstream::Cluster;
 use crate::upstream::balance::shares::Shares;
@@ -114,6 +115,8 @@ pub(crate) struct Route {
     pub(crate) retries: Arc<RetryMetrics>,
     /// None by default.
     pub(crate) hedge: Option<Box<Hedge>>,
+    /// Its limit, faults and mirrors; nothing where it has none of them.
+    pub(crate) traffic: Option<Arc<Traffic>>,
 }
 
 /// When a slow request is sent a second time.

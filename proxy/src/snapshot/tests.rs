@@ -318,3 +318,55 @@ fn a_retry_stays_with_its_backend_where_the_route_says_so_or_there_is_no_other()
     assert_eq!(chosen_again([10, 80, 10], same, true), [1_000, 0, 0]);
     assert_eq!(chosen_again([10, 0, 0], "", true), [1_000, 0, 0]);
 }
+
+#[test]
+fn what_a_route_counts_of_its_traffic_survives_a_push_that_says_the_same_of_it() {
+    let file = |limit: &str, mirror: &str, more: &str| {
+        format!(
+            "kind: Service\nname: ratings\nbackends:\n  - {{ name: v1, discover: {{ static: [127.0.0.1:1] }} }}\n  \
+             - {{ name: v2, discover: {{ static: [127.0.0.1:2] }} }}\nroutes:\n  - name: default\n    \
+             to: [{{ backend: v1 }}]\n    rate_limit: {{ {limit} }}\n    mirror: [{{ {mirror} }}]\n{more}"
+        )
+    };
+    let metrics = metrics();
+    let first = compiled(&file("requests: 1/h", "backend: v2", ""), &metrics, None);
+    let (now, caller) = (
+        std::time::Instant::now(),
+        traffic::limit::Caller::Address(std::net::Ipv4Addr::LOCALHOST.into()),
+    );
+    let traffic =
+        |snapshot: &Snapshot| Arc::clone(snapshot.virtual_hosts[0].routes[0].traffic.as_ref().unwrap());
+    let goes = |snapshot: &Snapshot| {
+        traffic(snapshot)
+            .limit
+            .as_ref()
+            .unwrap()
+            .take(caller, now)
+            .is_ok()
+    };
+    assert!(goes(&first) && !goes(&first));
+    let places: Vec<_> = std::iter::from_fn(|| traffic(&first).mirrors[0].place(0)).collect();
+    assert_eq!(places.len(), traffic::COPIES_MAX);
+
+    let more = "    timeout: { request: 9s }\n";
+    let same = compiled(
+        &file("requests: 1/h", "backend: v2, percent: 5%", more),
+        &metrics,
+        Some(&first),
+    );
+    assert!(!goes(&same));
+    assert!(traffic(&same).mirrors[0].place(0).is_none());
+
+    let other = compiled(&file("requests: 2/h", "backend: v2", ""), &metrics, Some(&same));
+    assert!(goes(&other), "another limit begins with a full bucket");
+    assert!(traffic(&other).mirrors[0].place(0).is_none());
+    drop(places);
+    assert!(traffic(&other).mirrors[0].place(0).is_some());
+}
+
+#[test]
+fn a_route_that_says_nothing_of_its_traffic_has_none() {
+    let snapshot = compiled(TWO, &metrics(), None);
+    let mut routes = snapshot.virtual_hosts.iter().flat_map(|host| &host.routes);
+    assert!(routes.all(|route| route.traffic.is_none()));
+}

@@ -76,6 +76,17 @@ impl Load {
         [&self.requests, &self.connections, &self.pending].map(|counter| counter.now.load(Ordering::Relaxed))
     }
 
+    /// Whether one request more would leave less than half of what may be sent at once to those that count. `alone`:
+    /// a connection carries one request at a time, so that the bound on connections is one on requests too.
+    pub(super) fn is_half_full(&self, alone: bool) -> bool {
+        let full =
+            |counter: &Counter, now: u32| now.saturating_add(1) > counter.max.load(Ordering::Relaxed) / 2;
+        let [requests, _, pending] = self.now();
+        full(&self.requests, requests)
+            || alone && full(&self.connections, requests)
+            || full(&self.pending, pending)
+    }
+
     /// One more request.
     pub(super) fn request(&self) -> Result<(), Failure> {
         if self.requests.add() {

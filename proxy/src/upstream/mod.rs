@@ -197,6 +197,12 @@ impl Cluster {
         self.endpoints.load().well() == 0
     }
 
+    /// Whether half of what it may be sent at once is taken, so that the rest is left to requests that somebody waits
+    /// for.
+    pub(crate) fn is_half_full(&self) -> bool {
+        self.load.is_half_full(!self.http2)
+    }
+
     /// What leads a request to its endpoint, if its balancing asks for anything.
     pub fn key(&self, head: &Parts, source: IpAddr) -> Option<u64> {
         self.rule.key(head, source)

@@ -2,7 +2,8 @@
 //!
 //! A body that may have to be sent again is copied while it streams, up to a limit, and never waited for: the first
 //! attempt sees every byte as soon as it arrives. Past the limit, or when the caller broke off, it can only be sent
-//! once. Whether it *is* sent again is decided by `request::retry`.
+//! once. Whether it *is* sent again is decided by `request::retry`. Who wants a copy of it for another request
+//! ([`Coming`]) gets it when all of it has come, and has no part in reading it.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use tokio::sync::oneshot;
 use tokio::time::{Sleep, sleep};
 
 use crate::arriving::{Arriving, Broken};
@@ -42,7 +44,20 @@ pub(crate) enum OutgoingBody {
     Replayed(Replay),
     /// It waits until the endpoint asks for it.
     Held(Box<Held>),
+    /// It is a copy of one that has come.
+    Copied(Box<Copied>),
 }
+
+/// A copy of a body: what is left to send of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Copied {
+    data: Option<Bytes>,
+    trailers: Option<http::HeaderMap>,
+}
+
+/// A copy that is there when all of the body has come: `Ok(None)` if the body was too large to be kept, an error if it
+/// was not read to its end.
+pub(crate) type Coming = oneshot::Receiver<Option<Copied>>;
 
 /// A body that is read as it is sent.
 #[derive(Debug)]
@@ -118,6 +133,8 @@ struct Shared {
     broken: bool,
     ended: bool,
     size: SizeHint,
+    /// Who wants a copy of the whole. As many as the route has mirrors.
+    copies: Vec<oneshot::Sender<Option<Copied>>>,
 }
 
 impl OutgoingBody {
@@ -145,6 +162,7 @@ impl OutgoingBody {
             broken: false,
             ended: false,
             size,
+            copies: Vec::new(),
         };
         Self::Replayed(Replay {
             shared: Rc::new(RefCell::new(shared)),
@@ -161,10 +179,30 @@ impl OutgoingBody {
         }))
     }
 
+    /// The most bytes that a copy of it will have. `None`: it is known to be larger than what is kept.
+    pub(crate) fn copied_bytes_max(&self) -> Option<usize> {
+        let size = self.size_hint();
+        let fits = |bytes: u64| usize::try_from(bytes).is_ok_and(|bytes| bytes <= REPLAY_MAX);
+        let most = usize::try_from(size.upper().unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
+        fits(size.lower()).then_some(most.min(REPLAY_MAX))
+    }
+
+    /// Asks for a copy of a body of which nothing has been read yet. From here on it is kept as it is read. `None`: there
+    /// is no body.
+    pub(crate) fn copy(&mut self) -> Option<Coming> {
+        *self = std::mem::replace(self, Self::Empty).kept();
+        let Self::Replayed(replay) = self else {
+            return None;
+        };
+        let (tell, coming) = oneshot::channel();
+        replay.shared.borrow_mut().copies.push(tell);
+        Some(coming)
+    }
+
     /// How far it has come; `None` if there is nothing to come.
     pub(crate) fn upload(&self) -> Option<Upload> {
         match self {
-            Self::Empty => None,
+            Self::Empty | Self::Copied(_) => None,
             Self::Once(once) => Some(once.upload.clone()),
             Self::Replayed(replay) => Some(replay.shared.borrow().upload.clone()),
             Self::Held(held) => held.body.upload(),
@@ -174,7 +212,7 @@ impl OutgoingBody {
     /// Whether all of it has come from the caller.
     pub(crate) fn has_all_come(&self) -> bool {
         match self {
-            Self::Empty => true,
+            Self::Empty | Self::Copied(_) => true,
             Self::Once(once) => once.incoming.is_end_stream(),
             Self::Replayed(replay) => {
                 let shared = replay.shared.borrow();
@@ -188,7 +226,7 @@ impl OutgoingBody {
     pub(crate) fn may_go_again(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Once(_) => false,
+            Self::Once(_) | Self::Copied(_) => false,
             Self::Replayed(replay) => replay.shared.borrow().is_kept(),
             Self::Held(held) => held.body.may_go_again(),
         }
@@ -198,7 +236,7 @@ impl OutgoingBody {
     pub(crate) fn again(&self) -> Option<Self> {
         match self {
             Self::Empty => Some(Self::Empty),
-            Self::Once(_) => None,
+            Self::Once(_) | Self::Copied(_) => None,
             Self::Replayed(replay) => replay.shared.borrow().is_kept().then(|| {
                 Self::Replayed(Replay {
                     shared: Rc::clone(&replay.shared),
@@ -229,6 +267,27 @@ impl Shared {
     /// Whether all that has been read is there to be read again.
     fn is_kept(&self) -> bool {
         self.whole && !self.broken
+    }
+
+    /// Gives those who want a copy what has come, if that is decided: the whole, or that it was too large.
+    fn give_copies(&mut self) {
+        let over = self.ended || self.incoming.is_end_stream();
+        if self.copies.is_empty() || self.whole && !over && !self.broken {
+            return;
+        }
+        let copies = std::mem::take(&mut self.copies);
+        if self.broken {
+            return;
+        }
+        // In a piece of its own: a frame holds on to all of the buffer that it was read into, and copies may wait.
+        let copied = self.whole.then(|| Copied {
+            data: (self.bytes > 0).then(|| Bytes::from(self.frames.concat())),
+            trailers: self.trailers.clone(),
+        });
+        for copy in copies {
+            // One that is not waited for any more is not missed.
+            drop(copy.send(copied.clone()));
+        }
     }
 }
 
@@ -276,7 +335,15 @@ impl Replay {
                 }
             }
         }
+        shared.give_copies();
         Poll::Ready(frame)
+    }
+}
+
+impl Copied {
+    fn next(&mut self) -> Option<Frame<Bytes>> {
+        let data = self.data.take().map(Frame::data);
+        data.or_else(|| self.trailers.take().map(Frame::trailers))
     }
 }
 
@@ -298,6 +365,7 @@ impl Body for OutgoingBody {
                 std::task::ready!(held.poll_wanted(cx));
                 Pin::new(&mut held.body).poll_frame(cx)
             }
+            Self::Copied(copied) => Poll::Ready(copied.next().map(Ok)),
         }
     }
 
@@ -311,6 +379,7 @@ impl Body for OutgoingBody {
                 ended && (!shared.whole || replay.sent_frames == shared.frames.len())
             }
             Self::Held(held) => held.body.is_end_stream(),
+            Self::Copied(copied) => copied.data.is_none() && copied.trailers.is_none(),
         }
     }
 
@@ -321,6 +390,9 @@ impl Body for OutgoingBody {
             // hyper asks once, before the first frame, so the size of the whole is the right answer.
             Self::Replayed(replay) => replay.shared.borrow().size,
             Self::Held(held) => held.body.size_hint(),
+            Self::Copied(copied) => {
+                SizeHint::with_exact(copied.data.as_ref().map_or(0, |data| data.len() as u64))
+            }
         }
     }
 }

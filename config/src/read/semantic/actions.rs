@@ -90,7 +90,16 @@ pub(super) fn actions(at: &At<'_>, service: &Service, route: &Route, faults: &mu
 /// One thing becomes of a request, and what is said beside it goes with that.
 fn one_thing(at: &At<'_>, faults: &mut Vec<Fault>) {
     const THINGS: [&str; 3] = ["to", "redirect", "respond"];
-    const WITH_TO: [&str; 5] = ["rewrite", "request_headers", "timeout", "retry", "hedge"];
+    const WITH_TO: [&str; 8] = [
+        "rewrite",
+        "request_headers",
+        "timeout",
+        "retry",
+        "hedge",
+        "rate_limit",
+        "fault",
+        "mirror",
+    ];
     if at.given(&THINGS) == 0 && !at.is_damaged() {
         faults.push(at.fault("nothing says what becomes of the requests; give one of to, redirect, respond"));
         return;

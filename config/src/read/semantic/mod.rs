@@ -12,6 +12,7 @@ mod names;
 mod policies;
 mod routes;
 mod service;
+mod traffic;
 
 pub(super) use self::bootstrap::bootstrap;
 pub(super) use self::hosts::Hosts;

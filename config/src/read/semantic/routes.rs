@@ -8,6 +8,7 @@ use super::super::suggest::nearest;
 use super::actions::actions;
 use super::names::{is_token, part_name, unique};
 use super::policies::{hedge, policies};
+use super::traffic::traffic;
 use super::{At, exactly_one};
 use crate::pattern;
 use crate::service::{HeaderMatch, Match, PathMatch, Protocol, QueryMatch, Route, Service};
@@ -52,7 +53,7 @@ pub(super) fn routes(at: &At<'_>, service: &Service, faults: &mut Vec<Fault>) {
 }
 
 /// The backends of a service that routes may name.
-struct Known<'a> {
+pub(super) struct Known<'a> {
     in_order: Vec<&'a str>,
     names: HashSet<&'a str>,
 }
@@ -69,10 +70,17 @@ impl<'a> Known<'a> {
         Some(Self { in_order, names })
     }
 
-    fn miss(&self, name: &str) -> String {
+    /// What is wrong with a name that none of them bears.
+    pub(super) fn miss(&self, name: &str) -> Option<String> {
+        if self.names.contains(name) {
+            return None;
+        }
         let meant = nearest(name, self.in_order.iter().copied());
         let options = options(meant, None, &self.in_order);
-        format!("no backend of this service is named `{}`{options}", shown(name))
+        Some(format!(
+            "no backend of this service is named `{}`{options}",
+            shown(name)
+        ))
     }
 }
 
@@ -92,6 +100,7 @@ fn route(at: &At<'_>, route: &Route, known: Option<&Known<'_>>, faults: &mut Vec
     targets(at, route, known, faults);
     policies(at, route.timeout.as_ref(), route.retry.as_ref(), faults);
     hedge(at, route, faults);
+    traffic(at, route, known, faults);
 }
 
 /// Refuses what a route can only do with requests: in the bytes of TCP there are none.
@@ -107,6 +116,9 @@ fn only_for_requests(at: &At<'_>, faults: &mut Vec<Fault>) {
                 "rewrite",
                 "request_headers",
                 "response_headers",
+                "rate_limit",
+                "fault",
+                "mirror",
             ],
         ),
         ("timeout", &["request", "attempt"]),
@@ -157,9 +169,7 @@ fn targets(at: &At<'_>, route: &Route, known: Option<&Known<'_>>, faults: &mut V
         }
         if let Some(at) = at.field("backend") {
             let name = target.backend.as_str();
-            if let Some(known) = known.filter(|known| !known.names.contains(name)) {
-                faults.push(at.fault(known.miss(name)));
-            }
+            faults.extend(known.and_then(|known| known.miss(name)).map(|why| at.fault(why)));
             if let Some(line) = seen.insert(name, at.mark().line) {
                 faults.push(at.fault(format!(
                     "this route names `{}` twice, first on line {line}; give it one weight",

@@ -98,6 +98,8 @@ impl Event {
                 | Reason::NotReady
                 | Reason::NoService
                 | Reason::NoRoute
+                | Reason::RateLimited
+                | Reason::FaultInjected
                 | Reason::NoEndpoint
                 | Reason::Loop
                 | Reason::RequestTimeout

@@ -14,12 +14,14 @@ mod pushback;
 use std::time::{Duration, Instant};
 
 use http::Method;
+use http::request::Parts;
 use outrigger_config::mesh::RetryPolicy;
 
 use self::conditions::End;
 use self::pushback::Pushback;
 use crate::error::{Failure, Reached, Reason};
 use crate::request::attempt::Answer;
+use crate::request::grpc;
 use crate::snapshot::routes::{Route, Target};
 use crate::telemetry::metrics::RetryResult;
 use crate::upstream::balance::Wanted;
@@ -65,8 +67,24 @@ pub(crate) enum Decision {
 }
 
 impl Progress {
+    /// Where a request stands that is ready to leave. `grpc`: it is a gRPC call. `key`: what leads it to its endpoint, if
+    /// anything does.
+    pub(crate) fn of(
+        route: &Route,
+        head: &Parts,
+        (grpc, key): (bool, Option<u64>),
+        started: Instant,
+    ) -> Self {
+        let mut progress = Self::start(route, &head.method, grpc, started);
+        if grpc {
+            progress.must_end_within(grpc::timeout(&head.headers));
+        }
+        progress.key = key;
+        progress
+    }
+
     /// `grpc`: it is a gRPC call.
-    pub(crate) fn start(route: &Route, method: &Method, grpc: bool, started: Instant) -> Self {
+    fn start(route: &Route, method: &Method, grpc: bool, started: Instant) -> Self {
         Self {
             attempts_max: route.retry.attempts.min(ATTEMPTS_MAX as u32),
             attempts: 0,
@@ -84,7 +102,7 @@ impl Progress {
     }
 
     /// The caller gives its call so much time, of which the route may allow less.
-    pub(crate) fn must_end_within(&mut self, time: Option<Duration>) {
+    fn must_end_within(&mut self, time: Option<Duration>) {
         let Some(until) = time.and_then(|time| self.now.checked_add(time)) else {
             return;
         };
@@ -114,11 +132,6 @@ impl Progress {
     /// When the next attempt begins.
     pub(crate) fn now(&self) -> Instant {
         self.now
-    }
-
-    /// What leads it to its endpoint.
-    pub(crate) fn is_led_by(&mut self, key: Option<u64>) {
-        self.key = key;
     }
 
     /// What an endpoint is chosen by for an attempt at this time.
@@ -167,6 +180,11 @@ impl Progress {
             (Some(request), Some(attempt)) => Some(if attempt.0 < request.0 { attempt } else { request }),
             (request, attempt) => request.or(attempt),
         }
+    }
+
+    /// Whether the time of the whole request is over.
+    pub(crate) fn is_over(&self) -> bool {
+        self.request_deadline.is_some_and(|deadline| self.now >= deadline)
     }
 
     /// Decides what to do after an attempt, and counts the decision.
@@ -261,7 +279,7 @@ impl Progress {
         route.choose_again(last, &mut self.left, tried, rng)
     }
 
-    /// Waits before the next attempt, at most as long as the request has.
+    /// Waits before an attempt, at most as long as the request has.
     pub(crate) async fn wait(&mut self, after: Duration) {
         if !after.is_zero() {
             let until = self.now + after;

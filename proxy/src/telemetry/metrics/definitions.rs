@@ -98,6 +98,16 @@ pub(super) const SKIPPED: Definition = Definition {
     help: "Requests whose share of a route was this backend's and went to the others, because none of its endpoints was in.",
     labels: &["service", "route", "backend"],
 };
+pub(super) const MIRRORED: Definition = Definition {
+    name: "outrigger_mirrored_requests_total",
+    help: "Copies of requests for a mirror, by what became of them: 1xx to 5xx, failed, timeout; not sent: full, too-large, cut.",
+    labels: &["service", "route", "backend", "result"],
+};
+pub(super) const FAULTS: Definition = Definition {
+    name: "outrigger_faults_total",
+    help: "Faults put into requests on purpose, by kind: delay, abort.",
+    labels: &["service", "route", "kind"],
+};
 pub(super) const TCP_CONNECTIONS: Definition = Definition {
     name: "outrigger_tcp_connections_total",
     help: "TCP connections of callers that are over, by why; reason is empty for one that both sides ended.",
@@ -145,7 +155,7 @@ pub(super) const LOG_LINES_LOST: Definition = Definition {
 };
 
 /// Every metric of the sidecar; those of the process (`process_*`) come beside.
-pub const ALL: [Definition; 23] = [
+pub const ALL: [Definition; 25] = [
     REQUESTS,
     REQUEST_DURATION,
     GRPC_CALLS,
@@ -160,6 +170,8 @@ pub const ALL: [Definition; 23] = [
     HEALTH_CHECKS,
     LIMITED,
     SKIPPED,
+    MIRRORED,
+    FAULTS,
     TCP_CONNECTIONS,
     TCP_OPEN,
     TCP_BYTES,

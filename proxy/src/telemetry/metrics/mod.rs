@@ -10,6 +10,7 @@ mod seconds;
 mod tcp;
 #[cfg(test)]
 mod tests;
+mod traffic;
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -26,11 +27,12 @@ pub use cluster::{ClusterMetrics, Limit};
 pub use definitions::{ALL, Definition};
 use definitions::{
     ATTEMPT_DURATION, ATTEMPTS, CONFIG_APPLIED_AT, CONFIG_INFO, CONNECTIONS_CUT, CONNECTIONS_OPEN, EJECTIONS,
-    ENDPOINTS, ENDPOINTS_IN, GRPC_CALLS, HEALTH_CHECKS, HEDGES, LIMITED, LOG_LINES_LOST, PANICS, PUSHES,
-    REQUEST_DURATION, REQUESTS, RETRIES, SKIPPED, TCP_BYTES, TCP_CONNECTIONS, TCP_OPEN,
+    ENDPOINTS, ENDPOINTS_IN, FAULTS, GRPC_CALLS, HEALTH_CHECKS, HEDGES, LIMITED, LOG_LINES_LOST, MIRRORED,
+    PANICS, PUSHES, REQUEST_DURATION, REQUESTS, RETRIES, SKIPPED, TCP_BYTES, TCP_CONNECTIONS, TCP_OPEN,
 };
 pub use seconds::{HedgeMetrics, HedgeResult, RetryMetrics, RetryResult};
 pub use tcp::TcpMetrics;
+pub use traffic::{FaultMetrics, MirrorMetrics, MirrorResult};
 
 /// Labels of a status class; the last stands for a request that never had a status.
 const CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "none"];
@@ -77,6 +79,8 @@ pub struct Metrics {
     health_checks: IntCounterVec,
     limited: IntCounterVec,
     skipped: IntCounterVec,
+    mirrored: IntCounterVec,
+    faults: IntCounterVec,
     tcp_connections: IntCounterVec,
     tcp_open: IntGaugeVec,
     tcp_bytes: IntCounterVec,
@@ -92,6 +96,8 @@ pub struct Metrics {
     route_hedges: Living<RetryLabels, HedgeMetrics>,
     clusters: Living<ClusterLabels, ClusterMetrics>,
     tcp: Living<RouteLabels, TcpMetrics>,
+    route_mirrors: Living<RouteLabels, MirrorMetrics>,
+    route_faults: Living<RetryLabels, FaultMetrics>,
 }
 
 /// What names the series of a route.
@@ -166,6 +172,8 @@ impl Metrics {
             health_checks: HEALTH_CHECKS.counters(&registry)?,
             limited: LIMITED.counters(&registry)?,
             skipped: SKIPPED.counters(&registry)?,
+            mirrored: MIRRORED.counters(&registry)?,
+            faults: FAULTS.counters(&registry)?,
             tcp_connections: TCP_CONNECTIONS.counters(&registry)?,
             tcp_open: TCP_OPEN.gauges(&registry)?,
             tcp_bytes: TCP_BYTES.counters(&registry)?,
@@ -182,6 +190,8 @@ impl Metrics {
             route_hedges: Living::default(),
             clusters: Living::default(),
             tcp: Living::default(),
+            route_mirrors: Living::default(),
+            route_faults: Living::default(),
             registry,
             process,
         })
@@ -223,6 +233,18 @@ impl Metrics {
     pub fn tcp(self: &Arc<Self>, labels: RouteLabels) -> Arc<TcpMetrics> {
         self.tcp
             .get_or_make(labels, |labels| TcpMetrics::new(self, labels))
+    }
+
+    /// The handles of a route's copies to a backend: those that live already, or new ones.
+    pub fn mirrors(self: &Arc<Self>, labels: RouteLabels) -> Arc<MirrorMetrics> {
+        self.route_mirrors
+            .get_or_make(labels, |labels| MirrorMetrics::new(self, labels))
+    }
+
+    /// The handles of a route's faults: those that live already, or new ones.
+    pub fn faults(self: &Arc<Self>, labels: RetryLabels) -> Arc<FaultMetrics> {
+        self.route_faults
+            .get_or_make(labels, |labels| FaultMetrics::new(self, labels))
     }
 
     /// The handles of a cluster: those that live already, or new ones.

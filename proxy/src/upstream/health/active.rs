@@ -22,6 +22,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
 use super::grpc;
+use crate::error::Reason;
 use crate::upstream::{Cluster, Endpoint};
 
 /// Questions at once, over all clusters: a thousand endpoints are asked within seconds, and the checks never take all
@@ -171,7 +172,8 @@ async fn ask(address: SocketAddr, host: &str, check: &HealthCheck) -> Result<(),
         .unwrap_or_else(|_| Err(format!("no answer within {}", check.timeout)))
 }
 
-/// A GET of a path. A 2xx is a good answer; a redirect may lead to a page that says error.
+/// A GET of a path. A 2xx is a good answer; a redirect may lead to a page that says error. A sidecar that lets no more
+/// requests through, of which this is one, says nothing against its application.
 async fn get(stream: TcpStream, host: &str, path: &str) -> Result<(), String> {
     let broken = |error: hyper::Error| format!("GET {path}: {error}");
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
@@ -189,11 +191,11 @@ async fn get(stream: TcpStream, host: &str, path: &str) -> Result<(), String> {
         answered = &mut answer => answered,
         _ = &mut connection => answer.await,
     };
-    let status = head.map_err(broken)?.status();
-    if status.is_success() {
+    let head = head.map_err(broken)?;
+    if head.status().is_success() || Reason::keeps_a_limit(head.headers()) {
         Ok(())
     } else {
-        Err(format!("GET {path}: {status}"))
+        Err(format!("GET {path}: {}", head.status()))
     }
 }
 

@@ -5,6 +5,8 @@ use http::{HeaderMap, Request, Version, header};
 use prost::Message;
 use tokio::net::TcpStream;
 
+use crate::error::Reason;
+
 /// What is asked.
 #[derive(Clone, PartialEq, Message)]
 struct HealthCheckRequest {
@@ -51,6 +53,10 @@ pub(super) async fn check(stream: TcpStream, host: &str, service: &str) -> Resul
         body.send_data(message(service), true).map_err(broken)?;
         let (head, mut body) = answer.await.map_err(broken)?.into_parts();
         // A call that fails at once says so in its head.
+        if Reason::keeps_a_limit(&head.headers) {
+            // The sidecar lets no more calls through, of which this is one; nothing is said against its application.
+            return Ok(());
+        }
         grpc_status(&head.headers)?;
         let mut answer = BytesMut::new();
         while let Some(data) = body.data().await {
