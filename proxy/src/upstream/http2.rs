@@ -18,7 +18,7 @@ use h2::RecvStream;
 use h2::client::{ResponseFuture, SendRequest};
 use http::header::{HOST, TRANSFER_ENCODING};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Method, Request, Response, Uri, Version, request};
+use http::{Method, Request, Response, StatusCode, Uri, Version, request};
 use http_body::Body;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
@@ -295,6 +295,10 @@ fn poll_answer(
 ) -> Poll<Result<Response<RecvStream>, SendError>> {
     while let Some(head) = ready!(answer.poll_informational(cx)) {
         let (head, ()) = head.map_err(refused_or_reset)?.into_parts();
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            // RFC 9113 section 8.6: HTTP/2 has no 101.
+            return Poll::Ready(Err(SendError::Malformed("a 101 (Switching Protocols) before its answer")));
+        }
         if !allowance.takes(&head.headers) {
             return Poll::Ready(Err(SendError::TooManyInterim));
         }

@@ -56,7 +56,9 @@ impl Mesh {
             apps,
             third,
         };
-        mesh.push(50, 0).await;
+        let (version, pushed) = mesh.push(50, 0).await;
+        // One may be ready with the nothing that there was before.
+        mesh.acknowledged(&version, pushed).await;
         for sidecar in mesh.sidecars() {
             sidecar.is_ready().await;
         }
