@@ -82,6 +82,10 @@ pub struct Listeners {
     /// How long a connection of a caller may have no request; then it is closed. 1 s to 1 h. Default 75 s: above the 60 s
     /// for which AWS load balancers keep connections, so that theirs close first.
     pub idle_timeout: Duration,
+    /// Those of the two above whose connections begin with the PROXY protocol, version 1 or 2, as a load balancer sends
+    /// it: `[inbound]`. There it must come, and the source that it tells is the request's. Default: neither.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub proxy_protocol: Vec<Door>,
 }
 
 impl Default for Listeners {
@@ -92,8 +96,19 @@ impl Default for Listeners {
             local: Vec::new(),
             head_timeout: Duration::from_secs(75),
             idle_timeout: Duration::from_secs(75),
+            proxy_protocol: Vec::new(),
         }
     }
+}
+
+/// A listener that has a name of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Door {
+    /// `listeners.inbound`.
+    Inbound,
+    /// `listeners.outbound`.
+    Outbound,
 }
 
 /// A port that stands for one service.
@@ -104,6 +119,9 @@ pub struct LocalListener {
     pub address: SocketAddr,
     /// The service that answers.
     pub service: String,
+    /// Whether its connections begin with the PROXY protocol, as those of `listeners.proxy_protocol` do. Default: no.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub proxy_protocol: bool,
 }
 
 /// Where the configuration comes from: `control` or `path`, one of them.

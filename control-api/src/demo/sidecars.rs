@@ -48,7 +48,6 @@ impl Bound {
             listeners: Listeners {
                 inbound: ports.inbound,
                 outbound: ports.outbound,
-                local: Vec::new(),
                 ..Listeners::default()
             },
             config: Source {

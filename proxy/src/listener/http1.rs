@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io::{self, IoSlice};
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ const BUFFER_MAX: usize = 64 * 1024;
 /// Serves a connection to its end. Why it was cut, if it was.
 pub(super) async fn serve(
     worker: Rc<Worker>,
-    (entry, source): (Arc<Entry>, IpAddr),
+    (entry, source): (Arc<Entry>, SocketAddr),
     joined: Joined,
     mut stream: Stream,
 ) -> Option<Cut> {

@@ -4,7 +4,7 @@
 //! back to its stream. One stream can be cut without its siblings.
 
 use std::future::Future;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -53,7 +53,7 @@ const GOODBYE_MAX: Duration = Duration::from_secs(1);
 /// Serves a connection to its end. Why it was cut, if it was.
 pub(super) async fn serve(
     worker: Rc<Worker>,
-    (entry, source): (Arc<Entry>, IpAddr),
+    (entry, source): (Arc<Entry>, SocketAddr),
     joined: Joined,
     stream: Stream,
 ) -> Option<Cut> {
@@ -76,7 +76,7 @@ fn cut_for(reason: h2::Reason) -> Cut {
 
 async fn connection(
     worker: Rc<Worker>,
-    (entry, source): (Arc<Entry>, IpAddr),
+    (entry, source): (Arc<Entry>, SocketAddr),
     joined: Joined,
     stream: Stream,
 ) -> Result<Option<Cut>, h2::Error> {
@@ -154,7 +154,7 @@ async fn connection(
 /// One request and its answer.
 async fn exchange(
     worker: Rc<Worker>,
-    (entry, source): (Arc<Entry>, IpAddr),
+    (entry, source): (Arc<Entry>, SocketAddr),
     (under_way, allowance): (UnderWay, Rc<Allowance>),
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,

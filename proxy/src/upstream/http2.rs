@@ -297,7 +297,9 @@ fn poll_answer(
         let (head, ()) = head.map_err(refused_or_reset)?.into_parts();
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             // RFC 9113 section 8.6: HTTP/2 has no 101.
-            return Poll::Ready(Err(SendError::Malformed("a 101 (Switching Protocols) before its answer")));
+            return Poll::Ready(Err(SendError::Malformed(
+                "a 101 (Switching Protocols) before its answer",
+            )));
         }
         if !allowance.takes(&head.headers) {
             return Poll::Ready(Err(SendError::TooManyInterim));

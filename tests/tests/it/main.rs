@@ -46,6 +46,7 @@ mod other_store;
 mod paths;
 mod peers;
 mod postgres;
+mod proxy_protocol;
 mod rate_limits;
 mod real_servers;
 mod retries;
