@@ -185,6 +185,7 @@ impl Default for EndpointPolicy {
             slow_start: None,
             normalize_paths: None,
             rate_limit: None,
+            header_case: None,
             routes: Vec::new(),
         };
         Mesh::default().endpoints(&nothing)

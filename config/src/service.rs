@@ -57,6 +57,9 @@ pub struct Service {
     /// addresses; then a path may have several forms, and a rule on paths can be gone around.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub normalize_paths: Option<bool>,
+    /// How the names of fields are written from HTTP/1.1 to HTTP/1.1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub header_case: Option<HeaderCase>,
     /// Which request goes where: the first that matches, in the order written. Default: one route, named
     /// `default`, to the only backend.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -68,6 +71,11 @@ impl Service {
     pub fn hosts(&self) -> impl Iterator<Item = &str> {
         let named = self.hosts.is_empty().then_some(self.name.as_str());
         self.hosts.iter().map(String::as_str).chain(named)
+    }
+
+    /// Whether the names of fields keep their case.
+    pub fn keeps_header_case(&self) -> bool {
+        self.header_case == Some(HeaderCase::Keep)
     }
 }
 
@@ -91,6 +99,18 @@ impl Protocol {
     pub const fn is_http2(self) -> bool {
         matches!(self, Self::Http2 | Self::Grpc)
     }
+}
+
+/// How the names of fields are written. HTTP says that it does not matter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum HeaderCase {
+    /// In lower case, as HTTP/2 has them.
+    #[default]
+    Lower,
+    /// As they came, both ways, for callers and applications that know a name by one spelling only. It costs some
+    /// percent of each request. Connections that stand when this is changed go on as they were.
+    Keep,
 }
 
 /// A version of the service: a named set of endpoints that are equal to the caller.

@@ -3,10 +3,12 @@
 //! It only joins the two; what comes by HTTP/1 is hyper's, what comes by HTTP/2 is [`crate::http2`]'s.
 
 use std::fmt;
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
@@ -25,15 +27,40 @@ pub(crate) enum Arriving {
 pub(crate) enum Broken {
     Http1(hyper::Error),
     Http2(h2::Error),
+    /// What hyper lets pass, and HTTP does not.
+    Malformed(&'static str),
 }
 
 impl Broken {
     /// The reason that an HTTP/2 peer gave.
     pub(crate) fn code(&self) -> Option<h2::Reason> {
         match self {
-            Self::Http1(_) => None,
+            Self::Http1(_) | Self::Malformed(_) => None,
             Self::Http2(error) => error.reason(),
         }
+    }
+
+    /// Whether its bytes were not what HTTP/1.1 allows. Otherwise its sender went away, or gave up.
+    pub(crate) fn is_malformed(&self) -> bool {
+        match self {
+            Self::Malformed(_) => true,
+            Self::Http2(_) => false,
+            Self::Http1(error) => std::error::Error::source(error)
+                .and_then(|cause| cause.downcast_ref::<io::Error>())
+                .is_some_and(|cause| {
+                    matches!(
+                        cause.kind(),
+                        io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData
+                    )
+                }),
+        }
+    }
+
+    /// The same of what hyper makes of it, where it was sending such a body on.
+    pub(crate) fn was_malformed(error: &hyper::Error) -> bool {
+        std::error::Error::source(error)
+            .and_then(|cause| cause.downcast_ref::<Self>())
+            .is_some_and(Self::is_malformed)
     }
 }
 
@@ -51,6 +78,7 @@ impl fmt::Display for Broken {
         match self {
             Self::Http1(error) => error.fmt(f),
             Self::Http2(error) => error.fmt(f),
+            Self::Malformed(what) => f.write_str(what),
         }
     }
 }
@@ -60,6 +88,7 @@ impl std::error::Error for Broken {
         match self {
             Self::Http1(error) => Some(error),
             Self::Http2(error) => Some(error),
+            Self::Malformed(_) => None,
         }
     }
 }
@@ -71,9 +100,14 @@ impl Body for Arriving {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match self.get_mut() {
             Self::Nothing => Poll::Ready(None),
-            Self::Http1(body) => Pin::new(body)
-                .poll_frame(cx)
-                .map(|frame| frame.map(|frame| frame.map_err(Broken::Http1))),
+            Self::Http1(body) => Pin::new(body).poll_frame(cx).map(|frame| match frame? {
+                // Where no trailer stands between the last chunk and the end, hyper gives none. That it gives an empty
+                // one means that a bare line feed stood there, and what followed is lost (RFC 9112 section 7.1).
+                Ok(frame) if frame.trailers_ref().is_some_and(HeaderMap::is_empty) => {
+                    Some(Err(Broken::Malformed("the last chunk is not followed by an end")))
+                }
+                frame => Some(frame.map_err(Broken::Http1)),
+            }),
             Self::Http2(body) => Pin::new(body)
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map_err(Broken::Http2))),

@@ -127,7 +127,7 @@ impl Ask {
 fn host_of(target: &str) -> &str {
     target
         .strip_prefix("http://")
-        .and_then(|rest| rest.split('/').next())
+        .and_then(|rest| rest.split(['/', '?']).next())
         .unwrap_or("localhost")
 }
 

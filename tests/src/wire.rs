@@ -79,10 +79,14 @@ impl Head {
     }
 
     fn parse(bytes: &[u8]) -> io::Result<Self> {
-        let text = std::str::from_utf8(bytes).map_err(|_| bad("a head that is not text"))?;
+        // Values may have bytes beyond ASCII (RFC 9110 section 5.5); those that are no UTF-8 are read as Latin-1.
+        let text = std::str::from_utf8(bytes).map_or_else(
+            |_| bytes.iter().map(|byte| char::from(*byte)).collect(),
+            str::to_owned,
+        );
         let mut lines = text.split("\r\n");
         let first_line = lines.next().unwrap_or_default().to_owned();
-        if first_line.split(' ').count() < 2 || first_line.contains(['\r', '\n']) {
+        if !is_first_line(&first_line) {
             return Err(bad(&format!("a first line that makes no sense: {first_line:?}")));
         }
         let headers = lines.map(parse_header).collect::<io::Result<_>>()?;
@@ -109,10 +113,9 @@ impl Head {
         match (lengths.as_slice(), codings.as_slice()) {
             ([], []) => Ok(otherwise),
             ([length], []) => {
-                let length = length
-                    .parse()
-                    .map_err(|_| bad(&format!("content-length: {length}")))?;
-                Ok(Framing::Length(length))
+                let number = length.parse().ok().filter(|_| all(length, u8::is_ascii_digit));
+                let number = number.ok_or_else(|| bad(&format!("content-length: {length}")))?;
+                Ok(Framing::Length(number))
             }
             ([], [coding]) if coding.eq_ignore_ascii_case("chunked") => Ok(Framing::Chunked),
             _ => Err(bad(&format!("a body with two meanings: {:?}", self.headers))),
@@ -120,11 +123,41 @@ impl Head {
     }
 }
 
+/// `method SP target SP version` or `version SP status SP reason`, and nothing else (RFC 9112 sections 3 and 4).
+fn is_first_line(line: &str) -> bool {
+    let is_version = |word: &str| matches!(word, "HTTP/1.1" | "HTTP/1.0");
+    let mut words = line.splitn(3, ' ');
+    match [words.next(), words.next(), words.next()] {
+        [Some(version), Some(status), reason] if is_version(version) => {
+            status.len() == 3
+                && all(status, u8::is_ascii_digit)
+                && !reason
+                    .unwrap_or_default()
+                    .contains(|char: char| char.is_ascii_control() && char != '\t')
+        }
+        [Some(method), Some(target), Some(version)] => {
+            all(method, is_token) && all(target, u8::is_ascii_graphic) && is_version(version)
+        }
+        _ => false,
+    }
+}
+
+/// RFC 9110 section 5.6.2.
+fn is_token(byte: &u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)
+}
+
+/// Whether there is something and all of it is so.
+fn all(text: &str, is: impl Fn(&u8) -> bool) -> bool {
+    !text.is_empty() && text.as_bytes().iter().all(is)
+}
+
 fn parse_header(line: &str) -> io::Result<(String, String)> {
     let (name, value) = line
         .split_once(':')
         .ok_or_else(|| bad(&format!("a header without a colon: {line:?}")))?;
-    if name.is_empty() || name.contains([' ', '\t', '\r', '\n']) || value.contains(['\r', '\n']) {
+    let is_text = !value.contains(|char: char| char.is_ascii_control() && char != '\t');
+    if !all(name, is_token) || !is_text {
         return Err(bad(&format!("a header that is not allowed: {line:?}")));
     }
     Ok((name.to_owned(), value.trim().to_owned()))
@@ -228,8 +261,10 @@ impl Wire {
         loop {
             let line = self.line().await?;
             let digits = line.split(';').next().unwrap_or_default();
-            let length =
-                usize::from_str_radix(digits, 16).map_err(|_| bad(&format!("a chunk's length: {line:?}")))?;
+            let length = usize::from_str_radix(digits, 16)
+                .ok()
+                .filter(|_| all(digits, u8::is_ascii_hexdigit))
+                .ok_or_else(|| bad(&format!("a chunk's length: {line:?}")))?;
             if length == 0 {
                 break;
             }

@@ -42,6 +42,7 @@ pub(super) async fn serve(
 ) -> Option<Cut> {
     let between = stream.between();
     let caller = Rc::clone(&joined.caller);
+    let keeps_case = worker.lease().keeps_case(&entry);
     let service = service_fn(move |mut request: Request<Incoming>| {
         let upgrade = hyper::upgrade::on(&mut request);
         let (worker, entry, under_way) = (Rc::clone(&worker), Arc::clone(&entry), caller.begin());
@@ -51,9 +52,11 @@ pub(super) async fn serve(
             let request = request.map(Arriving::Http1);
             let handled = pin!(request::handle(&worker, (&entry, source), request, &interim));
             let mut response = with_interim(handled, &interim, &between).await;
-            if worker.drain.is_draining() {
+            let refused = response.body().is_own() && response.status() == StatusCode::BAD_REQUEST;
+            if refused || worker.drain.is_draining() {
                 // RFC 9112 section 9.6: says that this connection takes no further request, so that a caller which
-                // keeps to it opens its next one elsewhere and none is lost.
+                // keeps to it opens its next one elsewhere and none is lost. After a request that HTTP does not allow
+                // nobody knows where the next one begins.
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(header::CONNECTION, close);
             }
@@ -70,6 +73,7 @@ pub(super) async fn serve(
         .max_buf_size(BUFFER_MAX)
         // A proxy passes a date on; it does not make one up.
         .auto_date_header(false)
+        .preserve_header_case(keeps_case)
         .serve_connection(
             Heard {
                 stream,

@@ -12,7 +12,7 @@ use http::request::Parts;
 use http::{HeaderValue, Request, StatusCode, response};
 use http_body::Body;
 
-use crate::arriving::Arriving;
+use crate::arriving::{Arriving, Broken};
 use crate::error::{Failure, Reason};
 use crate::interim::Interim;
 use crate::request::body::REASON;
@@ -162,9 +162,12 @@ pub(crate) async fn send(
                     // A probe may have come by a kept connection: that it was answered is as good as a new one.
                     _ => pick.health.connected(),
                 }
-                headers::prepare_response(&mut head).map_err(|what| {
+                let framing = headers::prepare_response(&mut head).map_err(|what| {
                     Failure::new(Reason::UpstreamProtocol, format!("{}: {what}", pick.address))
                 })?;
+                if framing == headers::Framing::Doubtful {
+                    carrier.is_last();
+                }
                 return Ok(Box::new(Answer {
                     head,
                     body,
@@ -207,7 +210,7 @@ pub(crate) async fn switch(
     } else {
         upgrade.ask(&mut head.headers);
         let waiting = Waiting::begin(&pick)?;
-        let connection = Switching::dial(&pick, until).await;
+        let connection = Switching::dial(&pick, pick.keeps_case, until).await;
         drop(waiting);
         let connection = connection.map_err(|failure| in_time(failure, deadline))?;
         connection.send(Request::from_parts(head, body), until).await
@@ -236,7 +239,9 @@ pub(crate) async fn switch(
 
 /// A connection that an earlier request has left.
 fn kept(worker: &Worker, pick: &Pick, http2: bool) -> Option<Box<Connection>> {
-    (!http2).then(|| worker.pool.checkout(pick)).flatten()
+    let connection = (!http2).then(|| worker.pool.checkout(pick)).flatten();
+    // One that was made before the configuration changed is let go of.
+    connection.filter(|connection| connection.keeps_case == pick.keeps_case)
 }
 
 /// A new connection; of one that is shared, a stream.
@@ -250,7 +255,9 @@ async fn carrier(
         return worker.pool.stream(pick, until).await.map(Carrier::Shared);
     }
     let _waiting = Waiting::begin(pick)?;
-    Connection::dial(pick, until).await.map(Carrier::Own)
+    Connection::dial(pick, pick.keeps_case, until)
+        .await
+        .map(Carrier::Own)
 }
 
 /// The reason that the sidecar of the endpoint gives, if it answered itself. Only failures are looked at, so that an
@@ -311,10 +318,7 @@ fn failure(error: SendError, pick: &Pick, carrier: &Carrier, deadline: Option<(I
             Reason::UpstreamReset,
             format!("{address} gave the request up: {error}"),
         ),
-        SendError::CallerBroke(detail) => Failure::new(
-            Reason::ClientGone,
-            format!("the caller broke off its request: {detail}"),
-        ),
+        SendError::CallerBroke(error) => broke_off(&error, error.is_malformed()),
         SendError::Unsendable(reason, detail) => Failure::new(reason, format!("{address}: {detail}")),
         SendError::TooManyInterim => Failure::new(
             Reason::UpstreamProtocol,
@@ -328,10 +332,9 @@ fn failure(error: SendError, pick: &Pick, carrier: &Carrier, deadline: Option<(I
             Reason::IdleTimeout,
             format!("the request's body to {address} was silent for too long"),
         ),
-        SendError::Broken(error) if error.is_user() || error.is_body_write_aborted() => Failure::new(
-            Reason::ClientGone,
-            format!("the caller broke off its request: {error}"),
-        ),
+        SendError::Broken(error) if error.is_user() || error.is_body_write_aborted() => {
+            broke_off(&error, Broken::was_malformed(&error))
+        }
         SendError::Broken(error) if error.is_parse() || error.is_parse_too_large() => Failure::new(
             Reason::UpstreamProtocol,
             format!("{address} did not answer in HTTP: {error}"),
@@ -341,5 +344,19 @@ fn failure(error: SendError, pick: &Pick, carrier: &Carrier, deadline: Option<(I
             let detail = format!("{address} closed {kind} connection before it answered: {error}");
             Failure::new(Reason::UpstreamReset, detail)
         }
+    }
+}
+
+/// The request's body ended before its end: its caller is gone, or sent what is no body.
+fn broke_off(error: &dyn std::error::Error, malformed: bool) -> Failure {
+    match malformed {
+        true => Failure::new(
+            Reason::BadRequest,
+            format!("the request's body is not what HTTP allows: {error}"),
+        ),
+        false => Failure::new(
+            Reason::ClientGone,
+            format!("the caller broke off its request: {error}"),
+        ),
     }
 }

@@ -267,7 +267,11 @@ impl Relayed {
             Poll::Ready(Some(Err(error))) => {
                 let detail = format!("{} broke off its answer: {error}", self.pick.address);
                 let code = error.code();
-                let cut = self.cut(Reason::UpstreamReset, detail);
+                let reason = match error.is_malformed() {
+                    true => Reason::UpstreamProtocol,
+                    false => Reason::UpstreamReset,
+                };
+                let cut = self.cut(reason, detail);
                 // hyper throws away what it has not written yet when a body fails, be it the head. Told that there is
                 // nothing at the moment it writes, and asks again.
                 self.broken = Some(Box::new(Cut { code, ..cut }));
@@ -351,6 +355,11 @@ impl Relayed {
 }
 
 impl ResponseBody {
+    /// Whether the proxy answers itself.
+    pub(crate) fn is_own(&self) -> bool {
+        matches!(self, Self::Text(..))
+    }
+
     /// How long it may take, if it comes from an upstream.
     pub(crate) fn bounds(&self) -> Option<Bounds> {
         match self {

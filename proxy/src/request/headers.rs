@@ -3,12 +3,15 @@
 //!
 //! Pure. It does not route and does not add what was not asked for.
 
-use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, Entry, HOST, TE, TRANSFER_ENCODING, UPGRADE,
+};
 use http::request::Parts;
-use http::uri::PathAndQuery;
+use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version};
 
 use crate::error::{Failure, Reason};
+use crate::request::authority;
 
 /// Not in the http crate's list: the pre-standard spelling and Netscape's.
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -33,6 +36,10 @@ struct Look<'a> {
     upgrade: bool,
     /// Whether it is a gRPC call, or the answer to one.
     grpc: bool,
+    /// How many lines tell a length.
+    lengths: usize,
+    /// Whether the length is told otherwise than by one number.
+    odd_length: bool,
 }
 
 fn look(headers: &HeaderMap) -> Look<'_> {
@@ -61,6 +68,12 @@ fn look(headers: &HeaderMap) -> Look<'_> {
                 look.upgrade = true;
             }
             EXPECT => look.expect = true,
+            CONTENT_LENGTH => {
+                look.lengths += 1;
+                let digits = value.as_bytes();
+                look.odd_length |=
+                    look.lengths > 1 || digits.is_empty() || !digits.iter().all(u8::is_ascii_digit);
+            }
             CONTENT_TYPE => look.grpc = value.as_bytes().starts_with(b"application/grpc"),
             _ => look.hop_by_hop |= *name == KEEP_ALIVE || *name == PROXY_CONNECTION,
         }
@@ -88,7 +101,9 @@ pub(crate) struct Asked<'a> {
 /// What no request may have, because its bytes would mean one thing here and another further on.
 pub(crate) fn asked(head: &Parts) -> Result<Asked<'_>, Failure> {
     let look = look(&head.headers);
-    let (upgrade, grpc) = (look.upgrade || head.method == Method::CONNECT, look.grpc);
+    // RFC 9110 section 7.8: HTTP/1.0 has no `Upgrade`, and one that comes by it is not there.
+    let wish = look.upgrade && head.version != Version::HTTP_10;
+    let (upgrade, grpc) = (wish || head.method == Method::CONNECT, look.grpc);
     let expects = look.expect && expects_continue(head);
     let host = host(head, &look)?;
     Ok(Asked {
@@ -115,18 +130,20 @@ fn host<'a>(head: &'a Parts, look: &Look<'a>) -> Result<Option<&'a str>, Failure
         // RFC 9112 section 3.2: more than one Host line is refused, whoever might read which.
         return Err(bad("the request has more than one Host"));
     }
-    if let Some(authority) = head.uri.authority() {
-        return Ok(Some(authority.as_str()));
-    }
-    match look.host {
-        Some(host) => match host.to_str() {
-            Ok(host) => Ok(Some(host)),
-            Err(_) => Err(bad("Host has bytes that no host name has")),
-        },
+    let host = match look.host {
+        Some(host) => Some(authority::named(host)?),
         // RFC 9112 section 3.2.
-        None if head.version >= Version::HTTP_11 => Err(bad("the request has no Host")),
-        None => Ok(None),
+        None if head.version == Version::HTTP_11
+            || head.version > Version::HTTP_11 && head.uri.authority().is_none() =>
+        {
+            return Err(bad("the request has no Host"));
+        }
+        None => None,
+    };
+    if head.version != Version::HTTP_2 {
+        authority::target(head)?;
     }
+    Ok(head.uri.authority().map(Authority::as_str).or(host))
 }
 
 fn bad(detail: &'static str) -> Failure {
@@ -137,59 +154,66 @@ fn bad(detail: &'static str) -> Failure {
 /// `fallback` is the host of a request that named none.
 pub(crate) fn prepare_request(head: &mut Parts, fallback: &str) {
     let found = look(&head.headers);
-    let Look {
-        hosts,
-        chunked,
-        expect,
-        ..
-    } = found;
-    let (connection, hop_by_hop, names_fields) = (found.connection, found.hop_by_hop, found.names_fields);
-    if connection || hop_by_hop {
-        let trailers_wanted = hop_by_hop && accepts_trailers(&head.headers);
-        strip_hop_by_hop(&mut head.headers, hop_by_hop, names_fields);
-        if trailers_wanted {
+    let (hosts, chunked) = (found.hosts, found.chunked);
+    if found.connection || found.hop_by_hop || found.expect {
+        let trailers = found.hop_by_hop && accepts_trailers(&head.headers);
+        let named = named_by_connection(&head.headers, found.names_fields);
+        take_out(&mut head.headers, |name| match *name {
             // RFC 9110 section 10.1.4: TE is of one connection, but a proxy that passes trailers on may say so again.
+            TE => !trailers,
+            TRANSFER_ENCODING => !chunked,
+            // RFC 9112 section 6.1: where both are there, chunked is what frames the body and the length is a lie.
+            CONTENT_LENGTH => chunked,
+            // Said again where there is a body to be held back; see `Outgoing::hold_if`.
+            EXPECT => true,
+            _ => is_hop_by_hop(name) || named.contains(name),
+        });
+        // What is said again stays in its place.
+        if trailers {
             head.headers.insert(TE, HeaderValue::from_static("trailers"));
         }
-    }
-    if expect {
-        // Said again where there is a body to be held back; see `Outgoing::hold_if`.
-        head.headers.remove(EXPECT);
-    }
-    if chunked {
-        // RFC 9112 section 6.1: where both are there, chunked is what frames the body and the length is a lie.
-        head.headers.remove(CONTENT_LENGTH);
-        // Said explicitly, because hyper takes a GET of unknown length to have no body.
-        head.headers
-            .insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        if chunked {
+            // Said explicitly, because hyper takes a GET of unknown length to have no body.
+            head.headers
+                .insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
     }
     if head.uri.authority().is_some() || hosts == 0 {
         let host = head
             .uri
             .authority()
             .map_or(fallback, |authority| authority.as_str());
-        // The authority may hold a user (`user@host`), which Host may not (RFC 9110 section 7.2).
-        let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
         if let Ok(host) = HeaderValue::from_str(host) {
             head.headers.insert(HOST, host);
         }
     }
     if head.uri.scheme().is_some() || head.uri.authority().is_some() {
-        let path = head
-            .uri
-            .path_and_query()
-            .cloned()
-            .unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let bare = head.method == Method::OPTIONS && authority::asks_of_all(&head.uri);
+        let path = match head.uri.path_and_query() {
+            // RFC 9112 section 3.2.4: without a path it is the server as a whole that is asked.
+            Some(_) if bare => PathAndQuery::from_static("*"),
+            Some(path) => path.clone(),
+            None => PathAndQuery::from_static("/"),
+        };
         head.uri = Uri::from(path);
     }
     head.version = Version::HTTP_11;
+}
+
+/// What an answer's head says of the connection that it came by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Framing {
+    /// One thing.
+    Sound,
+    /// Where the answer ends was told twice: the connection takes no other request.
+    Doubtful,
 }
 
 /// Makes a received answer into one to hand on: what belongs to the hop that it came by goes.
 ///
 /// # Errors
 /// What no answer may have, because its bytes would mean one thing here and another to the caller.
-pub(crate) fn prepare_response(head: &mut http::response::Parts) -> Result<(), &'static str> {
+pub(crate) fn prepare_response(head: &mut http::response::Parts) -> Result<Framing, &'static str> {
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         // RFC 9110 section 15.2.2: nobody asked for it, since this hop does not pass `Upgrade` on.
         return Err("it switched protocols without being asked to");
@@ -198,27 +222,54 @@ pub(crate) fn prepare_response(head: &mut http::response::Parts) -> Result<(), &
     if found.other_coding {
         return Err("its answer has a transfer coding other than chunked");
     }
-    let (connection, hop_by_hop, names_fields) = (found.connection, found.hop_by_hop, found.names_fields);
     let chunked = found.chunked;
-    if connection || hop_by_hop {
-        strip_hop_by_hop(&mut head.headers, hop_by_hop, names_fields);
+    // RFC 9112 section 6.3: chunked is what framed the body, and a length beside it is a lie.
+    let framing = match chunked && found.lengths > 0 {
+        true => Framing::Doubtful,
+        false => Framing::Sound,
+    };
+    let odd_length = found.odd_length && !chunked;
+    if found.connection || found.hop_by_hop {
+        let named = named_by_connection(&head.headers, found.names_fields);
+        take_out(&mut head.headers, |name| match *name {
+            CONTENT_LENGTH => chunked,
+            TE | TRANSFER_ENCODING => true,
+            _ => is_hop_by_hop(name) || named.contains(name),
+        });
     }
-    if chunked {
-        // RFC 9112 section 6.3: chunked is what framed the body, and a length beside it is a lie.
-        head.headers.remove(CONTENT_LENGTH);
+    if odd_length {
+        let length = only_length(&head.headers).ok_or("its answer tells two lengths, or one that is none")?;
+        head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
     // RFC 9110 section 2.5: an intermediary sends its own version, not the one that it received.
     head.version = Version::HTTP_11;
-    Ok(())
+    Ok(framing)
+}
+
+/// RFC 9110 section 8.6: one length that is told several times, in lines or in a list, is one. hyper looks at them only
+/// where there is a body, and an answer to HEAD has none.
+fn only_length(headers: &HeaderMap) -> Option<u64> {
+    let lines = headers.get_all(CONTENT_LENGTH).iter();
+    let mut told = lines
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .map(|length| {
+            let digits = std::str::from_utf8(length.trim_ascii()).ok()?;
+            let is_number = digits.bytes().all(|digit| digit.is_ascii_digit());
+            digits.parse::<u64>().ok().filter(|_| is_number)
+        });
+    let first = told.next()??;
+    told.all(|other| other == Some(first)).then_some(first)
 }
 
 /// Makes an interim answer that was received into one to hand on. It has no body, and so nothing to say about one
 /// (RFC 9110 section 8.6, RFC 9112 section 6.1).
 pub(crate) fn prepare_interim(headers: &mut HeaderMap) {
-    let found = look(headers);
-    let (hop_by_hop, names_fields) = (found.hop_by_hop, found.names_fields);
-    strip_hop_by_hop(headers, hop_by_hop, names_fields);
-    headers.remove(CONTENT_LENGTH);
+    let named = named_by_connection(headers, look(headers).names_fields);
+    take_out(headers, |name| {
+        matches!(*name, CONTENT_LENGTH | TRANSFER_ENCODING | TE)
+            || is_hop_by_hop(name)
+            || named.contains(name)
+    });
 }
 
 fn accepts_trailers(headers: &HeaderMap) -> bool {
@@ -230,27 +281,47 @@ fn accepts_trailers(headers: &HeaderMap) -> bool {
     })
 }
 
-/// RFC 9110 section 7.6.1: `Connection`, what it names, and the fields that are of one connection by custom.
-fn strip_hop_by_hop(headers: &mut HeaderMap, hop_by_hop: bool, names_fields: bool) {
-    if names_fields {
-        let named: Vec<HeaderName> = headers
-            .get_all(CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|name| HeaderName::try_from(name.trim()).ok())
-            // Naming a field that the message cannot do without does not make it one of the connection.
-            .filter(|name| !matches!(*name, HOST | CONTENT_LENGTH))
-            .collect();
-        for name in named {
-            headers.remove(name);
+/// RFC 9110 section 7.6.1: `Connection`, and the fields that are of one connection by custom.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(*name, CONNECTION | UPGRADE) || *name == KEEP_ALIVE || *name == PROXY_CONNECTION
+}
+
+/// The fields that `Connection` names (RFC 9110 section 7.6.1). A name that is none is no reason to pass the others.
+fn named_by_connection(headers: &HeaderMap, names_fields: bool) -> Vec<HeaderName> {
+    if !names_fields {
+        return Vec::new();
+    }
+    let lines = headers.get_all(CONNECTION).iter();
+    lines
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+        // Naming a field that the message cannot do without does not make it one of the connection.
+        .filter(|name| !matches!(*name, HOST | CONTENT_LENGTH | TRANSFER_ENCODING | TE))
+        .collect()
+}
+
+/// Takes fields out of a head and leaves the others in their order, for which there are servers and callers that care.
+/// `HeaderMap` puts its last field into the gap that one leaves, so what stands behind the first that goes is taken off
+/// from the end, and put back. Mostly nothing stands there, since `Connection` is written last.
+fn take_out(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
+    let Some(first) = headers.keys().position(&goes) else {
+        return;
+    };
+    let mut behind = Vec::new();
+    while let Some(last) = headers.keys_len().checked_sub(1).filter(|last| *last >= first) {
+        let Some(name) = headers.keys().nth(last).cloned() else {
+            break;
+        };
+        let stays = !goes(&name);
+        if let Entry::Occupied(field) = headers.entry(name) {
+            let (name, values) = field.remove_entry_mult();
+            let begin = behind.len();
+            behind.extend(values.filter(|_| stays).map(|value| (name.clone(), value)));
+            behind[begin..].reverse();
         }
     }
-    headers.remove(CONNECTION);
-    if hop_by_hop {
-        for name in [KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE, TE] {
-            headers.remove(name);
-        }
+    for (name, value) in behind.into_iter().rev() {
+        headers.append(name, value);
     }
 }
 
@@ -307,14 +378,14 @@ mod tests {
 
     #[test]
     fn a_full_url_becomes_a_path_and_its_host_overrules_the_header() {
-        let head = prepared("http://user@reviews:80/a?b=c", &[("host", "other")]);
+        let head = prepared("http://reviews:80/a?b=c", &[("host", "other")]);
         assert_eq!(head.uri.to_string(), "/a?b=c");
         assert_eq!(head.headers["host"], "reviews:80");
     }
 
     #[test]
     fn a_full_url_without_a_path_becomes_the_root() {
-        assert_eq!(prepared("http://reviews", &[]).uri.to_string(), "/");
+        assert_eq!(prepared("http://reviews", &[("host", "a")]).uri.to_string(), "/");
     }
 
     #[test]
@@ -342,6 +413,56 @@ mod tests {
         );
         assert!(!head.headers.contains_key("content-length"));
         assert_eq!(head.headers["transfer-encoding"], "chunked");
+    }
+
+    #[test]
+    fn what_goes_leaves_the_order_of_what_stays_and_of_its_values() {
+        let fields = [
+            ("a", "1"),
+            ("b", "2"),
+            ("a", "3"),
+            ("c", "4"),
+            ("b", "5"),
+            ("d", "6"),
+            ("e", "7"),
+        ];
+        let names = ["a", "b", "c", "d", "e"];
+        for going in 0..1 << names.len() {
+            let goes = |name: &HeaderName| {
+                let place = names.iter().position(|other| name == other).unwrap();
+                going >> place & 1 == 1
+            };
+            let mut head = head("/", &fields).headers;
+            take_out(&mut head, goes);
+            let left: Vec<_> = head
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.as_bytes()))
+                .collect();
+            let in_order = names.iter().filter(|name| !goes(&HeaderName::from_static(name)));
+            let expected: Vec<_> = in_order
+                .flat_map(|name| fields.iter().filter(move |(other, _)| other == name))
+                .map(|(name, value)| (*name, value.as_bytes()))
+                .collect();
+            assert_eq!(left, expected, "{going:b}");
+        }
+    }
+
+    #[test]
+    fn one_length_told_several_times_is_one_and_two_are_none() {
+        for (lines, length) in [
+            (&["5"][..], Some(5)),
+            (&["5", "5"], Some(5)),
+            (&["5, 5", "05"], Some(5)),
+            (&["5", "6"], None),
+            (&["5,6"], None),
+            (&["5,"], None),
+            (&["+5"], None),
+            (&[""], None),
+            (&["99999999999999999999"], None),
+        ] {
+            let fields: Vec<_> = lines.iter().map(|line| ("content-length", *line)).collect();
+            assert_eq!(only_length(&head("/", &fields).headers), length, "{lines:?}");
+        }
     }
 
     fn answer(headers: &[(&str, &str)]) -> http::response::Parts {

@@ -5,6 +5,7 @@
 
 mod actions;
 pub(crate) mod attempt;
+mod authority;
 pub(crate) mod body;
 mod crossing;
 pub(crate) mod grpc;
@@ -25,7 +26,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{Request, Response};
+use http::{Request, Response, Version};
 
 use crate::arriving::Arriving;
 use crate::drain::Drain;
@@ -217,9 +218,14 @@ async fn attempts(
     }
 }
 
-/// The route of a request whose service is known, once its path has its one form.
+/// The route of a request whose service is known, once its path and its names have the form that the service asks for.
 fn route(lease: &Lease, virtual_host: usize, head: &mut Parts) -> Result<Matched, Failure> {
-    if lease.virtual_hosts[virtual_host].normalizes {
+    let host = &lease.virtual_hosts[virtual_host];
+    if !host.keeps_case && head.version < Version::HTTP_2 {
+        // Another service of the same listener may keep the case of names, and then hyper has noted that of these too.
+        head.extensions.clear();
+    }
+    if host.normalizes {
         path::normalize(head)?;
     }
     Matched::find(lease, virtual_host, head).ok_or_else(|| {

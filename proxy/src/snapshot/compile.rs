@@ -201,6 +201,7 @@ impl<'a> Compiler<'a> {
             authority,
             routes,
             normalizes: service.normalize_paths.unwrap_or(true),
+            keeps_case: service.keeps_header_case(),
             raw: service.protocol == Protocol::Tcp,
             unrouted: self.unrouted(OUTBOUND, service),
         });
@@ -248,6 +249,7 @@ impl<'a> Compiler<'a> {
             authority: service.name.clone(),
             routes: vec![route],
             normalizes: service.normalize_paths.unwrap_or(true),
+            keeps_case: service.keeps_header_case(),
             raw: service.protocol == Protocol::Tcp,
             unrouted,
         });
@@ -394,6 +396,7 @@ impl<'a> Compiler<'a> {
             host: service.hosts().next().unwrap_or(&service.name).to_owned(),
             discover: discover.clone(),
             http2: service.protocol.is_http2(),
+            keeps_case: service.keeps_header_case(),
             doors: self.standing.doors(backend == APP),
             policy,
         };

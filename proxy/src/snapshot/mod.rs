@@ -126,6 +126,16 @@ impl Snapshot {
         place.filter(|place| self.virtual_hosts[*place].raw)
     }
 
+    /// Whether requests by this listener may be for a service that keeps the case of names.
+    pub(crate) fn keeps_case(&self, entry: &Entry) -> bool {
+        let place = match entry {
+            Entry::Inbound => self.inbound,
+            Entry::Local(service) => self.services.get(&**service).copied(),
+            Entry::Outbound => return self.virtual_hosts.iter().any(|host| host.keeps_case),
+        };
+        place.is_some_and(|place| self.virtual_hosts[place].keeps_case)
+    }
+
     /// The series of a request until its service is known.
     pub(crate) fn unmatched(&self, entry: &Entry) -> &Arc<RouteMetrics> {
         match entry {

@@ -83,6 +83,8 @@ pub(crate) struct VirtualHost {
     pub(crate) routes: Vec<Route>,
     /// Whether paths are brought into one form.
     pub(crate) normalizes: bool,
+    /// Whether the names of fields keep their case.
+    pub(crate) keeps_case: bool,
     /// Whether it speaks TCP, of which nothing is understood.
     pub(crate) raw: bool,
     /// The series of requests that no route matched.

@@ -46,20 +46,26 @@ pub(crate) struct Connection {
     ear: Ear,
     /// Whether a request has been sent on it before: then the peer may have begun to close it.
     pub(crate) reused: bool,
+    /// Whether what came on it leaves in doubt where an answer ends: then it takes no other request.
+    pub(super) doubtful: bool,
+    /// Whether the names in its answers keep their case.
+    pub(crate) keeps_case: bool,
     pub(crate) deadline: Deadline,
     pub(super) idle_since: Instant,
     counted: Counted,
 }
 
 impl Connection {
-    /// Dials an endpoint.
+    /// Dials an endpoint. `keeps_case`: whether the names in its answers keep their case.
     pub(crate) async fn dial(
         endpoint: &Arc<Endpoint>,
+        keeps_case: bool,
         deadline: Option<Instant>,
     ) -> Result<Box<Self>, Failure> {
         let (stream, counted) = dial::connect(endpoint, deadline).await?;
         let (sender, driver) = http1::Builder::new()
             .max_buf_size(BUFFER_MAX)
+            .preserve_header_case(keeps_case)
             .handshake(Stream::new(stream))
             .await
             .map_err(|error| {
@@ -73,6 +79,8 @@ impl Connection {
             gate: Gate::new(),
             ear: Ear::new(),
             reused: false,
+            doubtful: false,
+            keeps_case,
             deadline: Deadline::new(now),
             idle_since: now,
             counted,
@@ -182,10 +190,15 @@ pub(crate) struct Switching {
 
 impl Switching {
     /// Dials an endpoint.
-    pub(crate) async fn dial(endpoint: &Arc<Endpoint>, deadline: Option<Instant>) -> Result<Self, Failure> {
+    pub(crate) async fn dial(
+        endpoint: &Arc<Endpoint>,
+        keeps_case: bool,
+        deadline: Option<Instant>,
+    ) -> Result<Self, Failure> {
         let (stream, counted) = dial::connect(endpoint, deadline).await?;
         let handshake = http1::Builder::new()
             .max_buf_size(BUFFER_MAX)
+            .preserve_header_case(keeps_case)
             .handshake(Stream::new(stream));
         let (sender, connection) = handshake.await.map_err(|error| {
             let address = endpoint.address;

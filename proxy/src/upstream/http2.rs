@@ -224,7 +224,7 @@ impl Stream {
                     if let Some(sending) = sending.as_mut() {
                         sending.reset(h2::Reason::CANCEL);
                     }
-                    return Poll::Ready(Err(SendError::CallerBroke(error.to_string())));
+                    return Poll::Ready(Err(SendError::CallerBroke(error)));
                 }
             }
             if let Poll::Ready(answer) = poll_answer(&mut answer, &mut allowance, interim, cx) {

@@ -52,6 +52,8 @@ pub struct Words {
     pub discover: Discover,
     /// Whether its endpoints are spoken to in HTTP/2.
     pub http2: bool,
+    /// Whether the names in its answers keep their case.
+    pub keeps_case: bool,
     /// This sidecar's own listeners, which would send a request round for ever.
     pub doors: Vec<SocketAddr>,
     /// How its endpoints are chosen, checked, left out and spared.
@@ -228,6 +230,7 @@ impl Cluster {
         endpoint.in_flight.fetch_add(1, Ordering::Relaxed);
         Ok(Pick {
             endpoint: Arc::clone(endpoint),
+            keeps_case: self.keeps_case,
         })
     }
 
@@ -381,6 +384,8 @@ pub fn succeed(old: &[Arc<Cluster>], new: &[Arc<Cluster>]) {
 #[derive(Debug)]
 pub struct Pick {
     endpoint: Arc<Endpoint>,
+    /// Whether the names in its answers keep their case.
+    pub(crate) keeps_case: bool,
 }
 
 impl Pick {

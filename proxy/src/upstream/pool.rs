@@ -94,7 +94,7 @@ pub(crate) enum SendError {
     /// The connection broke, or what came was not HTTP.
     Broken(hyper::Error),
     /// The caller broke off in the middle of the request.
-    CallerBroke(String),
+    CallerBroke(Broken),
     /// It cannot be said in the endpoint's protocol.
     Unsendable(Reason, String),
     /// The endpoint said more before its answer than it may.
@@ -148,6 +148,14 @@ impl Carrier {
                 .upload
                 .as_ref()
                 .is_some_and(|upload| !upload.has_ended() && upload.moves()),
+        }
+    }
+
+    /// Takes no other request after this one.
+    pub(crate) fn is_last(&mut self) {
+        match self {
+            Self::Own(connection) => connection.doubtful = true,
+            Self::Shared(_) | Self::Apart(_) => {}
         }
     }
 
@@ -243,6 +251,9 @@ impl Pool {
 
     /// Keeps a connection whose answer is over, if it can take another request.
     pub(crate) fn give_back(&self, mut connection: Box<Connection>, now: Instant) {
+        if connection.doubtful {
+            return;
+        }
         if !connection.is_ready() {
             // The last read may have left the end of the answer to be noticed. Nobody waits for it: while it is idle it
             // is not driven.

@@ -27,6 +27,7 @@ mod examples;
 mod exhaustion;
 mod expect;
 mod faults;
+mod framing;
 mod headers;
 mod health_checks;
 mod hedging;
