@@ -49,6 +49,8 @@ pub(crate) struct Relayed {
     bounds: Bounds,
     /// Whether anything has come since the idle time was last set.
     progress: bool,
+    /// It broke off: what came before is on its way to the caller first.
+    broken: Option<Box<Cut>>,
 }
 
 /// The answer of an upstream, made ready for the caller.
@@ -107,6 +109,7 @@ pub(crate) fn relay(
         log,
         bounds,
         progress: false,
+        broken: None,
     };
     Response::from_parts(head, ResponseBody::Relayed(Box::new(relayed)))
 }
@@ -229,6 +232,9 @@ impl std::error::Error for Cut {}
 
 impl Relayed {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        if let Some(cut) = self.broken.take() {
+            return Poll::Ready(Some(Err(*cut)));
+        }
         match self.carrier.poll_body(&mut self.incoming, cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.progress = true;
@@ -238,7 +244,11 @@ impl Relayed {
                 let detail = format!("{} broke off its answer: {error}", self.pick.address);
                 let code = error.code();
                 let cut = self.cut(Reason::UpstreamReset, detail);
-                Poll::Ready(Some(Err(Cut { code, ..cut })))
+                // hyper throws away what it has not written yet when a body fails, be it the head. Told that there is
+                // nothing at the moment it writes, and asks again.
+                self.broken = Some(Box::new(Cut { code, ..cut }));
+                cx.waker().wake_by_ref();
+                Poll::Pending
             }
             Poll::Ready(None) => Poll::Ready(None),
             Poll::Pending => self.poll_bounds(cx),
@@ -369,7 +379,7 @@ impl Body for ResponseBody {
         match self {
             Self::Text(text, _) => text.is_none(),
             Self::Empty | Self::Switched(_) => true,
-            Self::Relayed(relayed) => relayed.incoming.is_end_stream(),
+            Self::Relayed(relayed) => relayed.broken.is_none() && relayed.incoming.is_end_stream(),
         }
     }
 

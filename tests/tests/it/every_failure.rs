@@ -408,6 +408,30 @@ async fn an_endpoint_that_breaks_off_or_makes_no_sense_is_named_so() {
 }
 
 #[tokio::test]
+async fn what_has_come_of_an_answer_that_breaks_off_reaches_its_caller() {
+    let upstream = Upstream::start("a").await;
+    let sidecar = before("http", upstream.address(), "").await;
+    // Head, half a body and the end arrive together, so that the end is seen before anything has been passed on.
+    for answer in [
+        Answer::ok().body("0123456789"),
+        Answer::ok().body("0123456789").chunked(),
+    ] {
+        upstream.behave(Behaviour::HalfBody(answer));
+        for _ in 0..30 {
+            let reply = sidecar.client().get("reviews", "/").await;
+            assert_eq!((reply.status(), reply.upstream()), (200, "a"));
+            assert!(reply.body.cut.is_some(), "{reply:?}");
+        }
+    }
+    let broken = [("reason", "upstream-reset")];
+    sidecar
+        .metrics_when("the broken answers", |metrics| {
+            metrics.sum("outrigger_requests_total", &broken) == 60.0
+        })
+        .await;
+}
+
+#[tokio::test]
 async fn an_endpoint_of_http2_that_fails_is_named_as_one_of_http1_is() {
     for (code, way) in [
         (
