@@ -125,6 +125,11 @@ impl Head {
 
 /// `method SP target SP version` or `version SP status SP reason`, and nothing else (RFC 9112 sections 3 and 4).
 fn is_first_line(line: &str) -> bool {
+    // What opens HTTP/2 was chosen to be a head of HTTP/1 that no server of it takes (RFC 9113 section 3.4); one that is told
+    // to hang or to refuse does so with it too.
+    if line == "PRI * HTTP/2.0" {
+        return true;
+    }
     let is_version = |word: &str| matches!(word, "HTTP/1.1" | "HTTP/1.0");
     let mut words = line.splitn(3, ' ');
     match [words.next(), words.next(), words.next()] {

@@ -116,11 +116,7 @@ fn long(length: &'static str, body: &str) -> Becomes {
 
 /// One POST in chunks with this body.
 fn in_chunks(body: impl AsRef<[u8]>) -> Becomes {
-    let fields = vec![
-        ("transfer-encoding", "chunked"),
-        ("content-length", ""),
-        ("expect", ""),
-    ];
+    let fields = vec![("transfer-encoding", "chunked"), ("content-length", "")];
     Becomes::One("POST /a HTTP/1.1", fields, body.as_ref().to_vec())
 }
 
