@@ -7,6 +7,7 @@
 mod bootstrap;
 mod endpoints;
 mod hosts;
+mod identity;
 mod names;
 mod policies;
 mod routes;
@@ -14,6 +15,7 @@ mod service;
 
 pub(super) use self::bootstrap::bootstrap;
 pub(super) use self::hosts::Hosts;
+pub use self::names::service_name;
 pub(super) use self::policies::mesh;
 pub(super) use self::service::service;
 
