@@ -5,7 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::identity::Revoked;
+use crate::join::Revoked;
 use crate::service::{
     Backoff, Balance, Budget, Ejection, HealthCheck, Limits, Protocol, Retry, RetryOn, Route, Service,
     Timeout,
@@ -20,12 +20,12 @@ pub struct Mesh {
     /// certificate was issued. Default: what `outrigger serve --trust-domain` says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trust_domain: Option<String>,
-    /// What is not to be trusted any more though it has not expired. `outrigger revoke` writes it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub revoked: Option<Revoked>,
     /// What a service or route falls back to where it says nothing itself.
     #[serde(default)]
     pub defaults: Defaults,
+    /// What is not to be trusted any more though it has not expired. `outrigger revoke` writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked: Option<Revoked>,
 }
 
 /// What a service or route falls back to where it says nothing itself.

@@ -2,7 +2,7 @@
 //!
 //! **Does not** look at the names, usages or anything else that is asked for: a request cannot ask for anything.
 
-use outrigger_config::identity::RefusalReason;
+use outrigger_config::join::RefusalReason;
 use rcgen::SubjectPublicKeyInfo;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, OID_SIG_ED25519};

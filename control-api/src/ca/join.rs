@@ -9,7 +9,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use outrigger_config::identity::{
+use outrigger_config::join::{
     IdentityAnswer, IdentityRequest, JoinToken, RefusalReason, service_of, service_problem, spiffe_id,
 };
 use rcgen::SubjectPublicKeyInfo;

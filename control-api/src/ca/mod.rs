@@ -21,7 +21,7 @@ pub mod tokens;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use outrigger_config::identity::{
+use outrigger_config::join::{
     CONTROL_PATH, TRUST_DOMAIN_DEFAULT, fingerprint_text, spiffe_id, trust_domain_problem,
 };
 use outrigger_config::{MESH_KEY, Mesh, check, units};

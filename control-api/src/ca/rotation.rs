@@ -6,7 +6,7 @@
 //!
 //! **Does not** rotate a CA that the operator gave: its root is not ours.
 
-use outrigger_config::identity::fingerprint_text;
+use outrigger_config::join::fingerprint_text;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 

@@ -1,7 +1,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use outrigger_config::identity::{IdentityAnswer, IdentityRequest, RefusalReason};
+use outrigger_config::join::{IdentityAnswer, IdentityRequest, RefusalReason};
 use outrigger_config::{Document, Kind};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use x509_parser::prelude::{FromDer, X509Certificate};

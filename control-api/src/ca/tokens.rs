@@ -7,7 +7,7 @@
 //! **Does not** sign or answer: [`super::join`] does. Calls block.
 
 use aws_lc_rs::digest::{SHA256, digest};
-use outrigger_config::identity::{JoinToken, RefusalReason, service_problem, token_id_is_one};
+use outrigger_config::join::{JoinToken, RefusalReason, service_problem, token_id_is_one};
 use outrigger_config::units;
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;

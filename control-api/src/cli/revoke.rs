@@ -4,7 +4,7 @@
 //! before it is pushed.
 
 use clap::Args;
-use outrigger_config::identity::Revoked;
+use outrigger_config::join::Revoked;
 use outrigger_config::{MESH_KEY, Mesh, check, split};
 use serde_json::Value;
 

@@ -12,7 +12,7 @@ use axum::extract::{Extension, Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use http::header::RETRY_AFTER;
 use http::{HeaderMap, HeaderValue, StatusCode};
-use outrigger_config::identity::{IdentityAnswer, IdentityRefusal, RefusalReason};
+use outrigger_config::join::{IdentityAnswer, IdentityRefusal, RefusalReason};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;

@@ -6,7 +6,7 @@
 //!
 //! **Does not** judge tokens, make certificates or hold keys: [`crate::ca`] does; private keys are files beside the store.
 
-use outrigger_config::identity::RefusalReason;
+use outrigger_config::join::RefusalReason;
 use redb::{ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 

@@ -10,6 +10,7 @@
 mod bad_push;
 mod balancing;
 mod bootstrap;
+mod ca;
 mod cli;
 mod clients;
 mod crash;

@@ -7,9 +7,9 @@
 mod bootstrap;
 mod endpoints;
 mod hosts;
-mod identity;
 mod names;
 mod policies;
+mod revoked;
 mod routes;
 mod service;
 

@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use super::super::node::{Fault, shown};
 use super::At;
 use super::endpoints::{Shared, endpoints};
-use super::identity::identity;
 use super::names::is_token;
+use super::revoked::revoked;
 use crate::mesh::Mesh;
 use crate::service::{Backoff, Hedge, Retry, RetryOn, Route, Timeout};
 use crate::units::Duration;
@@ -28,7 +28,7 @@ const FAILURES: std::ops::RangeInclusive<u16> = 400..=599;
 
 /// Checks what holds for every service.
 pub(in super::super) fn mesh(at: &At<'_>, mesh: &Mesh, faults: &mut Vec<Fault>) {
-    identity(at, mesh, faults);
+    revoked(at, mesh, faults);
     let Some(at) = at.field("defaults") else {
         return;
     };

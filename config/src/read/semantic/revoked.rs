@@ -2,7 +2,7 @@
 
 use super::super::node::{Fault, shown};
 use super::At;
-use crate::identity::{Revoked, trust_domain_problem};
+use crate::join::{Revoked, trust_domain_problem};
 use crate::mesh::Mesh;
 
 /// The most entries of each list of what is revoked: every sidecar holds both and looks at them in each handshake.
@@ -13,7 +13,7 @@ const REVOKED_MAX: usize = 10_000;
 const SERIAL_DIGITS_MAX: usize = 40;
 
 /// Checks the `trust_domain` and `revoked` fields of a mesh.
-pub(super) fn identity(at: &At<'_>, mesh: &Mesh, faults: &mut Vec<Fault>) {
+pub(super) fn revoked(at: &At<'_>, mesh: &Mesh, faults: &mut Vec<Fault>) {
     if let (Some(at), Some(name)) = (at.field("trust_domain"), &mesh.trust_domain)
         && let Some(problem) = trust_domain_problem(name)
     {

@@ -1,5 +1,5 @@
-//! What a sidecar and the control API say to each other about identity: `POST /v1/identity`, the token that a workload
-//! joins with, and the names of the mesh.
+//! What a sidecar and the control API say to each other when a workload joins the mesh: `POST /v1/identity`, the token that
+//! it joins with, what is revoked.
 //!
 //! **Does not** know cryptography: keys, requests and certificates are PEM text here, made and judged elsewhere.
 
