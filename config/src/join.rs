@@ -182,11 +182,9 @@ pub struct IdentityRequest {
 impl fmt::Debug for IdentityRequest {
     /// Without the token.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let request = f
-            .debug_struct("IdentityRequest")
+        f.debug_struct("IdentityRequest")
             .field("service", &self.service)
-            .finish_non_exhaustive();
-        request
+            .finish_non_exhaustive()
     }
 }
 

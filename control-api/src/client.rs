@@ -213,7 +213,7 @@ impl Api {
         let authority = uri.authority().ok_or_else(|| refuse("it names no host"))?;
         let port = authority
             .port_u16()
-            .unwrap_or(if tls.is_some() { 443 } else { 80 });
+            .unwrap_or_else(|| if tls.is_some() { 443 } else { 80 });
         Ok(Self {
             url: url.trim_end_matches('/').to_owned(),
             authority: format!("{}:{port}", authority.host()),
