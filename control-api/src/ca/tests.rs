@@ -487,7 +487,7 @@ fn an_intermediate_that_is_given_signs_and_its_chain_comes_along() {
 fn a_certificate_does_not_outlive_the_intermediate_and_none_comes_from_one_that_expired() {
     let (files, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (given, _) = given(files.path(), 1, |params| {
-        params.not_after = now().wall + time::Duration::HOUR
+        params.not_after = now().wall + time::Duration::HOUR;
     });
     let (store, ca) = open(data.path(), with(&given), now()).unwrap();
     let mut desk = Desk {
@@ -548,7 +548,7 @@ fn what_is_wrong_with_a_ca_that_is_given_is_said_all_at_once() {
         assert!(said.contains(part), "{part}: {said}");
     }
     let (files_given, root) = given(files.path(), 30, |params| {
-        params.key_usages = vec![KeyUsagePurpose::CrlSign]
+        params.key_usages = vec![KeyUsagePurpose::CrlSign];
     });
     assert!(refused(&files_given).contains("leaves keyCertSign out"));
     let (files_given, _) = given(files.path(), 30, |_| {});
