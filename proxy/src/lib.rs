@@ -17,7 +17,7 @@ mod admin;
 pub mod app;
 pub mod apply;
 mod arriving;
-mod control;
+pub mod control;
 pub mod drain;
 pub mod error;
 mod http2;
