@@ -4,7 +4,7 @@
 //! timer for each request: that costs a request two counts and nothing else. Closing is done by the connection's own
 //! task, which is woken for it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crate::error::Reason;
 use crate::listener::guard::Allowance;
 use crate::request::body::Bounds;
+use crate::tls::Session;
 
 /// A head must be there within this, and a kept connection may be silent for this long. Above the 60 s for which
 /// AWS load balancers keep connections by default, so that theirs close first; nginx's value.
@@ -51,6 +52,8 @@ pub(super) struct Caller {
     looks: Cell<u64>,
     order: Cell<Option<Order>>,
     waker: RefCell<Option<Waker>>,
+    /// How long it may be used, if it speaks TLS.
+    session: OnceCell<Session>,
 }
 
 /// One request as the sweep sees it.
@@ -98,6 +101,7 @@ impl Callers {
             looks: Cell::new(0),
             order: Cell::new(None),
             waker: RefCell::new(None),
+            session: OnceCell::new(),
         });
         self.connections.borrow_mut().insert(place, Rc::clone(&caller));
         Joined {
@@ -131,6 +135,10 @@ impl Callers {
             }
             if caller.cut_overdue(now) && caller.allowance.is_none() {
                 caller.tell(Order::Cut);
+                continue;
+            }
+            if caller.session.get().is_some_and(|session| session.is_over(now)) {
+                caller.tell(Order::HangUp);
                 continue;
             }
             let (seen, since) = caller.seen.get();
@@ -176,6 +184,11 @@ impl Caller {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+    }
+
+    /// It speaks TLS, and may take requests for so long: past that it is told to hang up.
+    pub(super) fn lasts(&self, session: &Session) {
+        let _ = self.session.set(session.clone());
     }
 
     /// A request begins. It ends when the guard is dropped.

@@ -1,5 +1,6 @@
 //! One connection from a caller, from the first byte to the last.
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -7,15 +8,21 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 use crate::listener::callers::{Callers, Joined, Order, UnderWay};
 use crate::listener::opening::{self, Speaks};
 use crate::listener::{Arrival, http1, http2};
 use crate::request::body::ResponseBody;
 use crate::request::{Worker, tcp};
+use crate::snapshot::Entry;
+use crate::snapshot::access::{Opens, Source};
 use crate::stream::Stream;
 use crate::telemetry::metrics::Cut;
+use crate::tls::Alpn;
 
 /// A silent connection is asked after this long whether its peer still lives, then this often, so many times: one
 /// minute until a peer that vanished is noticed.
@@ -25,6 +32,13 @@ const KEEPALIVE_PROBES: u32 = 3;
 
 /// Bytes that no peer acknowledges for this long end the connection: the same minute.
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(60);
+
+/// Where bytes of TCP come and TLS may, the caller's first byte is waited for this long. A caller that speaks TLS says
+/// hello at once; one whose server speaks first says nothing, and waits for no longer than this.
+const FIRST_BYTE_MAX: Duration = Duration::from_secs(1);
+
+/// After a handshake that failed the caller has this long to read why.
+const ALERT_MAX: Duration = Duration::from_secs(1);
 
 /// Serves a connection to its end.
 pub(super) async fn serve(
@@ -40,7 +54,7 @@ pub(super) async fn serve(
         open,
     } = arrival;
     let (_counted, open) = (Counted(connections), open.open());
-    let stream = match tokio::net::TcpStream::from_std(stream) {
+    let stream = match TcpStream::from_std(stream) {
         Ok(stream) => stream,
         Err(error) => {
             tracing::warn!(%error, "cannot serve a connection");
@@ -50,13 +64,15 @@ pub(super) async fn serve(
     // An answer is one write and must leave at once. If this fails the peer is gone, which the first read will tell.
     let _ = stream.set_nodelay(true);
     watch_peer(&stream);
-    let lease = worker.lease();
-    if let Some(service) = lease.raw(&entry) {
-        tcp::serve(&worker, lease, service, (stream, source)).await;
+    if worker.lease().raw(&entry).is_some() {
+        serve_raw(&worker, &entry, (stream, source)).await;
         return;
     }
-    drop(lease);
-    let (speaks, stream) = match open_with(&callers, stream).await {
+    let Opened {
+        speaks,
+        stream,
+        source,
+    } = match open_with(&worker, &callers, &entry, (stream, source)).await {
         Ok(opened) => opened,
         Err(cut) => {
             cut.into_iter().for_each(|cut| open.was_cut(cut));
@@ -64,6 +80,10 @@ pub(super) async fn serve(
         }
     };
     let joined = callers.join(speaks == Speaks::Http2, Instant::now());
+    if let Some(peer) = &source.peer {
+        joined.caller.lasts(&peer.session);
+    }
+    let source = Rc::new(source);
     let cut = match speaks {
         Speaks::Http1 => http1::serve(worker, (entry, source), joined, stream).await,
         Speaks::Http2 => http2::serve(worker, (entry, source), joined, stream).await,
@@ -73,13 +93,46 @@ pub(super) async fn serve(
     }
 }
 
-/// Finds out what the caller speaks, unless it is silent for too long or told to go first.
+/// Serves a connection for a service that speaks TCP.
+async fn serve_raw(worker: &Rc<Worker>, entry: &Entry, (stream, source): (TcpStream, IpAddr)) {
+    let secured = secure(worker, entry, (stream, source), Some(FIRST_BYTE_MAX)).await;
+    let Ok((stream, source, _)) = secured else { return };
+    let lease = worker.lease();
+    // It may be another service's by now.
+    if let Some(service) = lease.raw(entry) {
+        tcp::serve(worker, lease, service, (stream, source)).await;
+    }
+}
+
+/// A connection of which is known what it speaks and who speaks.
+struct Opened {
+    speaks: Speaks,
+    stream: Stream,
+    source: Source,
+}
+
+/// Finds out who calls and what it speaks, unless it is silent for too long or told to go first.
 async fn open_with(
+    worker: &Rc<Worker>,
     callers: &Rc<Callers>,
-    stream: tokio::net::TcpStream,
-) -> Result<(Speaks, Stream), Option<Cut>> {
+    entry: &Entry,
+    stream: (TcpStream, IpAddr),
+) -> Result<Opened, Option<Cut>> {
     let Joined { caller, .. } = &callers.join(false, Instant::now());
-    let mut opening = std::pin::pin!(opening::listen(stream));
+    let opening = async {
+        let (stream, source, alpn) = secure(worker, entry, stream, None).await?;
+        let (speaks, stream) = match alpn {
+            Alpn::Http1 => (Speaks::Http1, stream.of_caller(Bytes::new())),
+            Alpn::Http2 => (Speaks::Http2, stream.of_caller(Bytes::new())),
+            Alpn::Unsaid => opening::listen(stream).await?,
+        };
+        std::io::Result::Ok(Opened {
+            speaks,
+            stream,
+            source,
+        })
+    };
+    let mut opening = std::pin::pin!(opening);
     let opened = std::future::poll_fn(|cx| match caller.told(cx) {
         Some(Order::TooSilent) => Poll::Ready(Err(Some(Cut::Silent))),
         Some(Order::HangUp | Order::Cut) => Poll::Ready(Err(None)),
@@ -88,8 +141,48 @@ async fn open_with(
     opened.await
 }
 
+/// Shakes hands where TLS is spoken. `silence`: how long the first byte is waited for where it must tell; past it the
+/// caller speaks plaintext.
+async fn secure(
+    worker: &Rc<Worker>,
+    entry: &Entry,
+    (stream, source): (TcpStream, IpAddr),
+    silence: Option<Duration>,
+) -> std::io::Result<(Stream, Source, Alpn)> {
+    let opens = worker.lease().opens(entry);
+    let tls = match (opens, silence) {
+        (Opens::Plaintext, _) => false,
+        (Opens::Tls, _) => true,
+        (Opens::Either, None) => opening::opens_tls(&stream).await?,
+        (Opens::Either, Some(silence)) => {
+            let told = tokio::time::timeout(silence, opening::opens_tls(&stream)).await;
+            told.unwrap_or(Ok(false))?
+        }
+    };
+    if !tls {
+        let source = worker.lease().source(entry, source, None);
+        return Ok((stream.into(), source, Alpn::Unsaid));
+    }
+    let trust_domain = worker.lease().trust_domain(entry);
+    let accepted = worker.identities.accept(stream, trust_domain.as_deref());
+    match Box::pin(accepted).await {
+        Ok((stream, peer)) => {
+            let alpn = peer.alpn;
+            let source = worker.lease().source(entry, source, Some(peer));
+            Ok((stream.into(), source, alpn))
+        }
+        Err(stream) => {
+            if let Some(stream) = stream {
+                let mut stream = Stream::from(stream).of_caller(Bytes::new());
+                let _ = tokio::time::timeout(ALERT_MAX, stream.shutdown()).await;
+            }
+            Err(std::io::ErrorKind::ConnectionAborted.into())
+        }
+    }
+}
+
 /// Lets the kernel find out that a peer is gone without a word. Where it refuses, the sweep of `callers` remains.
-fn watch_peer(stream: &tokio::net::TcpStream) {
+fn watch_peer(stream: &TcpStream) {
     let socket = socket2::SockRef::from(stream);
     let keepalive = socket2::TcpKeepalive::new()
         .with_time(KEEPALIVE_IDLE)

@@ -1,7 +1,6 @@
 //! A caller that speaks HTTP/1.1: one request after the other.
 
 use std::convert::Infallible;
-use std::net::IpAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,6 +18,7 @@ use crate::listener::connection::Guarded;
 use crate::request::upgrade::Tunnel;
 use crate::request::{self, Worker};
 use crate::snapshot::Entry;
+use crate::snapshot::access::Source;
 use crate::stream::Stream;
 use crate::telemetry::metrics::Cut;
 
@@ -31,7 +31,7 @@ const BUFFER_MAX: usize = 64 * 1024;
 /// Serves a connection to its end. Why it was cut, if it was.
 pub(super) async fn serve(
     worker: Rc<Worker>,
-    (entry, source): (Arc<Entry>, IpAddr),
+    (entry, source): (Arc<Entry>, Rc<Source>),
     joined: Joined,
     stream: Stream,
 ) -> Option<Cut> {
@@ -39,16 +39,18 @@ pub(super) async fn serve(
     let service = service_fn(move |mut request: Request<Incoming>| {
         let upgrade = hyper::upgrade::on(&mut request);
         let (worker, entry, under_way) = (Rc::clone(&worker), Arc::clone(&entry), caller.begin());
+        let source = Rc::clone(&source);
         async move {
-            let mut response = request::handle(&worker, (&entry, source), request.map(Arriving::Http1)).await;
-            if worker.drain.is_draining() {
+            let mut response =
+                request::handle(&worker, (&entry, &source), request.map(Arriving::Http1)).await;
+            if worker.drain.is_draining() || request::must_speak_tls(&response) {
                 // RFC 9112 section 9.6: says that this connection takes no further request, so that a caller which
                 // keeps to it opens its next one elsewhere and none is lost.
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(header::CONNECTION, close);
             }
             if let Some(tunnel) = Tunnel::of(&mut response) {
-                worker.drain.spawn_local(switched(upgrade, tunnel));
+                worker.drain.spawn_local(switched(upgrade, tunnel, source));
             }
             Ok::<_, Infallible>(response.map(|body| Guarded::new(body, under_way)))
         }
@@ -79,10 +81,13 @@ pub(super) async fn serve(
 }
 
 /// What follows an answer that switched protocols, once the caller has the answer.
-async fn switched(upgrade: OnUpgrade, tunnel: Box<Tunnel>) {
+async fn switched(upgrade: OnUpgrade, tunnel: Box<Tunnel>, source: Rc<Source>) {
     match upgrade.await {
         Ok(caller) => match caller.downcast::<Stream>() {
-            Ok(caller) => tunnel.run(caller.io.into_tunnel(caller.read_buf)).await,
+            Ok(caller) => {
+                let until = source.until();
+                tunnel.run(caller.io.into_tunnel(caller.read_buf), until).await;
+            }
             Err(_) => tracing::error!("a connection that was switched is none of this listener's"),
         },
         Err(error) => tracing::debug!(%error, "the caller left before its connection was switched"),

@@ -4,7 +4,6 @@
 //! back to its stream. One stream can be cut without its siblings.
 
 use std::future::Future;
-use std::net::IpAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -24,6 +23,7 @@ use crate::listener::guard::Watched;
 use crate::request::upgrade::Tunnel;
 use crate::request::{self, Worker};
 use crate::snapshot::Entry;
+use crate::snapshot::access::Source;
 use crate::stream::Stream;
 use crate::telemetry::metrics::Cut;
 
@@ -47,7 +47,7 @@ const RESETS_FORCED_MAX: usize = 1_024;
 /// Serves a connection to its end. Why it was cut, if it was.
 pub(super) async fn serve(
     worker: Rc<Worker>,
-    (entry, source): (Arc<Entry>, IpAddr),
+    (entry, source): (Arc<Entry>, Rc<Source>),
     joined: Joined,
     stream: Stream,
 ) -> Option<Cut> {
@@ -70,7 +70,7 @@ fn cut_for(reason: h2::Reason) -> Cut {
 
 async fn connection(
     worker: Rc<Worker>,
-    (entry, source): (Arc<Entry>, IpAddr),
+    (entry, source): (Arc<Entry>, Rc<Source>),
     joined: Joined,
     stream: Stream,
 ) -> Result<Option<Cut>, h2::Error> {
@@ -131,7 +131,7 @@ async fn connection(
         let (request, respond) = accepted?;
         let exchange = exchange(
             Rc::clone(&worker),
-            (Arc::clone(&entry), source),
+            (Arc::clone(&entry), Rc::clone(&source)),
             caller.begin(),
             request,
             respond,
@@ -143,7 +143,7 @@ async fn connection(
 /// One request and its answer.
 async fn exchange(
     worker: Rc<Worker>,
-    (entry, source): (Arc<Entry>, IpAddr),
+    (entry, source): (Arc<Entry>, Rc<Source>),
     under_way: UnderWay,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
@@ -157,7 +157,7 @@ async fn exchange(
     let answered = {
         let mut handled = pin!(request::handle(
             &worker,
-            (&entry, source),
+            (&entry, &source),
             Request::from_parts(head, body)
         ));
         std::future::poll_fn(|cx| {
@@ -177,7 +177,8 @@ async fn exchange(
         let (head, _) = response.into_parts();
         let answer = Response::from_parts(head, ());
         if let Ok(send) = respond.send_response(answer, false) {
-            tunnel.run(http2::Tunnel::new(send, receive, under_way)).await;
+            let caller = http2::Tunnel::new(send, receive, under_way);
+            tunnel.run(caller, source.until()).await;
         }
         return;
     }

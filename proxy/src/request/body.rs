@@ -80,12 +80,18 @@ pub(crate) fn relay(
     }
     if let Some(switched) = switched {
         log.complete(Instant::now());
-        let Switched { bytes, counted, idle } = *switched;
+        let Switched {
+            bytes,
+            counted,
+            idle,
+            until,
+        } = *switched;
         let tunnel = Tunnel {
             upstream: bytes,
             pick,
             _counted: counted,
             idle: idle.unwrap_or(Some(pump::IDLE)),
+            until,
         };
         return Response::from_parts(head, ResponseBody::Switched(Box::new(tunnel)));
     }

@@ -9,6 +9,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version};
 
 use crate::error::{Failure, Reason};
+use crate::snapshot::access::Source;
 
 /// Not in the http crate's list: the pre-standard spelling and Netscape's.
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -33,6 +34,18 @@ struct Look<'a> {
     upgrade: bool,
     /// Whether it is a gRPC call, or the answer to one.
     grpc: bool,
+    /// Any field that only a sidecar may say.
+    ours: bool,
+}
+
+/// What the application is told of its caller's certificate, in the form of Envoy.
+const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+
+/// The beginning of the fields that sidecars say.
+const OURS: &str = "x-outrigger-";
+
+fn is_ours(name: &HeaderName) -> bool {
+    *name == CLIENT_CERT || name.as_str().starts_with(OURS)
 }
 
 fn look(headers: &HeaderMap) -> Look<'_> {
@@ -62,7 +75,10 @@ fn look(headers: &HeaderMap) -> Look<'_> {
             }
             EXPECT => look.expect = true,
             CONTENT_TYPE => look.grpc = value.as_bytes().starts_with(b"application/grpc"),
-            _ => look.hop_by_hop |= *name == KEEP_ALIVE || *name == PROXY_CONNECTION,
+            _ => {
+                look.hop_by_hop |= *name == KEEP_ALIVE || *name == PROXY_CONNECTION;
+                look.ours |= is_ours(name);
+            }
         }
     }
     look
@@ -126,6 +142,7 @@ pub(crate) fn prepare_request(head: &mut Parts, fallback: &str) {
         hosts,
         chunked,
         expect,
+        ours,
         ..
     } = found;
     let (connection, hop_by_hop, names_fields) = (found.connection, found.hop_by_hop, found.names_fields);
@@ -148,6 +165,9 @@ pub(crate) fn prepare_request(head: &mut Parts, fallback: &str) {
         head.headers
             .insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
+    if ours {
+        strip_ours(&mut head.headers);
+    }
     if head.uri.authority().is_some() || hosts == 0 {
         let host = head
             .uri
@@ -168,6 +188,22 @@ pub(crate) fn prepare_request(head: &mut Parts, fallback: &str) {
         head.uri = Uri::from(path);
     }
     head.version = Version::HTTP_11;
+}
+
+/// Who a caller is, nobody says but this sidecar: what comes in is another's claim.
+#[cold]
+fn strip_ours(headers: &mut HeaderMap) {
+    let ours: Vec<HeaderName> = headers.keys().filter(|name| is_ours(name)).cloned().collect();
+    for name in ours {
+        headers.remove(name);
+    }
+}
+
+/// Says who the caller is, if it has shown it.
+pub(crate) fn name_caller(head: &mut Parts, source: &Source) {
+    if let Some(peer) = &source.peer {
+        head.headers.insert(CLIENT_CERT, peer.forwarded.clone());
+    }
 }
 
 /// Makes a received answer into one to hand on: what belongs to the hop that it came by goes.

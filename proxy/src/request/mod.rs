@@ -15,7 +15,6 @@ pub(crate) mod under_way;
 pub(crate) mod upgrade;
 
 use std::cell::RefCell;
-use std::net::IpAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -32,8 +31,10 @@ use crate::request::body::{Bounds, ResponseBody};
 use crate::request::retry::{Decision, Progress, hedge};
 use crate::request::under_way::Attempt;
 use crate::request::upgrade::Upgrade;
+use crate::snapshot::access::Source;
 use crate::snapshot::{Entry, Lease, Matched, Reader, Snapshots};
 use crate::telemetry::request_log::{AccessLogger, RequestLog};
+use crate::tls::Identities;
 use crate::upstream::pool::Pool;
 
 /// What one data thread works with. Nothing in it is shared with another thread but the snapshot that it reads.
@@ -43,16 +44,23 @@ pub(crate) struct Worker {
     rng: RefCell<fastrand::Rng>,
     logger: Rc<AccessLogger>,
     pub(crate) pool: Pool,
+    pub(crate) identities: Arc<Identities>,
     pub(crate) drain: Drain,
 }
 
 impl Worker {
-    pub(crate) fn new(snapshots: &Arc<Snapshots>, logger: AccessLogger, drain: Drain) -> Self {
+    pub(crate) fn new(
+        snapshots: &Arc<Snapshots>,
+        identities: Arc<Identities>,
+        logger: AccessLogger,
+        drain: Drain,
+    ) -> Self {
         Self {
             reader: RefCell::new(snapshots.reader()),
             rng: RefCell::new(fastrand::Rng::new()),
             logger: Rc::new(logger),
             pool: Pool::default(),
+            identities,
             drain,
         }
     }
@@ -71,7 +79,7 @@ impl Worker {
 /// The journey of one request. Always produces a response, whose body carries the log to its last byte.
 pub(crate) async fn handle(
     worker: &Rc<Worker>,
-    (entry, source): (&Entry, IpAddr),
+    (entry, source): (&Entry, &Source),
     request: Request<Arriving>,
 ) -> Response<ResponseBody> {
     let (head, body) = request.into_parts();
@@ -79,6 +87,9 @@ pub(crate) async fn handle(
     let lease = worker.lease();
     let series = Arc::clone(lease.unmatched(entry));
     let mut log = RequestLog::start(Rc::clone(&worker.logger), Instant::now(), &request.head, series);
+    if let Some(id) = source.id() {
+        log.comes_from(id);
+    }
     let served = pin!(serve(worker, &lease, (entry, source), &mut request, &mut log)).await;
     match served {
         Ok((answer, bounds)) => body::relay(worker, answer, bounds, log),
@@ -86,11 +97,17 @@ pub(crate) async fn handle(
     }
 }
 
-/// Steps three to eight: route, prepare, then pick, send and settle until there is an answer or no point in going on.
+/// Whether an answer says that its caller is on the wrong kind of connection, so that there is nothing more to say on it.
+pub(crate) fn must_speak_tls(response: &Response<ResponseBody>) -> bool {
+    response.status() == Reason::TlsRequired.status()
+        && response.headers().get(&body::REASON) == Some(&Reason::TlsRequired.header())
+}
+
+/// Steps three to eight: route, authorize, prepare, then pick, send and settle until there is an answer or no point in going on.
 async fn serve(
     worker: &Rc<Worker>,
     lease: &Lease,
-    (entry, source): (&Entry, IpAddr),
+    (entry, source): (&Entry, &Source),
     request: &mut Outgoing,
     log: &mut RequestLog,
 ) -> Result<(Box<Answer>, Bounds), Failure> {
@@ -105,20 +122,19 @@ async fn serve(
     let virtual_host = lease.virtual_host(entry, asked.host.unwrap_or(""))?;
     log.counts_as(&lease.virtual_hosts[virtual_host].unrouted);
     if lease.virtual_hosts[virtual_host].raw {
+        authorize(lease, virtual_host, source, head)?;
         let route = Matched::of_raw(lease, virtual_host);
-        return Box::pin(tcp::tunnel(worker, route, head, source, log)).await;
+        return Box::pin(tcp::tunnel(worker, route, head, source.address, log)).await;
     }
     let route = route(lease, virtual_host, head)?;
+    authorize(lease, virtual_host, source, head)?;
     let mut target = route.choose();
     log.counts_as(&target.series);
 
-    let upgrade = if wants_upgrade {
-        Upgrade::asked(head)?
-    } else {
-        None
-    };
-    let key = target.cluster.key(head, source);
+    let upgrade = wants_upgrade.then(|| Upgrade::asked(head)).transpose()?.flatten();
+    let key = target.cluster.key(head, source.address);
     headers::prepare_request(head, &lease.virtual_hosts[virtual_host].authority);
+    headers::name_caller(head, source);
     let mut progress = Progress::start(&route, &head.method, grpc, log.started());
     if grpc {
         progress.must_end_within(grpc::timeout(&head.headers));
@@ -164,6 +180,14 @@ async fn serve(
                 log.counts_as(&target.series);
             }
         }
+    }
+}
+
+/// Whether the caller may ask for this, where anything is said of it. The path has its one form by now.
+fn authorize(lease: &Lease, virtual_host: usize, source: &Source, head: &Parts) -> Result<(), Failure> {
+    match &lease.virtual_hosts[virtual_host].access {
+        None => Ok(()),
+        Some(access) => access.authorize(source, Some(head)),
     }
 }
 

@@ -20,6 +20,7 @@ use crate::snapshot::routes::{
 };
 use crate::snapshot::{Origin, Snapshot, Standing};
 use crate::telemetry::metrics::{ClusterLabels, Metrics, RetryLabels, RouteLabels};
+use crate::tls;
 use crate::upstream::health::Budget;
 use crate::upstream::{Cluster, Words};
 
@@ -112,10 +113,10 @@ pub fn nothing(metrics: &Arc<Metrics>) -> Snapshot {
 
 type ClusterKey = (String, String);
 
-struct Compiler<'a> {
-    config: &'a Config,
-    standing: &'a Standing,
-    metrics: &'a Arc<Metrics>,
+pub(super) struct Compiler<'a> {
+    pub(super) config: &'a Config,
+    pub(super) standing: &'a Standing,
+    pub(super) metrics: &'a Arc<Metrics>,
     previous_clusters: HashMap<ClusterKey, Arc<Cluster>>,
     previous_budgets: HashMap<(String, String, String), Arc<Budget>>,
     clusters: BTreeMap<ClusterKey, Arc<Cluster>>,
@@ -123,7 +124,7 @@ struct Compiler<'a> {
     hosts: HostTable,
     services: HashMap<String, usize>,
     inbound: Option<usize>,
-    problems: Vec<String>,
+    pub(super) problems: Vec<String>,
 }
 
 impl<'a> Compiler<'a> {
@@ -199,6 +200,7 @@ impl<'a> Compiler<'a> {
             routes,
             normalizes: service.normalize_paths.unwrap_or(true),
             raw: service.protocol == Protocol::Tcp,
+            access: None,
             unrouted: self.unrouted(OUTBOUND, service),
         });
     }
@@ -229,7 +231,7 @@ impl<'a> Compiler<'a> {
             ejection: None,
             ..EndpointPolicy::default()
         };
-        let cluster = self.cluster(service, APP, &discover, policy);
+        let cluster = self.cluster(service, APP, (&discover, None, policy));
         let target = self.target(INBOUND, service, APP, cluster);
         let route = self.assemble(
             (INBOUND, service, APP),
@@ -238,12 +240,14 @@ impl<'a> Compiler<'a> {
             (timeouts, retry, None),
         );
         self.inbound = Some(self.virtual_hosts.len());
+        let access = self.access(service);
         let unrouted = self.unrouted(INBOUND, service);
         self.virtual_hosts.push(VirtualHost {
             authority: service.name.clone(),
             routes: vec![route],
             normalizes: service.normalize_paths.unwrap_or(true),
             raw: service.protocol == Protocol::Tcp,
+            access,
             unrouted,
         });
     }
@@ -278,7 +282,8 @@ impl<'a> Compiler<'a> {
                 ));
                 continue;
             };
-            let cluster = self.cluster(service, &backend.name, &backend.discover, endpoints.clone());
+            let words = (&backend.discover, self.mtls(service, backend), endpoints.clone());
+            let cluster = self.cluster(service, &backend.name, words);
             targets.push((self.target(OUTBOUND, service, &route.name, cluster), to.weight));
         }
         let mesh = &self.config.mesh;
@@ -347,8 +352,7 @@ impl<'a> Compiler<'a> {
         &mut self,
         service: &Service,
         backend: &str,
-        discover: &Discover,
-        policy: EndpointPolicy,
+        (discover, tls, policy): (&Discover, Option<tls::Words>, EndpointPolicy),
     ) -> Arc<Cluster> {
         let key = (service.name.clone(), backend.to_owned());
         if let Some(cluster) = self.clusters.get(&key) {
@@ -360,6 +364,7 @@ impl<'a> Compiler<'a> {
             host: service.hosts().next().unwrap_or(&service.name).to_owned(),
             discover: discover.clone(),
             http2: service.protocol.is_http2(),
+            tls,
             doors: self.standing.doors(backend == APP),
             policy,
         };
@@ -372,7 +377,13 @@ impl<'a> Compiler<'a> {
                     backend: backend.to_owned(),
                 };
                 let metrics = self.metrics.cluster(labels);
-                Arc::new(Cluster::new(words, metrics, previous.map(Arc::as_ref)))
+                let identities = &self.standing.identities;
+                Arc::new(Cluster::new(
+                    words,
+                    identities,
+                    metrics,
+                    previous.map(Arc::as_ref),
+                ))
             }
         };
         self.clusters.insert(key, Arc::clone(&cluster));
@@ -385,14 +396,7 @@ impl<'a> Compiler<'a> {
             path,
             ..Matcher::default()
         };
-        for method in &matches.methods {
-            match Method::from_bytes(method.as_bytes()) {
-                Ok(method) => matcher.methods.push(method),
-                Err(_) => self
-                    .problems
-                    .push(format!("{service}: `{method}` is not a method")),
-            }
-        }
+        matcher.methods = self.methods(service, &matches.methods);
         for header in &matches.headers {
             let Ok(name) = HeaderName::try_from(header.name.as_str()) else {
                 self.problems
@@ -418,7 +422,20 @@ impl<'a> Compiler<'a> {
         matcher
     }
 
-    fn path(&mut self, service: &str, path: &PathMatch) -> Option<Path> {
+    pub(super) fn methods(&mut self, service: &str, methods: &[String]) -> Vec<Method> {
+        let mut read = Vec::with_capacity(methods.len());
+        for method in methods {
+            match Method::from_bytes(method.as_bytes()) {
+                Ok(method) => read.push(method),
+                Err(_) => self
+                    .problems
+                    .push(format!("{service}: `{method}` is not a method")),
+            }
+        }
+        read
+    }
+
+    pub(super) fn path(&mut self, service: &str, path: &PathMatch) -> Option<Path> {
         match (&path.exact, &path.prefix, &path.regex) {
             (Some(exact), None, None) => Some(Path::Exact(exact.clone())),
             (None, Some(prefix), None) => Some(Path::Prefix(prefix.trim_end_matches('/').to_owned())),

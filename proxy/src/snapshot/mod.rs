@@ -4,13 +4,14 @@
 //! a [`Lease`] on it and sees that one from its first byte to its last. Making one does no I/O; what must be begun
 //! for it (discovery) is begun by `apply`.
 
+pub(crate) mod access;
 pub mod compile;
 pub mod routes;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -20,8 +21,10 @@ use outrigger_config::{Document, Problem};
 use serde::Serialize;
 
 use crate::error::{Failure, Reason};
+use crate::snapshot::access::{Access, Opens, Source};
 use crate::snapshot::routes::{HostTable, Route, VirtualHost};
 use crate::telemetry::metrics::RouteMetrics;
+use crate::tls::{Identities, Peer};
 use crate::upstream::Cluster;
 
 /// Where a configuration came from.
@@ -70,12 +73,14 @@ pub enum Entry {
 }
 
 /// What a sidecar is, whatever its configuration.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Standing {
     /// The service that it stands beside, if it stands beside one.
     pub service: Option<String>,
     /// Its own doors.
     pub listeners: Vec<(Entry, SocketAddr)>,
+    /// Its identity.
+    pub identities: Arc<Identities>,
 }
 
 impl Standing {
@@ -122,6 +127,32 @@ impl Snapshot {
             Entry::Outbound => None,
         };
         place.filter(|place| self.virtual_hosts[*place].raw)
+    }
+
+    /// Who may ask for what by a listener, where anything is said of it.
+    pub(crate) fn access(&self, entry: &Entry) -> Option<&Access> {
+        let place = self.inbound.filter(|_| *entry == Entry::Inbound)?;
+        self.virtual_hosts[place].access.as_deref()
+    }
+
+    /// What a connection to a listener is to speak.
+    pub(crate) fn opens(&self, entry: &Entry) -> Opens {
+        let raw = self.raw(entry).is_some();
+        self.access(entry)
+            .map_or(Opens::Plaintext, |access| access.opens(raw))
+    }
+
+    /// The trust domain of the mesh, where it is said and matters to a listener.
+    pub(crate) fn trust_domain(&self, entry: &Entry) -> Option<String> {
+        self.access(entry)?.trust_domain().map(str::to_owned)
+    }
+
+    /// Who has come to a listener.
+    pub(crate) fn source(&self, entry: &Entry, address: IpAddr, peer: Option<Peer>) -> Source {
+        match self.access(entry) {
+            Some(access) => access.source(address, peer),
+            None => Source::of_address(address),
+        }
     }
 
     /// The series of a request until its service is known.

@@ -22,8 +22,9 @@ use crate::arriving::{Arriving, Broken};
 use crate::error::{Failure, Reason};
 use crate::stream::Stream;
 use crate::timer::Deadline;
+use crate::tls::{Alpn, Session};
 use crate::upstream::Endpoint;
-use crate::upstream::dial;
+use crate::upstream::dial::{self, Dialled};
 use crate::upstream::gate::Gate;
 use crate::upstream::limits::Counted;
 use crate::upstream::outgoing::OutgoingBody;
@@ -46,6 +47,8 @@ pub(crate) struct Connection {
     pub(crate) deadline: Deadline,
     pub(super) idle_since: Instant,
     counted: Counted,
+    /// How long it may be used, where it speaks TLS.
+    pub(super) session: Option<Session>,
 }
 
 impl Connection {
@@ -54,10 +57,14 @@ impl Connection {
         endpoint: &Arc<Endpoint>,
         deadline: Option<Instant>,
     ) -> Result<Box<Self>, Failure> {
-        let (stream, counted) = dial::connect(endpoint, deadline).await?;
+        let Dialled {
+            stream,
+            counted,
+            session,
+        } = dial::connect(endpoint, Alpn::Http1, deadline).await?;
         let (sender, driver) = http1::Builder::new()
             .max_buf_size(BUFFER_MAX)
-            .handshake(Stream::new(stream))
+            .handshake(stream)
             .await
             .map_err(|error| {
                 let address = endpoint.address;
@@ -72,6 +79,7 @@ impl Connection {
             deadline: Deadline::new(now),
             idle_since: now,
             counted,
+            session,
         }))
     }
 
@@ -169,15 +177,18 @@ fn drive(driver: &mut Option<http1::Connection<Stream, OutgoingBody>>, gate: &Ga
 #[derive(Debug)]
 pub(crate) struct Switching {
     sender: http1::SendRequest<OutgoingBody>,
+    session: Option<Session>,
 }
 
 impl Switching {
     /// Dials an endpoint.
     pub(crate) async fn dial(endpoint: &Arc<Endpoint>, deadline: Option<Instant>) -> Result<Self, Failure> {
-        let (stream, counted) = dial::connect(endpoint, deadline).await?;
-        let handshake = http1::Builder::new()
-            .max_buf_size(BUFFER_MAX)
-            .handshake(Stream::new(stream));
+        let Dialled {
+            stream,
+            counted,
+            session,
+        } = dial::connect(endpoint, Alpn::Http1, deadline).await?;
+        let handshake = http1::Builder::new().max_buf_size(BUFFER_MAX).handshake(stream);
         let (sender, connection) = handshake.await.map_err(|error| {
             let address = endpoint.address;
             Failure::new(Reason::ConnectFailed, format!("connect to {address}: {error}"))
@@ -188,7 +199,7 @@ impl Switching {
                 tracing::debug!(%error, "a connection that was to switch ended early");
             }
         });
-        Ok(Self { sender })
+        Ok(Self { sender, session })
     }
 
     /// Sends the request and waits for its answer, at most until the deadline; then for the bytes behind it, if the
@@ -208,7 +219,11 @@ impl Switching {
         let mut answer = answer.map_err(|error| SendError::Broken(error.into_error()))?;
         let switched = if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             let upgraded = hyper::upgrade::on(&mut answer).await.map_err(SendError::Broken)?;
-            Some(Either::Left(Either::Left(TokioIo::new(upgraded))).into())
+            let bytes = Either::Left(Either::Left(TokioIo::new(upgraded)));
+            Some(Switched {
+                until: self.session.as_ref().map(Session::until),
+                ..Switched::from(bytes)
+            })
         } else {
             None
         };

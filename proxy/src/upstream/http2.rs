@@ -27,8 +27,9 @@ use crate::arriving::Arriving;
 use crate::error::{Failure, Reason};
 use crate::http2::{HEADERS_MAX, Received, SEND_BUFFER_MAX, STREAM_WINDOW, SendFailed, Sent, Tunnel};
 use crate::timer::Deadline;
+use crate::tls::{Alpn, Session};
 use crate::upstream::Endpoint;
-use crate::upstream::dial;
+use crate::upstream::dial::{self, Dialled};
 use crate::upstream::outgoing::{OutgoingBody, Upload};
 use crate::upstream::pool::{Bounds, SendError, Switched};
 
@@ -55,6 +56,8 @@ pub(crate) struct Trunk {
     streams: Cell<usize>,
     idle_since: Cell<Instant>,
     retires_at: Instant,
+    /// How long it may be used, where it speaks TLS.
+    session: Option<Session>,
     /// Dropped last, which wakes the task that moves the frames to say goodbye: `h2` does not notice by itself.
     _in_use: oneshot::Sender<()>,
 }
@@ -63,9 +66,20 @@ impl Trunk {
     /// Connects, and waits until the endpoint has said what it allows: until then the number of its streams is a guess,
     /// and an endpoint that does not speak HTTP/2 has not shown itself.
     pub(super) async fn dial(endpoint: &Arc<Endpoint>) -> Result<Rc<Self>, Failure> {
-        let (stream, counted) = dial::connect(endpoint, None).await?;
+        let Dialled {
+            stream,
+            counted,
+            session,
+        } = dial::connect(endpoint, Alpn::Http2, None).await?;
         let address = endpoint.address;
         let failed = |error: &dyn std::fmt::Display| {
+            if let Some(words) = session.as_ref().and_then(Session::refusal) {
+                endpoint.health.connect_failed(Instant::now());
+                return Failure::new(
+                    Reason::IdentityRefused,
+                    format!("{address} did not accept our certificate: {words}"),
+                );
+            }
             let detail = format!(
                 "{address} took the connection but does not speak HTTP/2 with prior knowledge: {error}"
             );
@@ -111,6 +125,7 @@ impl Trunk {
             streams: Cell::new(0),
             idle_since: Cell::new(now),
             retires_at: now + AGE_MAX.mul_f64(1.0 - fastrand::f64() / 10.0),
+            session,
             _in_use: in_use,
         }))
     }
@@ -125,11 +140,24 @@ impl Trunk {
     pub(super) fn is_old(&self, now: Instant) -> bool {
         let idle =
             self.streams.get() == 0 && now.saturating_duration_since(self.idle_since.get()) >= IDLE_MAX;
-        idle || now >= self.retires_at || self.is_over()
+        idle || now >= self.retires_at || self.is_over() || self.has_expired(now)
+    }
+
+    /// Whether the certificates under which it was made are no longer good. In plaintext there are none.
+    fn has_expired(&self, now: Instant) -> bool {
+        self.session.as_ref().is_some_and(|session| session.is_over(now))
+    }
+
+    /// When one of the certificates under which it was made expires.
+    fn until(&self) -> Option<Instant> {
+        self.session.as_ref().map(Session::until)
     }
 
     /// Begins a request on it, if it has room.
     pub(super) fn open(self: &Rc<Self>) -> Option<Box<Stream>> {
+        if self.session.is_some() && self.has_expired(Instant::now()) {
+            return None;
+        }
         let allowed = self.sender.borrow().current_max_send_streams().min(STREAMS_MAX);
         (self.streams.get() < allowed).then(|| {
             self.streams.set(self.streams.get() + 1);
@@ -234,9 +262,14 @@ impl Stream {
         });
         let (head, receive) = answered.await?.into_parts();
         if head.status.is_success() {
+            let until = self.trunk.until();
             let tunnel = Tunnel::new(send, receive, self);
             let answer = Response::from_parts(head, Arriving::Nothing);
-            return Ok((answer, Some(Either::Right(tunnel).into())));
+            let switched = Switched {
+                until,
+                ..Switched::from(Either::Right(tunnel))
+            };
+            return Ok((answer, Some(switched)));
         }
         let body = Arriving::Http2(Received::new(receive, &head.headers));
         Ok((Response::from_parts(head, body), None))

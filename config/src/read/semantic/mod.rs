@@ -7,6 +7,7 @@
 mod bootstrap;
 mod endpoints;
 mod hosts;
+mod identity;
 mod names;
 mod policies;
 mod routes;

@@ -2,6 +2,7 @@
 
 use super::super::node::{Fault, shown};
 use super::endpoints::{Shared, endpoints, health_check, listed};
+use super::identity::allow;
 use super::names::{host, part_name, service_name, unique};
 use super::routes::routes;
 use super::{At, exactly_one};
@@ -38,6 +39,7 @@ pub(in super::super) fn service(at: &At<'_>, service: &Service, faults: &mut Vec
     if let (Some(at), Some(check)) = (at.field("health_check"), &service.health_check) {
         health_check(&at, check, faults);
     }
+    allow(at, service, faults);
     routes(at, service, faults);
 }
 
