@@ -21,6 +21,7 @@ mod control;
 pub mod drain;
 pub mod error;
 mod http2;
+mod interim;
 mod listener;
 mod pump;
 mod request;

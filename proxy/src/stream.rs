@@ -9,10 +9,12 @@ use std::future::Future;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -34,6 +36,9 @@ const LINGER_MAX: Duration = Duration::from_secs(30);
 /// What is read and forgotten in one turn.
 const LINGER_BYTES: usize = 16 * 1024;
 
+/// What may wait to be written in between: past it the peer has stopped reading.
+const BETWEEN_MAX: usize = 16 * 1024;
+
 /// A TCP stream as hyper is handed it.
 #[derive(Debug)]
 pub(crate) struct Stream {
@@ -42,6 +47,8 @@ pub(crate) struct Stream {
     ahead: Bytes,
     /// Where slices are copied together; empty until that is first needed.
     together: Vec<u8>,
+    /// What is written between two of hyper's writes, if anybody does.
+    between: Option<Between>,
     end: End,
 }
 
@@ -63,6 +70,7 @@ impl Stream {
             stream: TokioIo::new(stream),
             ahead: Bytes::new(),
             together: Vec::new(),
+            between: None,
             end: End::AtOnce,
         }
     }
@@ -74,6 +82,44 @@ impl Stream {
             end: End::Lingering,
             ..Self::new(stream)
         }
+    }
+
+    /// Another hand on the stream, that writes where hyper has nothing half written.
+    pub(crate) fn between(&mut self) -> Between {
+        self.between.get_or_insert_default().clone()
+    }
+
+    /// Whether a part of what stands in between has been written, and not all.
+    fn is_within(&self) -> bool {
+        let begun = |between: &Between| between.0.begun.load(Ordering::Relaxed);
+        self.between.as_ref().is_some_and(begun)
+    }
+
+    /// Writes what stands in between.
+    fn poll_between(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(between) = &self.between else {
+            return Poll::Ready(Ok(()));
+        };
+        let mut waiting = between.waiting();
+        while !waiting.bytes.is_empty() {
+            match Pin::new(&mut self.stream).poll_write(cx, &waiting.bytes) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(count)) => {
+                    waiting.bytes.advance(count);
+                    between.0.begun.store(true, Ordering::Relaxed);
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    waiting.tried = true;
+                    waiting.wake();
+                    return Poll::Pending;
+                }
+            }
+        }
+        waiting.wake();
+        between.0.any.store(false, Ordering::Relaxed);
+        between.0.begun.store(false, Ordering::Relaxed);
+        Poll::Ready(Ok(()))
     }
 
     /// The same stream with bytes that were read ahead of it, whose two sides end each by itself: what comes after ours
@@ -124,6 +170,71 @@ impl Stream {
     }
 }
 
+/// What is written on a stream beside hyper, which knows no interim answers. hyper flushes a stream once it has handed
+/// over all that it had, and that is where these bytes go.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Between(Arc<Apart>);
+
+/// hyper wants a stream that may change threads; this one never does, so that the lock is always free.
+#[derive(Debug, Default)]
+struct Apart {
+    any: AtomicBool,
+    /// Whether a part has been written, so that the rest must follow before anything else.
+    begun: AtomicBool,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    bytes: BytesMut,
+    /// Whether the socket had no room when they were to be written.
+    tried: bool,
+    waker: Option<Waker>,
+}
+
+impl Waiting {
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Between {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves bytes to be written when there is a place for them. They are left out where the peer has not taken
+    /// [`BETWEEN_MAX`] of earlier ones.
+    pub(crate) fn put(&self, bytes: &[u8]) {
+        let mut waiting = self.waiting();
+        if waiting.bytes.len() < BETWEEN_MAX {
+            waiting.bytes.extend_from_slice(bytes);
+            waiting.tried = false;
+            self.0.any.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Ready when there is nothing that would be written too late: all is written, or what has begun will be before
+    /// anything else. What the peer has no room for is given up; a peer that does not read is not waited for here.
+    pub(crate) fn poll_written(&self, cx: &Context<'_>) -> Poll<()> {
+        if !self.0.any.load(Ordering::Relaxed) {
+            return Poll::Ready(());
+        }
+        let mut waiting = self.waiting();
+        if !waiting.tried {
+            waiting.waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        if !self.0.begun.load(Ordering::Relaxed) {
+            waiting.bytes.clear();
+            self.0.any.store(false, Ordering::Relaxed);
+        }
+        Poll::Ready(())
+    }
+}
+
 impl Read for Stream {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -142,6 +253,9 @@ impl Read for Stream {
 
 impl Write for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.is_within() {
+            ready!(self.poll_between(cx))?;
+        }
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
@@ -150,6 +264,9 @@ impl Write for Stream {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.is_within() {
+            ready!(self.poll_between(cx))?;
+        }
         if let [only] = slices {
             return Pin::new(&mut self.stream).poll_write(cx, only);
         }
@@ -168,6 +285,13 @@ impl Write for Stream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self
+            .between
+            .as_ref()
+            .is_some_and(|between| between.0.any.load(Ordering::Relaxed))
+        {
+            ready!(self.poll_between(cx))?;
+        }
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
@@ -215,5 +339,68 @@ impl AsyncWrite for Stream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.poll_end(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn pair() -> (Stream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (Stream::new(listener.accept().await.unwrap().0), peer)
+    }
+
+    async fn write(stream: &mut Stream, bytes: &[u8]) {
+        let written = std::future::poll_fn(|cx| Write::poll_write(Pin::new(&mut *stream), cx, bytes)).await;
+        assert_eq!(written.unwrap(), bytes.len());
+    }
+
+    #[tokio::test]
+    async fn what_stands_in_between_waits_for_a_flush_and_once_begun_is_finished_first() {
+        let (mut stream, mut peer) = pair().await;
+        let between = stream.between();
+        let cx = Context::from_waker(Waker::noop());
+        between.put(b"one ");
+        // hyper may have more of a message to write, and is not interrupted.
+        write(&mut stream, b"a message ").await;
+        assert!(between.poll_written(&cx).is_pending());
+        std::future::poll_fn(|cx| Write::poll_flush(Pin::new(&mut stream), cx))
+            .await
+            .unwrap();
+        assert!(between.poll_written(&cx).is_ready());
+        between.put(b"two ");
+        between.0.begun.store(true, Ordering::Relaxed);
+        write(&mut stream, b"another").await;
+        drop(stream);
+        let mut all = String::new();
+        peer.read_to_string(&mut all).await.unwrap();
+        assert_eq!(all, "a message one two another");
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_does_not_read_is_not_waited_for() {
+        let (mut stream, _peer) = pair().await;
+        let between = stream.between();
+        let mut cx = Context::from_waker(Waker::noop());
+        let piece = vec![0; 64 * 1024];
+        // Until the socket has no room; it may say so once too early.
+        for _ in 0..1000 {
+            if Write::poll_write(Pin::new(&mut stream), &mut cx, &piece).is_pending() {
+                break;
+            }
+        }
+        between.put(b"hints");
+        assert!(between.poll_written(&cx).is_pending());
+        assert!(Write::poll_flush(Pin::new(&mut stream), &mut cx).is_pending());
+        assert!(between.poll_written(&cx).is_ready());
+        assert!(
+            between.waiting().bytes.is_empty(),
+            "what cannot be said in time is left out"
+        );
     }
 }

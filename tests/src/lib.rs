@@ -18,6 +18,7 @@ pub mod cli;
 pub mod client;
 pub mod control_api;
 pub mod dns;
+pub mod ends;
 pub mod grpc;
 pub mod http2;
 pub mod load;

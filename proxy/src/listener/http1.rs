@@ -1,25 +1,27 @@
 //! A caller that speaks HTTP/1.1: one request after the other.
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::net::IpAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Poll, ready};
 
-use http::{HeaderValue, Request, header};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 
 use crate::arriving::Arriving;
+use crate::interim::Interim;
 use crate::listener::callers::{Joined, Order};
 use crate::listener::connection::Guarded;
 use crate::request::upgrade::Tunnel;
-use crate::request::{self, Worker};
+use crate::request::{self, Worker, headers};
 use crate::snapshot::Entry;
-use crate::stream::Stream;
+use crate::stream::{Between, Stream};
 use crate::telemetry::metrics::Cut;
 
 /// A head may be this large, all its headers together: Envoy's limit.
@@ -33,14 +35,19 @@ pub(super) async fn serve(
     worker: Rc<Worker>,
     (entry, source): (Arc<Entry>, IpAddr),
     joined: Joined,
-    stream: Stream,
+    mut stream: Stream,
 ) -> Option<Cut> {
+    let between = stream.between();
     let caller = Rc::clone(&joined.caller);
     let service = service_fn(move |mut request: Request<Incoming>| {
         let upgrade = hyper::upgrade::on(&mut request);
         let (worker, entry, under_way) = (Rc::clone(&worker), Arc::clone(&entry), caller.begin());
+        let between = between.clone();
         async move {
-            let mut response = request::handle(&worker, (&entry, source), request.map(Arriving::Http1)).await;
+            let interim = Interim::new(request.version());
+            let request = request.map(Arriving::Http1);
+            let handled = pin!(request::handle(&worker, (&entry, source), request, &interim));
+            let mut response = with_interim(handled, &interim, &between).await;
             if worker.drain.is_draining() {
                 // RFC 9112 section 9.6: says that this connection takes no further request, so that a caller which
                 // keeps to it opens its next one elsewhere and none is lost.
@@ -76,6 +83,42 @@ pub(super) async fn serve(
         tracing::debug!(%error, "a connection ended early");
         None
     })
+}
+
+/// The answer, once what the endpoint said before it is written, which is done as it comes.
+async fn with_interim<T>(
+    mut handled: Pin<&mut impl Future<Output = T>>,
+    interim: &Interim,
+    between: &Between,
+) -> T {
+    let mut answer = None;
+    std::future::poll_fn(|cx| {
+        if answer.is_none() {
+            if let Poll::Ready(response) = handled.as_mut().poll(cx) {
+                answer = Some(response);
+            }
+            while let Some((status, mut fields)) = interim.next() {
+                headers::prepare_interim(&mut fields);
+                between.put(&interim_head(status, &fields));
+            }
+        }
+        ready!(between.poll_written(cx));
+        answer.take().map_or(Poll::Pending, Poll::Ready)
+    })
+    .await
+}
+
+/// RFC 9112 section 4: names and values are the http crate's, which holds none that could end a line.
+fn interim_head(status: StatusCode, fields: &HeaderMap) -> Vec<u8> {
+    let reason = status.canonical_reason().unwrap_or("Interim");
+    let mut head = format!("HTTP/1.1 {} {reason}\r\n", status.as_str()).into_bytes();
+    for (name, value) in fields {
+        for piece in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            head.extend_from_slice(piece);
+        }
+    }
+    head.extend_from_slice(b"\r\n");
+    head
 }
 
 /// What follows an answer that switched protocols, once the caller has the answer.

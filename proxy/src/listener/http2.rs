@@ -13,16 +13,17 @@ use std::task::Poll;
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
-use http::{Method, Request, Response};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 
 use crate::arriving::Arriving;
 use crate::http2::{self, HEADERS_MAX, Received, SEND_BUFFER_MAX, STREAM_WINDOW, SendFailed, Sent};
+use crate::interim::Interim;
 use crate::listener::callers::{Joined, Order, UnderWay};
 use crate::listener::connection::Guarded;
 use crate::listener::guard::Watched;
 use crate::request::upgrade::Tunnel;
-use crate::request::{self, Worker};
+use crate::request::{self, Worker, headers};
 use crate::snapshot::Entry;
 use crate::stream::Stream;
 use crate::telemetry::metrics::Cut;
@@ -154,14 +155,19 @@ async fn exchange(
     } else {
         (Arriving::Http2(Received::new(stream, &head.headers)), None)
     };
+    let interim = Interim::new(Version::HTTP_2);
     let answered = {
-        let mut handled = pin!(request::handle(
-            &worker,
-            (&entry, source),
-            Request::from_parts(head, body)
-        ));
+        let request = Request::from_parts(head, body);
+        let mut handled = pin!(request::handle(&worker, (&entry, source), request, &interim));
         std::future::poll_fn(|cx| {
-            if let Poll::Ready(response) = handled.as_mut().poll(cx) {
+            let handled = handled.as_mut().poll(cx);
+            while let Some((status, fields)) = interim.next() {
+                if respond.poll_reset(cx).is_ready() {
+                    return Poll::Ready(None);
+                }
+                inform(&mut respond, status, fields);
+            }
+            if let Poll::Ready(response) = handled {
                 return Poll::Ready(Some(response));
             }
             // The caller took its request back, or is gone.
@@ -190,6 +196,17 @@ async fn exchange(
     };
     if !nothing {
         send_body(Sent::new(stream, body)).await;
+    }
+}
+
+/// Hands on what an endpoint said before its answer. A stream that takes no more shows with the answer.
+fn inform(respond: &mut SendResponse<Bytes>, status: StatusCode, mut fields: HeaderMap) {
+    headers::prepare_interim(&mut fields);
+    let mut head = Response::new(());
+    *head.status_mut() = status;
+    *head.headers_mut() = fields;
+    if let Err(error) = respond.send_informational(head) {
+        tracing::debug!(%error, "an interim answer was not taken");
     }
 }
 

@@ -14,6 +14,7 @@ use http_body::Body;
 
 use crate::arriving::Arriving;
 use crate::error::{Failure, Reason};
+use crate::interim::Interim;
 use crate::request::body::REASON;
 use crate::request::retry::Progress;
 use crate::request::upgrade::Upgrade;
@@ -111,6 +112,7 @@ pub(crate) async fn send(
     request: &mut Option<Request<OutgoingBody>>,
     deadline: Option<(Instant, Reason)>,
     idle: Option<Duration>,
+    interim: &Interim,
 ) -> Result<Box<Answer>, Failure> {
     let until = deadline.map(|(until, _)| until);
     let bounds = Bounds {
@@ -124,7 +126,7 @@ pub(crate) async fn send(
                 .await
                 .map_err(|failure| in_time(failure, deadline))?,
         };
-        let sent = pin!(carrier.send(request, bounds)).await;
+        let sent = pin!(carrier.send(request, bounds, interim)).await;
         match sent {
             Ok(response) => {
                 let (mut head, body) = response.into_parts();
@@ -281,6 +283,10 @@ fn failure(error: SendError, pick: &Pick, carrier: &Carrier, deadline: Option<(I
             format!("the caller broke off its request: {detail}"),
         ),
         SendError::Unsendable(reason, detail) => Failure::new(reason, format!("{address}: {detail}")),
+        SendError::TooManyInterim => Failure::new(
+            Reason::UpstreamProtocol,
+            format!("{address} sent more interim answers (1xx) than are passed on"),
+        ),
         SendError::TimedOut => {
             let reason = deadline.map_or(Reason::RequestTimeout, |(_, reason)| reason);
             Failure::new(reason, format!("{address} did not answer in time"))

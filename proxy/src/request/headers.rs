@@ -197,6 +197,15 @@ pub(crate) fn prepare_response(head: &mut http::response::Parts) -> Result<(), &
     Ok(())
 }
 
+/// Makes an interim answer that was received into one to hand on. It has no body, and so nothing to say about one
+/// (RFC 9110 section 8.6, RFC 9112 section 6.1).
+pub(crate) fn prepare_interim(headers: &mut HeaderMap) {
+    let found = look(headers);
+    let (hop_by_hop, names_fields) = (found.hop_by_hop, found.names_fields);
+    strip_hop_by_hop(headers, hop_by_hop, names_fields);
+    headers.remove(CONTENT_LENGTH);
+}
+
 fn accepts_trailers(headers: &HeaderMap) -> bool {
     let mut values = headers.get_all(TE).iter().filter_map(|value| value.to_str().ok());
     values.any(|value| {

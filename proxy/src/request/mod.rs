@@ -27,6 +27,7 @@ use http::{Request, Response};
 use crate::arriving::Arriving;
 use crate::drain::Drain;
 use crate::error::{Failure, Reason};
+use crate::interim::Interim;
 use crate::request::attempt::{Answer, Outgoing};
 use crate::request::body::{Bounds, ResponseBody};
 use crate::request::retry::{Decision, Progress, hedge};
@@ -68,18 +69,21 @@ impl Worker {
     }
 }
 
-/// The journey of one request. Always produces a response, whose body carries the log to its last byte.
+/// The journey of one request. Always produces a response, whose body carries the log to its last byte. What the
+/// endpoint says before it is left in `interim`.
 pub(crate) async fn handle(
     worker: &Rc<Worker>,
     (entry, source): (&Entry, IpAddr),
     request: Request<Arriving>,
+    interim: &Interim,
 ) -> Response<ResponseBody> {
     let (head, body) = request.into_parts();
     let mut request = Outgoing::new(head, body);
     let lease = worker.lease();
     let series = Arc::clone(lease.unmatched(entry));
     let mut log = RequestLog::start(Rc::clone(&worker.logger), Instant::now(), &request.head, series);
-    let served = pin!(serve(worker, &lease, (entry, source), &mut request, &mut log)).await;
+    let from = (entry, source, interim);
+    let served = pin!(serve(worker, &lease, from, &mut request, &mut log)).await;
     match served {
         Ok((answer, bounds)) => body::relay(worker, answer, bounds, log),
         Err(failure) => body::refusal(&failure, log),
@@ -90,7 +94,7 @@ pub(crate) async fn handle(
 async fn serve(
     worker: &Rc<Worker>,
     lease: &Lease,
-    (entry, source): (&Entry, IpAddr),
+    (entry, source, interim): (&Entry, IpAddr, &Interim),
     request: &mut Outgoing,
     log: &mut RequestLog,
 ) -> Result<(Box<Answer>, Bounds), Failure> {
@@ -112,11 +116,8 @@ async fn serve(
     let mut target = route.choose();
     log.counts_as(&target.series);
 
-    let upgrade = if wants_upgrade {
-        Upgrade::asked(head)?
-    } else {
-        None
-    };
+    let upgrade = wants_upgrade.then(|| Upgrade::asked(head));
+    let upgrade = upgrade.transpose()?.flatten();
     let key = target.cluster.key(head, source);
     headers::prepare_request(head, &lease.virtual_hosts[virtual_host].authority);
     let mut progress = Progress::start(&route, &head.method, grpc, log.started());
@@ -142,6 +143,7 @@ async fn serve(
             target,
             pick,
             upgrade: upgrade.as_ref(),
+            interim,
         };
         let (outcome, ended) = match &route.hedge {
             Some(hedge) if progress.may_hedge() && upgrade.is_none() => {

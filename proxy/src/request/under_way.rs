@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use crate::error::{Failure, Reason};
+use crate::interim::Interim;
 use crate::request::attempt::{self, Answer, Outgoing};
 use crate::request::retry::{Progress, peek};
 use crate::request::upgrade::Upgrade;
@@ -26,6 +27,8 @@ pub(crate) struct Attempt<'a> {
     pub(crate) pick: Pick,
     /// What it asks to switch to, if it does.
     pub(crate) upgrade: Option<&'a Upgrade>,
+    /// Where what the endpoint says before its answer goes.
+    pub(crate) interim: &'a Interim,
 }
 
 /// How an attempt ended, and when.
@@ -45,6 +48,7 @@ impl<'a> Attempt<'a> {
             target,
             pick,
             upgrade,
+            interim,
         } = self;
         let deadline = progress.deadline();
         let looks = progress.looks_at_calls().then(|| progress.may_go_again());
@@ -68,7 +72,8 @@ impl<'a> Attempt<'a> {
                         to,
                         &mut sent,
                         deadline,
-                        route.timeouts.idle
+                        route.timeouts.idle,
+                        interim
                     ))
                     .await
                 }

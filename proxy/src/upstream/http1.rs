@@ -20,11 +20,13 @@ use tokio_util::either::Either;
 
 use crate::arriving::{Arriving, Broken};
 use crate::error::{Failure, Reason};
+use crate::interim::Interim;
 use crate::stream::Stream;
 use crate::timer::Deadline;
 use crate::upstream::Endpoint;
 use crate::upstream::dial;
 use crate::upstream::gate::Gate;
+use crate::upstream::interim::Ear;
 use crate::upstream::limits::Counted;
 use crate::upstream::outgoing::OutgoingBody;
 use crate::upstream::pool::{Bounds, SendError, Switched};
@@ -41,6 +43,7 @@ pub(crate) struct Connection {
     /// Gone once the connection is over: dropping it is what makes hyper hand back a request that it still holds.
     driver: Option<http1::Connection<Stream, OutgoingBody>>,
     gate: Gate,
+    ear: Ear,
     /// Whether a request has been sent on it before: then the peer may have begun to close it.
     pub(crate) reused: bool,
     pub(crate) deadline: Deadline,
@@ -68,6 +71,7 @@ impl Connection {
             sender,
             driver: Some(driver),
             gate: Gate::new(),
+            ear: Ear::new(),
             reused: false,
             deadline: Deadline::new(now),
             idle_since: now,
@@ -115,29 +119,34 @@ impl Connection {
         self.counted.endpoint()
     }
 
-    /// Takes a request, sends it and waits for the head of its answer, within bounds.
+    /// Takes a request, sends it and waits for the head of its answer, within bounds. What the endpoint says before is
+    /// passed on as it comes.
     pub(crate) async fn send(
         &mut self,
         request: &mut Option<Request<OutgoingBody>>,
         bounds: Bounds,
+        interim: &Interim,
     ) -> Result<Response<Arriving>, SendError> {
-        let Some(taken) = request.take() else {
+        let Some(mut taken) = request.take() else {
             return Err(SendError::NotSent);
         };
         let upload = bounds.idle.and_then(|_| taken.body().upload());
         if let Some(until) = bounds.next(upload.as_ref()) {
             self.deadline.set(until);
         }
+        self.ear.listen_for(&mut taken);
         let Self {
             sender,
             driver,
             gate,
+            ear,
             deadline,
             ..
         } = self;
         let mut answer = std::pin::pin!(unconstrained(gate.shut(|| sender.try_send_request(taken))));
         let sent = std::future::poll_fn(|cx| {
             drive(driver, gate, cx);
+            ear.pass_on(interim)?;
             // The answer comes by the driver alone, which has just been looked after: nothing need wake for it. It is
             // unconstrained because a channel that yields for fairness's sake would wake nobody here.
             if let Poll::Ready(answer) = answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {

@@ -10,14 +10,15 @@ use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use h2::client::SendRequest;
+use h2::RecvStream;
+use h2::client::{ResponseFuture, SendRequest};
 use http::header::{HOST, TRANSFER_ENCODING};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Method, Request, Response, Uri, Version, request};
+use http::{Method, Request, Response, StatusCode, Uri, Version, request};
 use http_body::Body;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
@@ -26,6 +27,7 @@ use tokio_util::either::Either;
 use crate::arriving::Arriving;
 use crate::error::{Failure, Reason};
 use crate::http2::{HEADERS_MAX, Received, SEND_BUFFER_MAX, STREAM_WINDOW, SendFailed, Sent, Tunnel};
+use crate::interim::{Allowance, Interim};
 use crate::timer::Deadline;
 use crate::upstream::Endpoint;
 use crate::upstream::dial;
@@ -155,11 +157,13 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    /// Takes a request, sends it and waits for the head of its answer, within bounds.
+    /// Takes a request, sends it and waits for the head of its answer, within bounds. What the endpoint says before is
+    /// passed on as it comes.
     pub(crate) async fn send(
         &mut self,
         request: &mut Option<Request<OutgoingBody>>,
         bounds: Bounds,
+        interim: &Interim,
     ) -> Result<Response<Arriving>, SendError> {
         let Some(request) = request.take() else {
             return Err(SendError::NotSent);
@@ -177,6 +181,7 @@ impl Stream {
         let (mut answer, stream) = begun.map_err(refused_or_reset)?;
         let mut sending = (!nothing).then(|| Sent::new(stream, body));
         let deadline = &mut self.deadline;
+        let mut allowance = Allowance::default();
         let answered = std::future::poll_fn(|cx| {
             match sending.as_mut().map(|sending| sending.poll(cx)) {
                 None | Some(Poll::Pending) => {}
@@ -189,8 +194,8 @@ impl Stream {
                     return Poll::Ready(Err(SendError::CallerBroke(error.to_string())));
                 }
             }
-            if let Poll::Ready(answer) = Pin::new(&mut answer).poll(cx) {
-                return Poll::Ready(answer.map_err(refused_or_reset));
+            if let Poll::Ready(answer) = poll_answer(&mut answer, &mut allowance, interim, cx) {
+                return Poll::Ready(answer);
             }
             bounds.poll(deadline, upload.as_ref(), cx).map(Err)
         });
@@ -241,6 +246,30 @@ impl Stream {
         let body = Arriving::Http2(Received::new(receive, &head.headers));
         Ok((Response::from_parts(head, body), None))
     }
+}
+
+/// The head of an answer, once there is one. `h2` drops the interim answers that nobody has asked it for before.
+fn poll_answer(
+    answer: &mut ResponseFuture,
+    allowance: &mut Allowance,
+    interim: &Interim,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Response<RecvStream>, SendError>> {
+    while let Some(head) = ready!(answer.poll_informational(cx)) {
+        let (head, ()) = head.map_err(refused_or_reset)?.into_parts();
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            let detail = "it switched protocols, which HTTP/2 does not do (RFC 9113 section 8.6)";
+            return Poll::Ready(Err(SendError::Unsendable(
+                Reason::UpstreamProtocol,
+                detail.into(),
+            )));
+        }
+        if !allowance.takes(&head.headers) {
+            return Poll::Ready(Err(SendError::TooManyInterim));
+        }
+        interim.heard(head.status, head.headers);
+    }
+    Pin::new(answer).poll(cx).map_err(refused_or_reset)
 }
 
 /// The answer has begun before the request was all sent, as in a conversation: the rest is sent by a task of its own,

@@ -13,6 +13,7 @@ mod gate;
 pub mod health;
 pub(crate) mod http1;
 mod http2;
+mod interim;
 pub(crate) mod limits;
 pub mod outgoing;
 pub mod pool;

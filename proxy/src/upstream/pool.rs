@@ -24,6 +24,7 @@ use tokio_util::either::Either;
 use crate::arriving::{Arriving, Broken};
 use crate::error::{Failure, Reason};
 use crate::http2::Tunnel;
+use crate::interim::Interim;
 use crate::timer::Deadline;
 use crate::upstream::Endpoint;
 use crate::upstream::http1::Connection;
@@ -94,6 +95,8 @@ pub(crate) enum SendError {
     CallerBroke(String),
     /// It cannot be said in the endpoint's protocol.
     Unsendable(Reason, String),
+    /// The endpoint said more before its answer than it may.
+    TooManyInterim,
     /// The deadline passed.
     TimedOut,
     /// The request's body was silent for too long.
@@ -106,10 +109,11 @@ impl Carrier {
         &mut self,
         request: &mut Option<Request<OutgoingBody>>,
         bounds: Bounds,
+        interim: &Interim,
     ) -> Result<Response<Arriving>, SendError> {
         match self {
-            Self::Own(connection) => pin!(connection.send(request, bounds)).await,
-            Self::Shared(stream) => pin!(stream.send(request, bounds)).await,
+            Self::Own(connection) => pin!(connection.send(request, bounds, interim)).await,
+            Self::Shared(stream) => pin!(stream.send(request, bounds, interim)).await,
             Self::Apart(_) => Err(SendError::NotSent),
         }
     }

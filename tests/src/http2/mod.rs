@@ -186,7 +186,9 @@ fn bad(what: &str) -> io::Error {
 /// What came on one stream.
 #[derive(Clone, Debug, Default)]
 pub struct Reply {
-    /// The fields of the head, interim answers left out.
+    /// The fields of each interim answer.
+    pub interim: Vec<Vec<Field>>,
+    /// The fields of the head.
     pub head: Vec<Field>,
     /// The body.
     pub body: Vec<u8>,
@@ -293,7 +295,7 @@ impl Caller {
                     .iter()
                     .any(|(name, value)| name == ":status" && value.starts_with('1'));
                 match (interim, reply.head.is_empty()) {
-                    (true, _) => {}
+                    (true, _) => reply.interim.push(fields),
                     (false, true) => reply.head = fields,
                     (false, false) => reply.trailers = fields,
                 }

@@ -29,6 +29,7 @@ mod http2_conformance;
 mod http2_downgrade;
 mod http2_drain;
 mod http2_upstream;
+mod interim;
 mod limits;
 mod loops;
 mod observability;

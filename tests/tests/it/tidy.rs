@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// The floors of the proxy, from the ground up. A module imports from lower floors only; those of one floor do not
 /// know one another. A new module gets its place here, in the same change.
 const FLOORS: &[&[&str]] = &[
-    &["error", "drain", "timer", "stream", "pump", "http2"],
+    &["error", "drain", "timer", "stream", "pump", "http2", "interim"],
     &["arriving"],
     &["telemetry"],
     &["tls"],

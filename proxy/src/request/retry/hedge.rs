@@ -11,6 +11,7 @@ use std::task::Poll;
 use std::time::Instant;
 
 use super::Progress;
+use crate::interim::Interim;
 use crate::request::Worker;
 use crate::request::attempt::Outgoing;
 use crate::request::under_way::{Attempt, Made};
@@ -22,6 +23,7 @@ use crate::telemetry::request_log::RequestLog;
 struct Racing<'a, 'b> {
     worker: &'a Rc<Worker>,
     route: &'a Route,
+    interim: &'a Interim,
     progress: &'b mut Progress,
     outgoing: &'b mut Outgoing,
     log: &'b mut RequestLog,
@@ -47,6 +49,7 @@ pub(crate) async fn race<'a>(
     let mut racing = Racing {
         worker: first.worker,
         route: first.route,
+        interim: first.interim,
         progress,
         outgoing,
         log,
@@ -154,6 +157,7 @@ impl<'a> Racing<'a, '_> {
             pick,
             // Such requests are not hedged.
             upgrade: None,
+            interim: self.interim,
         })
     }
 }
