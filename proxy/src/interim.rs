@@ -1,9 +1,12 @@
 //! Interim answers (RFC 9110 section 15.2) of one request, on their way from an endpoint to its caller.
 //!
 //! Whoever hears one leaves it here, whoever speaks to the caller takes it from here. It writes nothing on a wire and
-//! changes no field.
+//! changes no field. Its other half is the request that waits for one of them: a body that is held back until its
+//! endpoint says 100 (Continue).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 
 use http::{HeaderMap, StatusCode, Version};
 
@@ -20,6 +23,7 @@ pub(crate) struct Interim {
     /// How its caller speaks: who speaks HTTP/1.0 knows none of them (RFC 9110 section 15.2).
     caller: Version,
     heads: RefCell<Vec<(StatusCode, HeaderMap)>>,
+    hold: RefCell<Option<Rc<Hold>>>,
 }
 
 impl Interim {
@@ -28,21 +32,40 @@ impl Interim {
         Self {
             caller,
             heads: RefCell::default(),
+            hold: RefCell::default(),
         }
     }
 
     /// An endpoint has said this. 100 is the answer to what this hop has asked for, or to nothing; the caller is told by
     /// the hop to it that its body is wanted, as soon as it is.
     pub(crate) fn heard(&self, status: StatusCode, headers: HeaderMap) {
-        if status != StatusCode::CONTINUE && self.caller >= Version::HTTP_11 {
+        if status == StatusCode::CONTINUE {
+            if let Some(hold) = &*self.hold.borrow() {
+                hold.open();
+            }
+        } else if self.caller >= Version::HTTP_11 {
             self.heads.borrow_mut().push((status, headers));
         }
     }
 
     /// The next one for the caller, if there is one.
     pub(crate) fn next(&self) -> Option<(StatusCode, HeaderMap)> {
+        // HTTP/1.1 says 100 by itself when a body is first asked for; HTTP/2 leaves it to us.
+        if self.caller == Version::HTTP_2
+            && let Some(hold) = &*self.hold.borrow()
+            && hold.is_to_be_told()
+        {
+            return Some((StatusCode::CONTINUE, HeaderMap::new()));
+        }
         let mut heads = self.heads.borrow_mut();
         (!heads.is_empty()).then(|| heads.remove(0))
+    }
+
+    /// The request's body is to be held back.
+    pub(crate) fn hold(&self) -> Rc<Hold> {
+        let hold = Rc::new(Hold::default());
+        self.hold.replace(Some(Rc::clone(&hold)));
+        hold
     }
 }
 
@@ -79,6 +102,38 @@ impl Allowance {
     }
 }
 
+/// A body that its caller sends when it is told to (RFC 9110 section 10.1.1).
+#[derive(Debug, Default)]
+pub(crate) struct Hold {
+    open: Cell<bool>,
+    told: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Hold {
+    /// It is wanted.
+    pub(crate) fn open(&self) {
+        self.open.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Ready when it is wanted.
+    pub(crate) fn poll_open(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.open.get() {
+            return Poll::Ready(());
+        }
+        self.waker.replace(Some(cx.waker().clone()));
+        Poll::Pending
+    }
+
+    /// Whether it is wanted and its caller has not been told.
+    fn is_to_be_told(&self) -> bool {
+        self.open.get() && !self.told.replace(true)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,6 +160,21 @@ mod tests {
                 interim.heard(status, HeaderMap::new());
             }
             interim.heard(StatusCode::EARLY_HINTS, HeaderMap::new());
+            assert_eq!(heads(&interim), expected, "{caller:?}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_held_is_asked_for_once() {
+        for (caller, expected) in [(Version::HTTP_11, vec![]), (Version::HTTP_2, vec![100])] {
+            let interim = Interim::new(caller);
+            let hold = interim.hold();
+            let cx = Context::from_waker(Waker::noop());
+            assert!(hold.poll_open(&cx).is_pending());
+            assert_eq!(heads(&interim), Vec::<u16>::new());
+            interim.heard(StatusCode::CONTINUE, HeaderMap::new());
+            interim.heard(StatusCode::CONTINUE, HeaderMap::new());
+            assert!(hold.poll_open(&cx).is_ready());
             assert_eq!(heads(&interim), expected, "{caller:?}");
         }
     }

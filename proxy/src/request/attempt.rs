@@ -7,9 +7,9 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use http::header::SEC_WEBSOCKET_KEY;
+use http::header::{EXPECT, SEC_WEBSOCKET_KEY};
 use http::request::Parts;
-use http::{Request, StatusCode, response};
+use http::{HeaderValue, Request, StatusCode, response};
 use http_body::Body;
 
 use crate::arriving::Arriving;
@@ -55,6 +55,18 @@ impl Outgoing {
     pub(crate) fn keep(&mut self) {
         let body = std::mem::replace(&mut self.body, OutgoingBody::Empty);
         self.body = body.kept();
+    }
+
+    /// Where its caller sends the body once it is told to, the body is held back until an endpoint asks for it (RFC 9110
+    /// section 10.1.1): one that refuses the head is spared the body, and so is the caller.
+    pub(crate) fn hold_if(&mut self, expects: bool, interim: &Interim) {
+        if !expects || self.is_bodiless() {
+            return;
+        }
+        let expected = HeaderValue::from_static("100-continue");
+        self.head.headers.insert(EXPECT, expected);
+        let body = std::mem::replace(&mut self.body, OutgoingBody::Empty);
+        self.body = body.held(interim.hold());
     }
 
     /// The request for the next attempt. A copy is kept if there may be yet another. There is one while

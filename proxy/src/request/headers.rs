@@ -78,6 +78,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) upgrade: bool,
     /// Whether it is a gRPC call.
     pub(crate) grpc: bool,
+    /// Whether its caller waits to be told before it sends the body.
+    pub(crate) expects: bool,
 }
 
 /// Looks at what a request asks for.
@@ -87,8 +89,21 @@ pub(crate) struct Asked<'a> {
 pub(crate) fn asked(head: &Parts) -> Result<Asked<'_>, Failure> {
     let look = look(&head.headers);
     let (upgrade, grpc) = (look.upgrade || head.method == Method::CONNECT, look.grpc);
+    let expects = look.expect && expects_continue(head);
     let host = host(head, &look)?;
-    Ok(Asked { host, upgrade, grpc })
+    Ok(Asked {
+        host,
+        upgrade,
+        grpc,
+        expects,
+    })
+}
+
+/// RFC 9110 section 10.1.1, which has no such thing before HTTP/1.1.
+fn expects_continue(head: &Parts) -> bool {
+    let expected = head.headers.get(EXPECT);
+    head.version >= Version::HTTP_11
+        && expected.is_some_and(|expected| expected.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 fn host<'a>(head: &'a Parts, look: &Look<'a>) -> Result<Option<&'a str>, Failure> {
@@ -138,7 +153,7 @@ pub(crate) fn prepare_request(head: &mut Parts, fallback: &str) {
         }
     }
     if expect {
-        // This hop has answered 100 itself as soon as the body was asked for (RFC 9110 section 10.1.1).
+        // Said again where there is a body to be held back; see `Outgoing::hold_if`.
         head.headers.remove(EXPECT);
     }
     if chunked {

@@ -102,7 +102,7 @@ async fn serve(
     let head = &mut request.head;
     crossing::arrive(head, bodiless)?;
     let asked = headers::asked(head)?;
-    let (wants_upgrade, grpc) = (asked.upgrade, asked.grpc);
+    let (wants_upgrade, grpc, expects) = (asked.upgrade, asked.grpc, asked.expects);
     if grpc {
         log.is_grpc();
     }
@@ -128,6 +128,7 @@ async fn serve(
     if progress.may_go_again() {
         request.keep();
     }
+    request.hold_if(expects, interim);
     route.budget.request();
     loop {
         let now = progress.now();

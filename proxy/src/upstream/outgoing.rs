@@ -5,13 +5,18 @@
 //! once. Whether it *is* sent again is decided by `request::retry`.
 
 use std::cell::{Cell, RefCell};
+use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use crate::arriving::{Arriving, Broken};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use tokio::time::{Sleep, sleep};
+
+use crate::arriving::{Arriving, Broken};
+use crate::interim::Hold;
 
 /// The most that is kept of a body in order to send it again: covers nearly all unary gRPC and form posts, and is
 /// Linkerd's limit. Frames are shared with the receive buffer, so keeping them copies nothing.
@@ -20,6 +25,11 @@ pub(crate) const REPLAY_MAX: usize = 64 * 1024;
 /// The most frames that are kept: each costs some tens of bytes beside its data, and a body of single-byte chunks
 /// would cost many times its size. Honest bodies of 64 KB come in a few dozen.
 const FRAMES_MAX: usize = 256;
+
+/// How long an endpoint's 100 (Continue) is waited for. One that knows of it says so when it has read the head; one that
+/// does not must not be waited for long, since the time of the attempt runs. curl and Go wait for a second, and would
+/// for this hop.
+const CONTINUE_PATIENCE: Duration = Duration::from_millis(250);
 
 /// The body of a request on its way to an endpoint.
 #[derive(Debug)]
@@ -30,6 +40,8 @@ pub(crate) enum OutgoingBody {
     Once(Box<Once>),
     /// It is copied while it is sent for the first time.
     Replayed(Replay),
+    /// It waits until the endpoint asks for it.
+    Held(Box<Held>),
 }
 
 /// A body that is read as it is sent.
@@ -37,6 +49,16 @@ pub(crate) enum OutgoingBody {
 pub(crate) struct Once {
     incoming: Arriving,
     upload: Upload,
+}
+
+/// A body that its caller sends when it is told to. To ask for it is to tell: HTTP/1.1's connection says 100 when its
+/// body is first read.
+#[derive(Debug)]
+pub(crate) struct Held {
+    body: OutgoingBody,
+    hold: Rc<Hold>,
+    /// Until when the endpoint's word is waited for, once it has the head.
+    patience: Option<Pin<Box<Sleep>>>,
 }
 
 /// How far a body has come, for whoever watches that it does not fall silent.
@@ -130,12 +152,22 @@ impl OutgoingBody {
         })
     }
 
+    /// The same, held back.
+    pub(crate) fn held(self, hold: Rc<Hold>) -> Self {
+        Self::Held(Box::new(Held {
+            body: self,
+            hold,
+            patience: None,
+        }))
+    }
+
     /// How far it has come; `None` if there is nothing to come.
     pub(crate) fn upload(&self) -> Option<Upload> {
         match self {
             Self::Empty => None,
             Self::Once(once) => Some(once.upload.clone()),
             Self::Replayed(replay) => Some(replay.shared.borrow().upload.clone()),
+            Self::Held(held) => held.body.upload(),
         }
     }
 
@@ -148,6 +180,7 @@ impl OutgoingBody {
                 let shared = replay.shared.borrow();
                 shared.ended || shared.incoming.is_end_stream()
             }
+            Self::Held(held) => held.body.has_all_come(),
         }
     }
 
@@ -157,6 +190,7 @@ impl OutgoingBody {
             Self::Empty => true,
             Self::Once(_) => false,
             Self::Replayed(replay) => replay.shared.borrow().is_kept(),
+            Self::Held(held) => held.body.may_go_again(),
         }
     }
 
@@ -171,7 +205,23 @@ impl OutgoingBody {
                     sent_frames: 0,
                 })
             }),
+            Self::Held(held) => Some(held.body.again()?.held(Rc::clone(&held.hold))),
         }
+    }
+}
+
+impl Held {
+    /// Ready when it is asked for, or the endpoint has had its time to.
+    fn poll_wanted(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.hold.poll_open(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        let patience = self
+            .patience
+            .get_or_insert_with(|| Box::pin(sleep(CONTINUE_PATIENCE)));
+        std::task::ready!(patience.as_mut().poll(cx));
+        self.hold.open();
+        Poll::Ready(())
     }
 }
 
@@ -244,6 +294,10 @@ impl Body for OutgoingBody {
                 Poll::Ready(frame)
             }
             Self::Replayed(replay) => replay.poll(cx),
+            Self::Held(held) => {
+                std::task::ready!(held.poll_wanted(cx));
+                Pin::new(&mut held.body).poll_frame(cx)
+            }
         }
     }
 
@@ -256,6 +310,7 @@ impl Body for OutgoingBody {
                 let ended = shared.ended && shared.trailers.is_none() || shared.incoming.is_end_stream();
                 ended && (!shared.whole || replay.sent_frames == shared.frames.len())
             }
+            Self::Held(held) => held.body.is_end_stream(),
         }
     }
 
@@ -265,6 +320,7 @@ impl Body for OutgoingBody {
             Self::Once(once) => once.incoming.size_hint(),
             // hyper asks once, before the first frame, so the size of the whole is the right answer.
             Self::Replayed(replay) => replay.shared.borrow().size,
+            Self::Held(held) => held.body.size_hint(),
         }
     }
 }

@@ -19,6 +19,7 @@ mod dns;
 mod drain;
 mod ejection;
 mod examples;
+mod expect;
 mod headers;
 mod health_checks;
 mod hedging;
