@@ -77,6 +77,10 @@ pub struct Listeners {
     pub outbound: SocketAddr,
     /// Ports that stand for one service each, for an application that can set neither.
     pub local: Vec<LocalListener>,
+    /// Those of the two above whose connections begin with the PROXY protocol, version 1 or 2, as a load balancer sends
+    /// it: `[inbound]`. There it must come, and the source that it tells is the request's. Default: neither.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub proxy_protocol: Vec<Door>,
 }
 
 impl Default for Listeners {
@@ -85,8 +89,19 @@ impl Default for Listeners {
             inbound: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 15000),
             outbound: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15001),
             local: Vec::new(),
+            proxy_protocol: Vec::new(),
         }
     }
+}
+
+/// A listener that has a name of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Door {
+    /// `listeners.inbound`.
+    Inbound,
+    /// `listeners.outbound`.
+    Outbound,
 }
 
 /// A port that stands for one service.
@@ -97,6 +112,9 @@ pub struct LocalListener {
     pub address: SocketAddr,
     /// The service that answers.
     pub service: String,
+    /// Whether its connections begin with the PROXY protocol, as those of `listeners.proxy_protocol` do. Default: no.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub proxy_protocol: bool,
 }
 
 /// Where the configuration comes from: `control` or `path`, one of them.

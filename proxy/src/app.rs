@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use outrigger_config::Bootstrap;
+use outrigger_config::bootstrap::Door;
 use outrigger_config::discovery::Node;
 use tokio::runtime::LocalOptions;
 
@@ -73,13 +74,18 @@ impl Sidecar {
         let bootstrap = &start.bootstrap;
         let mut listeners = Vec::new();
         if bootstrap.node.service.is_some() {
-            listeners.push(Listener::bind(Entry::Inbound, bootstrap.listeners.inbound)?);
+            let announced = bootstrap.listeners.proxy_protocol.contains(&Door::Inbound);
+            let address = bootstrap.listeners.inbound;
+            listeners.push(Listener::bind(Entry::Inbound, address, announced)?);
         }
-        listeners.push(Listener::bind(Entry::Outbound, bootstrap.listeners.outbound)?);
+        let announced = bootstrap.listeners.proxy_protocol.contains(&Door::Outbound);
+        let address = bootstrap.listeners.outbound;
+        listeners.push(Listener::bind(Entry::Outbound, address, announced)?);
         for local in &bootstrap.listeners.local {
             listeners.push(Listener::bind(
                 Entry::Local(local.service.as_str().into()),
                 local.address,
+                local.proxy_protocol,
             )?);
         }
         let page = |name: &str, address: SocketAddr| {

@@ -86,6 +86,7 @@ fn local(text: &str) -> Result<LocalListener, String> {
     Ok(LocalListener {
         address,
         service: service.to_owned(),
+        proxy_protocol: false,
     })
 }
 

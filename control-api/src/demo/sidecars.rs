@@ -48,7 +48,7 @@ impl Bound {
             listeners: Listeners {
                 inbound: ports.inbound,
                 outbound: ports.outbound,
-                local: Vec::new(),
+                ..Listeners::default()
             },
             config: Source {
                 control: Some(format!("http://{control}")),

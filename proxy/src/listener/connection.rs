@@ -1,5 +1,8 @@
 //! One connection from a caller, from the first byte to the last.
 
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,10 +14,9 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::listener::callers::{Callers, Joined, Order, UnderWay};
 use crate::listener::opening::{self, Speaks};
-use crate::listener::{Arrival, http1, http2};
+use crate::listener::{Arrival, announced, http1, http2};
 use crate::request::body::ResponseBody;
 use crate::request::{Worker, tcp};
-use crate::stream::Stream;
 use crate::telemetry::metrics::Cut;
 
 /// A silent connection is asked after this long whether its peer still lives, then this often, so many times: one
@@ -36,11 +38,12 @@ pub(super) async fn serve(
     let Arrival {
         stream,
         source,
+        announced,
         entry,
         open,
     } = arrival;
     let (_counted, open) = (Counted(connections), open.open());
-    let stream = match tokio::net::TcpStream::from_std(stream) {
+    let mut stream = match tokio::net::TcpStream::from_std(stream) {
         Ok(stream) => stream,
         Err(error) => {
             tracing::warn!(%error, "cannot serve a connection");
@@ -50,14 +53,23 @@ pub(super) async fn serve(
     // An answer is one write and must leave at once. If this fails the peer is gone, which the first read will tell.
     let _ = stream.set_nodelay(true);
     watch_peer(&stream);
+    let source = match real_source(&callers, &mut stream, (source, announced)).await {
+        Ok(source) => source,
+        Err(cut) => {
+            cut.into_iter().for_each(|cut| open.was_cut(cut));
+            return;
+        }
+    };
     let lease = worker.lease();
     if let Some(service) = lease.raw(&entry) {
         tcp::serve(&worker, lease, service, (stream, source)).await;
         return;
     }
     drop(lease);
-    let (speaks, stream) = match open_with(&callers, stream).await {
-        Ok(opened) => opened,
+    let (speaks, stream) = match unless_silent(&callers, opening::listen(stream)).await {
+        Ok(Ok(opened)) => opened,
+        // It broke.
+        Ok(Err(_)) => return,
         Err(cut) => {
             cut.into_iter().for_each(|cut| open.was_cut(cut));
             return;
@@ -73,17 +85,33 @@ pub(super) async fn serve(
     }
 }
 
-/// Finds out what the caller speaks, unless it is silent for too long or told to go first.
-async fn open_with(
+/// Where a connection comes from: from where it seems to, unless its first bytes are to say.
+async fn real_source(
     callers: &Rc<Callers>,
-    stream: tokio::net::TcpStream,
-) -> Result<(Speaks, Stream), Option<Cut>> {
+    stream: &mut tokio::net::TcpStream,
+    (seems, announced): (SocketAddr, bool),
+) -> Result<SocketAddr, Option<Cut>> {
+    if !announced {
+        return Ok(seems);
+    }
+    match unless_silent(callers, announced::source(stream)).await? {
+        Ok(source) => Ok(source.unwrap_or(seems)),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            tracing::warn!(peer = %seems, %error, "a connection without the PROXY protocol, which this listener expects");
+            Err(Some(Cut::Protocol))
+        }
+        Err(_) => Err(None),
+    }
+}
+
+/// What the caller says first, unless it is silent for too long or told to go first.
+async fn unless_silent<T>(callers: &Rc<Callers>, opening: impl Future<Output = T>) -> Result<T, Option<Cut>> {
     let Joined { caller, .. } = &callers.join(false, Instant::now());
-    let mut opening = std::pin::pin!(opening::listen(stream));
+    let mut opening = std::pin::pin!(opening);
     let opened = std::future::poll_fn(|cx| match caller.told(cx) {
         Some(Order::TooSilent) => Poll::Ready(Err(Some(Cut::Silent))),
         Some(Order::HangUp | Order::Cut) => Poll::Ready(Err(None)),
-        None => opening.as_mut().poll(cx).map_err(|_| None),
+        None => opening.as_mut().poll(cx).map(Ok),
     });
     opened.await
 }

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ const BUFFER_MAX: usize = 64 * 1024;
 /// Serves a connection to its end. Why it was cut, if it was.
 pub(super) async fn serve(
     worker: Rc<Worker>,
-    (entry, source): (Arc<Entry>, IpAddr),
+    (entry, source): (Arc<Entry>, SocketAddr),
     joined: Joined,
     mut stream: Stream,
 ) -> Option<Cut> {

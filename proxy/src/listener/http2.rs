@@ -4,7 +4,7 @@
 //! back to its stream. One stream can be cut without its siblings.
 
 use std::future::Future;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -48,7 +48,7 @@ const RESETS_FORCED_MAX: usize = 1_024;
 /// Serves a connection to its end. Why it was cut, if it was.
 pub(super) async fn serve(
     worker: Rc<Worker>,
-    (entry, source): (Arc<Entry>, IpAddr),
+    (entry, source): (Arc<Entry>, SocketAddr),
     joined: Joined,
     stream: Stream,
 ) -> Option<Cut> {
@@ -71,7 +71,7 @@ fn cut_for(reason: h2::Reason) -> Cut {
 
 async fn connection(
     worker: Rc<Worker>,
-    (entry, source): (Arc<Entry>, IpAddr),
+    (entry, source): (Arc<Entry>, SocketAddr),
     joined: Joined,
     stream: Stream,
 ) -> Result<Option<Cut>, h2::Error> {
@@ -144,7 +144,7 @@ async fn connection(
 /// One request and its answer.
 async fn exchange(
     worker: Rc<Worker>,
-    (entry, source): (Arc<Entry>, IpAddr),
+    (entry, source): (Arc<Entry>, SocketAddr),
     under_way: UnderWay,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,

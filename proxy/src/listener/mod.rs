@@ -4,6 +4,7 @@
 //! connection, and connections are spread by count and not by the kernel's hash. What a request means is not known
 //! here.
 
+mod announced;
 mod callers;
 mod connection;
 mod guard;
@@ -12,7 +13,7 @@ mod http2;
 mod opening;
 mod worker;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -39,15 +40,17 @@ pub(crate) struct Listener {
     pub(crate) entry: Entry,
     pub(crate) name: String,
     pub(crate) address: SocketAddr,
+    /// Whether its connections begin with the PROXY protocol.
+    announced: bool,
     socket: std::net::TcpListener,
 }
 
 impl Listener {
-    /// Binds a socket.
+    /// Binds a socket. `announced`: its connections begin with the PROXY protocol.
     ///
     /// # Errors
     /// When the address is taken or not ours, with its name and address.
-    pub(crate) fn bind(entry: Entry, address: SocketAddr) -> anyhow::Result<Self> {
+    pub(crate) fn bind(entry: Entry, address: SocketAddr, announced: bool) -> anyhow::Result<Self> {
         let name = match &entry {
             Entry::Inbound => "inbound".to_owned(),
             Entry::Outbound => "outbound".to_owned(),
@@ -62,6 +65,7 @@ impl Listener {
             entry,
             name,
             address,
+            announced,
             socket,
         })
     }
@@ -84,7 +88,9 @@ pub(crate) fn bind(address: SocketAddr) -> std::io::Result<std::net::TcpListener
 struct Arrival {
     stream: std::net::TcpStream,
     /// Where it comes from.
-    source: IpAddr,
+    source: SocketAddr,
+    /// Whether it says first where it really comes from.
+    announced: bool,
     entry: Arc<Entry>,
     open: Connections,
 }
@@ -101,7 +107,7 @@ struct Seat {
 /// refused.
 async fn accept(
     listener: tokio::net::TcpListener,
-    entry: Arc<Entry>,
+    (entry, announced): (Arc<Entry>, bool),
     open: Connections,
     seats: Vec<Seat>,
     drain: Drain,
@@ -115,7 +121,7 @@ async fn accept(
             accepted = listener.accept() => accepted,
             () = drain.closed() => return,
         };
-        let accepted = accepted.and_then(|(stream, source)| Ok((stream.into_std()?, source.ip())));
+        let accepted = accepted.and_then(|(stream, source)| Ok((stream.into_std()?, source)));
         let (stream, source) = match accepted {
             Ok(accepted) => {
                 failing = false;
@@ -143,6 +149,7 @@ async fn accept(
         let arrival = Arrival {
             stream,
             source,
+            announced,
             entry: Arc::clone(&entry),
             open: open.clone(),
         };
@@ -173,7 +180,7 @@ pub(crate) fn start_accepting(
             for (listener, open) in listeners.into_iter().zip(opened) {
                 match tokio::net::TcpListener::from_std(listener.socket) {
                     Ok(socket) => {
-                        let entry = Arc::new(listener.entry);
+                        let entry = (Arc::new(listener.entry), listener.announced);
                         accepting.spawn(accept(socket, entry, open, seats.clone(), drain.clone()));
                     }
                     Err(error) => {

@@ -15,7 +15,7 @@ pub(crate) mod under_way;
 pub(crate) mod upgrade;
 
 use std::cell::RefCell;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -73,7 +73,7 @@ impl Worker {
 /// endpoint says before it is left in `interim`.
 pub(crate) async fn handle(
     worker: &Rc<Worker>,
-    (entry, source): (&Entry, IpAddr),
+    (entry, source): (&Entry, SocketAddr),
     request: Request<Arriving>,
     interim: &Interim,
 ) -> Response<ResponseBody> {
@@ -82,7 +82,8 @@ pub(crate) async fn handle(
     let lease = worker.lease();
     let series = Arc::clone(lease.unmatched(entry));
     let mut log = RequestLog::start(Rc::clone(&worker.logger), Instant::now(), &request.head, series);
-    let from = (entry, source, interim);
+    log.came_from(source);
+    let from = (entry, source.ip(), interim);
     let served = pin!(serve(worker, &lease, from, &mut request, &mut log)).await;
     match served {
         Ok((answer, bounds)) => body::relay(worker, answer, bounds, log),
@@ -94,7 +95,7 @@ pub(crate) async fn handle(
 async fn serve(
     worker: &Rc<Worker>,
     lease: &Lease,
-    (entry, source, interim): (&Entry, IpAddr, &Interim),
+    (entry, source, interim): (&Entry, std::net::IpAddr, &Interim),
     request: &mut Outgoing,
     log: &mut RequestLog,
 ) -> Result<(Box<Answer>, Bounds), Failure> {

@@ -38,21 +38,20 @@ pub(crate) async fn serve(
     worker: &Rc<Worker>,
     lease: Lease,
     virtual_host: usize,
-    (mut caller, source): (TcpStream, IpAddr),
+    (mut caller, source): (TcpStream, SocketAddr),
 ) {
     let Some(route) = Matched::of_raw(&lease, virtual_host) else {
         return;
     };
     let first = route.choose();
     let Some(series) = &first.tcp else { return };
-    let from = caller.peer_addr().ok();
-    let mut log = TcpLog::start(Rc::clone(&worker.logger), Instant::now(), from, series);
+    let mut log = TcpLog::start(Rc::clone(&worker.logger), Instant::now(), Some(source), series);
     let tried = |target: &Target, address| {
         if let Some(series) = &target.tcp {
             log.attempted(address, series);
         }
     };
-    let mut upstream = match connect(worker, &route, (first, source), tried).await {
+    let mut upstream = match connect(worker, &route, (first, source.ip()), tried).await {
         Ok(connected) => connected,
         Err(failure) => {
             log.failed(&failure);

@@ -97,6 +97,7 @@ pub struct RequestLog {
     logger: Rc<AccessLogger>,
     started: Instant,
     finished: Option<Instant>,
+    caller: Option<std::net::SocketAddr>,
     method: Method,
     uri: Uri,
     host: Option<http::HeaderValue>,
@@ -125,6 +126,7 @@ impl RequestLog {
             logger,
             started: now,
             finished: None,
+            caller: None,
             method: head.method.clone(),
             uri: head.uri.clone(),
             host: head.headers.get(http::header::HOST).cloned(),
@@ -138,6 +140,11 @@ impl RequestLog {
             grpc: false,
             grpc_status: None,
         }
+    }
+
+    /// It comes from here.
+    pub fn came_from(&mut self, caller: std::net::SocketAddr) {
+        self.caller = Some(caller);
     }
 
     /// It is a gRPC call.
@@ -228,6 +235,7 @@ struct Line<'a> {
     service: &'a str,
     route: &'a str,
     backend: &'a str,
+    caller: Option<std::net::SocketAddr>,
     method: &'a str,
     host: &'a str,
     path: &'a str,
@@ -254,6 +262,7 @@ impl RequestLog {
             service: &labels.service,
             route: &labels.route,
             backend: &labels.backend,
+            caller: self.caller,
             method: self.method.as_str(),
             host: host
                 .or_else(|| self.uri.authority().map(http::uri::Authority::as_str))

@@ -244,14 +244,19 @@ impl Caller {
     pub async fn open_with(address: SocketAddr, settings: &[(u16, u32)]) -> io::Result<Self> {
         let mut raw = Raw::open(address, settings).await?;
         raw.send(&frame::window(0, CONNECTION_WINDOW)).await?;
-        Ok(Self {
+        Ok(Self::of(raw))
+    }
+
+    /// Takes over a connection whose preface has been sent.
+    pub fn of(raw: Raw) -> Self {
+        Self {
             raw,
             replies: HashMap::new(),
             next: 1,
             goaway: None,
             goaways: Vec::new(),
             ended: false,
-        })
+        }
     }
 
     /// The number of a new stream.

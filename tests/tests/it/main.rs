@@ -38,6 +38,7 @@ mod other_store;
 mod paths;
 mod peers;
 mod postgres;
+mod proxy_protocol;
 mod real_servers;
 mod retries;
 mod retries_conditions;
