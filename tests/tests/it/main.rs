@@ -49,4 +49,5 @@ mod second_looks;
 mod tcp;
 mod tidy;
 mod timeouts;
+mod trailers;
 mod twins;
