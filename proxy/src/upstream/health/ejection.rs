@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use outrigger_config::mesh::EjectionPolicy;
 
-use super::{AVOIDED, EJECTED, Health, PROBED, millis};
+use super::{AVOIDED, EJECTED, Health, PROBED, micros, millis};
 
 /// The longest that an endpoint stays out, unless the policy's first time is longer: Envoy's bound.
 const EJECTED_MAX: Duration = Duration::from_secs(300);
@@ -113,10 +113,10 @@ impl Health {
         (began, now): (Instant, Instant),
         policy: &EjectionPolicy,
     ) -> Change {
-        let last = self.failed_at.swap(millis(now), Ordering::Relaxed);
+        let last = self.failed_at.swap(micros(now), Ordering::Relaxed);
         let counts = match outcome {
             Outcome::Refused => false,
-            Outcome::Reset => millis(began) > last,
+            Outcome::Reset => micros(began) > last,
             _ => true,
         };
         if !counts {
@@ -286,6 +286,18 @@ mod tests {
     }
 
     #[test]
+    fn requests_that_break_one_after_the_other_count_each_within_one_millisecond_too() {
+        let start = Instant::now() + Duration::from_secs(1);
+        let health = Health::new(start);
+        let took = Duration::from_micros(50);
+        let changes = [60, 120, 180].map(|at| {
+            let now = start + Duration::from_micros(at);
+            health.settle(Outcome::Reset, (took, now), Some(&POLICY))
+        });
+        assert_eq!(changes[2], Change::HasFailedTooOften, "{changes:?}");
+    }
+
+    #[test]
     fn without_a_policy_nothing_is_ejected() {
         let now = Instant::now();
         let health = Health::new(now);
@@ -313,7 +325,7 @@ mod tests {
         for _ in 0..100 {
             assert_eq!(settle(&health, Outcome::Refused, dies), Change::Nothing);
         }
-        // One that breaks every request, one after the other, is.
+        // One that breaks every request, one after the other, is, however quickly.
         let mut later = dies + Duration::from_secs(1);
         let mut change = Change::Nothing;
         for _ in 0..2 {
