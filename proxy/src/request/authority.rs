@@ -4,8 +4,8 @@
 //! request gets past the one and to the other (RFC 9112 section 11.2). It changes nothing and finds no service.
 
 use http::request::Parts;
-use http::uri::{PathAndQuery, Scheme};
-use http::{HeaderValue, Method, Uri};
+use http::uri::Scheme;
+use http::{HeaderValue, Method};
 
 use crate::error::{Failure, Reason};
 
@@ -57,14 +57,6 @@ pub(super) fn target(head: &Parts) -> Result<(), Failure> {
         Some(scheme) if *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS => Ok(()),
         Some(_) => Err(bad("the target is no URL of http")),
     }
-}
-
-/// Whether a whole URL has neither a path nor a query. `http` shows its path as `/` all the same, and yet keeps the two
-/// apart.
-pub(super) fn asks_of_all(uri: &Uri) -> bool {
-    let root = PathAndQuery::from_static("/");
-    uri.path_and_query()
-        .is_none_or(|path| path.as_str() == "/" && *path != root)
 }
 
 /// `uri-host [ ":" port ]` of RFC 9110 section 7.2, where the host is a name of DNS or an address. RFC 3986 allows a name
@@ -129,14 +121,6 @@ mod tests {
             "\u{e4}", "a;b", "a=b", "http://a", "*",
         ] {
             assert!(!is_host(bad.as_bytes()), "{bad}");
-        }
-    }
-
-    /// One without either, as it comes off the wire, is a row of `it/framing/requests.rs`.
-    #[test]
-    fn a_url_with_a_path_or_a_query_does_not_ask_of_all() {
-        for uri in ["http://a/", "http://a?b", "http://a/b"] {
-            assert!(!asks_of_all(&Uri::try_from(uri).unwrap()), "{uri}");
         }
     }
 

@@ -188,13 +188,11 @@ pub(crate) fn prepare_request(head: &mut Parts, fallback: &str) {
         }
     }
     if head.uri.scheme().is_some() || head.uri.authority().is_some() {
-        let bare = head.method == Method::OPTIONS && authority::asks_of_all(&head.uri);
-        let path = match head.uri.path_and_query() {
-            // RFC 9112 section 3.2.4: without a path it is the server as a whole that is asked.
-            Some(_) if bare => PathAndQuery::from_static("*"),
-            Some(path) => path.clone(),
-            None => PathAndQuery::from_static("/"),
-        };
+        let path = head
+            .uri
+            .path_and_query()
+            .cloned()
+            .unwrap_or_else(|| PathAndQuery::from_static("/"));
         head.uri = Uri::from(path);
     }
     head.version = Version::HTTP_11;
