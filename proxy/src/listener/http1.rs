@@ -52,8 +52,7 @@ pub(super) async fn serve(
             let request = request.map(Arriving::Http1);
             let handled = pin!(request::handle(&worker, (&entry, source), request, &interim));
             let mut response = with_interim(handled, &interim, &between).await;
-            let refused = response.body().is_own() && response.status() == StatusCode::BAD_REQUEST;
-            if refused || worker.drain.is_draining() {
+            if response.body().refuses_bad_request() || worker.drain.is_draining() {
                 // RFC 9112 section 9.6: says that this connection takes no further request, so that a caller which
                 // keeps to it opens its next one elsewhere and none is lost. After a request that HTTP does not allow
                 // nobody knows where the next one begins.

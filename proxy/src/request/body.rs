@@ -355,9 +355,9 @@ impl Relayed {
 }
 
 impl ResponseBody {
-    /// Whether the proxy answers itself.
-    pub(crate) fn is_own(&self) -> bool {
-        matches!(self, Self::Text(..))
+    /// Whether it says that the request is none that HTTP allows. A 400 that a route or a fault answers with does not.
+    pub(crate) fn refuses_bad_request(&self) -> bool {
+        matches!(self, Self::Text(_, log) if log.reason() == Some(Reason::BadRequest))
     }
 
     /// How long it may take, if it comes from an upstream.

@@ -162,6 +162,11 @@ impl RequestLog {
         self.grpc_status = Some(status);
     }
 
+    /// Why it failed, if it did.
+    pub fn reason(&self) -> Option<Reason> {
+        self.reason
+    }
+
     /// When the request arrived.
     pub fn started(&self) -> Instant {
         self.started

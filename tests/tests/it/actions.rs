@@ -158,6 +158,20 @@ async fn a_route_answers_by_itself_which_is_no_failure() {
 }
 
 #[tokio::test]
+async fn a_400_that_a_route_answers_with_leaves_the_connection_as_it_is() {
+    let upstream = Upstream::start("shop").await;
+    let file = ServiceFile::new("shop")
+        .backend("v1", &[upstream.address()])
+        .rule("odd", "respond: { status: 400, body: odd }");
+    let sidecar = Sidecar::of(file).await;
+    let mut connection = sidecar.client().connect().await;
+    for _ in 0..2 {
+        let reply = connection.send(&Ask::get("/").host("shop")).await.unwrap();
+        assert_eq!((reply.status(), reply.text().as_str()), (400, "odd"));
+    }
+}
+
+#[tokio::test]
 async fn a_grpc_call_is_answered_with_the_status_that_grpc_has_for_it() {
     let upstream = Upstream::start("greeter").await;
     let file = ServiceFile::new("greeter")
