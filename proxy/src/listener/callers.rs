@@ -94,8 +94,10 @@ struct Watch {
     began: Cell<u64>,
     /// How long the answer under way may take.
     bounds: Cell<Option<Bounds>>,
-    /// Since when a frame has been handed over and none asked for: the caller does not read. `None` while the
-    /// upstream is what is waited for.
+    /// Whether a frame has been handed over and none asked for: the caller does not read. Not so while the upstream is
+    /// what is waited for.
+    unread: Cell<bool>,
+    /// When a look first found it so: a clock is read once a second for all, and not at every frame.
     unread_since: Cell<Option<Instant>>,
     cut: Cell<Option<Reason>>,
     taken_back: Cell<bool>,
@@ -198,7 +200,12 @@ impl Watch {
     /// Why its answer is to be cut, if it is. The bounds of a body are kept by the body whenever it is asked for
     /// more; while the caller reads nothing it is not asked, and only this look remains.
     fn overdue(&self, now: Instant) -> Option<Reason> {
-        let (since, (deadline, idle)) = (self.unread_since.get()?, self.bounds.get()?.parts());
+        if !self.unread.get() {
+            return None;
+        }
+        let since = self.unread_since.get().unwrap_or(now);
+        self.unread_since.set(Some(since));
+        let (deadline, idle) = self.bounds.get()?.parts();
         if deadline.is_some_and(|deadline| now > deadline + GRACE) {
             return Some(Reason::RequestTimeout);
         }
@@ -305,7 +312,8 @@ impl UnderWay {
 
     /// A frame has been handed over, or the upstream has to be waited for.
     pub(super) fn handed_over(&self, frame: bool) {
-        self.watch.unread_since.set(frame.then(Instant::now));
+        self.watch.unread.set(frame);
+        self.watch.unread_since.set(None);
     }
 
     /// Why its answer was cut, if it was.
@@ -361,6 +369,7 @@ impl Drop for UnderWay {
             allowance.answered();
         }
         watch.bounds.set(None);
+        watch.unread.set(false);
         watch.unread_since.set(None);
         watch.cut.set(None);
         watch.waker.take();

@@ -95,11 +95,23 @@ impl Outgoing {
         let kept = if self.gone {
             Request::new(()).into_parts().0
         } else {
-            self.head.clone()
+            self.copy_of_head()
         };
         let head = std::mem::replace(&mut self.head, kept);
         let body = std::mem::replace(&mut self.body, again.unwrap_or(OutgoingBody::Empty));
         Some(Request::from_parts(head, body))
+    }
+
+    /// A copy of its head. What hyper has noted of it is copied only if there is anything: its map, which hyper leaves
+    /// empty, costs as much to copy as all fields.
+    fn copy_of_head(&mut self) -> Parts {
+        let noted = std::mem::take(&mut self.head.extensions);
+        let mut copy = self.head.clone();
+        if !noted.is_empty() {
+            copy.extensions = noted.clone();
+        }
+        self.head.extensions = noted;
+        copy
     }
 
     /// Whether all of its body has come and is kept, so that a second attempt reads nothing that the first still waits

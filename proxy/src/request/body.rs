@@ -49,6 +49,8 @@ pub(crate) struct Relayed {
     bounds: Bounds,
     /// Whether anything has come since the idle time was last set.
     progress: bool,
+    /// Whether it came with its head, so far: then the time of the head is its own, and no clock is read for it.
+    came_at_once: bool,
     /// It broke off: what came before is on its way to the caller first.
     broken: Option<Box<Cut>>,
 }
@@ -109,6 +111,7 @@ pub(crate) fn relay(
         log,
         bounds,
         progress: false,
+        came_at_once: true,
         broken: None,
     };
     Response::from_parts(head, ResponseBody::Relayed(Box::new(relayed)))
@@ -261,6 +264,8 @@ impl Relayed {
         }
         match self.carrier.poll_body(&mut self.incoming, cx) {
             Poll::Ready(Some(Ok(frame))) => {
+                // Of several frames the caller has taken all but the last before the last is asked for.
+                self.came_at_once &= self.incoming.is_end_stream();
                 self.progress = true;
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -279,7 +284,10 @@ impl Relayed {
                 Poll::Pending
             }
             Poll::Ready(None) => Poll::Ready(None),
-            Poll::Pending => self.poll_bounds(cx),
+            Poll::Pending => {
+                self.came_at_once = false;
+                self.poll_bounds(cx)
+            }
         }
     }
 
@@ -346,9 +354,11 @@ impl Relayed {
             mut log,
             carrier,
             worker,
+            bounds,
+            came_at_once,
             ..
         } = self;
-        let now = Instant::now();
+        let now = if came_at_once { bounds.at } else { Instant::now() };
         log.complete(now);
         give_back(&worker, carrier, now);
     }

@@ -306,7 +306,7 @@ fn take_out(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
         return;
     };
     let single = headers.len() == headers.keys_len();
-    let mut behind = Vec::with_capacity(headers.len() - first);
+    let mut behind = Vec::new();
     while let Some(last) = headers.keys_len().checked_sub(1).filter(|last| *last >= first) {
         let Some(name) = headers.keys().nth(last).cloned() else {
             break;

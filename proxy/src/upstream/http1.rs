@@ -77,7 +77,7 @@ impl Connection {
             sender,
             driver: Some(driver),
             gate: Gate::new(),
-            ear: Ear::new(),
+            ear: Ear::default(),
             reused: false,
             doubtful: false,
             keeps_case,

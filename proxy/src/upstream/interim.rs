@@ -1,23 +1,19 @@
 //! How an HTTP/1.1 endpoint's interim answers are heard: through hyper, which reads past them and calls back.
 //!
-//! hyper takes the callback out of each request's extensions. It is made once for a connection, and a request is given
-//! a copy of the extensions that hold it. What becomes of an answer is [`crate::interim`]'s.
+//! hyper takes the callback out of each request's extensions, so each is given one; copying the extensions of a request
+//! that holds it costs more, since their map is copied with it. What becomes of an answer is [`crate::interim`]'s.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use http::{Extensions, HeaderMap, Request, StatusCode};
+use http::{HeaderMap, Request, StatusCode};
 
 use crate::interim::{Allowance, Interim};
 use crate::upstream::pool::SendError;
 
 /// What listens on a connection.
-#[derive(Debug)]
-pub(super) struct Ear {
-    heard: Arc<Heard>,
-    /// Nothing but the callback, which has no name outside of hyper.
-    callback: Extensions,
-}
+#[derive(Debug, Default)]
+pub(super) struct Ear(Arc<Heard>);
 
 /// What has been heard. hyper wants its callback to be `Sync`; the thread is one and the same, so that the lock, which
 /// only an interim answer takes, is always free.
@@ -35,20 +31,14 @@ struct Said {
 }
 
 impl Ear {
-    pub(super) fn new() -> Self {
-        let heard = Arc::new(Heard::default());
-        let (mut bearer, hears) = (Request::new(()), Arc::clone(&heard));
-        hyper::ext::on_informational(&mut bearer, move |head| hears.hear(head.status(), head.headers()));
-        let callback = std::mem::take(bearer.extensions_mut());
-        Self { heard, callback }
-    }
-
     /// Listens to what is said before the answer to this request.
     pub(super) fn listen_for<B>(&self, request: &mut Request<B>) {
-        if self.heard.any.swap(false, Ordering::Relaxed) {
-            *self.heard.said() = Said::default();
+        if self.0.any.load(Ordering::Relaxed) {
+            self.0.any.store(false, Ordering::Relaxed);
+            *self.0.said() = Said::default();
         }
-        request.extensions_mut().extend(self.callback.clone());
+        let heard = Arc::clone(&self.0);
+        hyper::ext::on_informational(request, move |head| heard.hear(head.status(), head.headers()));
     }
 
     /// Passes on what has been heard.
@@ -56,10 +46,10 @@ impl Ear {
     /// # Errors
     /// When it is more than there may be.
     pub(super) fn pass_on(&self, interim: &Interim) -> Result<(), SendError> {
-        if !self.heard.any.load(Ordering::Relaxed) {
+        if !self.0.any.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let mut said = self.heard.said();
+        let mut said = self.0.said();
         for (status, headers) in said.heads.drain(..) {
             interim.heard(status, headers);
         }
