@@ -1,6 +1,7 @@
 //! A body that arrives, from a caller or from an endpoint, whichever version of HTTP it comes by.
 //!
-//! It only joins the two; what comes by HTTP/1 is hyper's, what comes by HTTP/2 is [`crate::http2`]'s.
+//! It only joins the two; what comes by HTTP/1 is hyper's, what comes by HTTP/2 is [`crate::http2`]'s. Of trailers it lets
+//! through what may be trailers.
 
 use std::fmt;
 use std::io;
@@ -8,11 +9,51 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::header::{
+    AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
+    EXPECT, HOST, MAX_FORWARDS, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use http::{HeaderMap, HeaderName};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::http2::Received;
+
+/// What may not be a trailer (RFC 9110 section 6.5.1): what frames or routes a message, says how to read it or who asks, and
+/// what is of one connection. hyper takes all of them from HTTP/1.1; by HTTP/2 some of them would break the whole stream.
+const NO_TRAILERS: [HeaderName; 17] = [
+    AUTHORIZATION,
+    CACHE_CONTROL,
+    CONNECTION,
+    CONTENT_ENCODING,
+    CONTENT_LENGTH,
+    CONTENT_RANGE,
+    CONTENT_TYPE,
+    EXPECT,
+    HOST,
+    HeaderName::from_static("keep-alive"),
+    MAX_FORWARDS,
+    HeaderName::from_static("proxy-connection"),
+    SET_COOKIE,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+/// A frame without what may not be in it.
+fn sifted(mut frame: Frame<Bytes>) -> Frame<Bytes> {
+    if let Some(trailers) = frame.trailers_mut() {
+        sift(trailers);
+    }
+    frame
+}
+
+fn sift(trailers: &mut HeaderMap) {
+    for name in &NO_TRAILERS {
+        trailers.remove(name);
+    }
+}
 
 /// A body that arrives.
 #[derive(Debug)]
@@ -106,11 +147,11 @@ impl Body for Arriving {
                 Ok(frame) if frame.trailers_ref().is_some_and(HeaderMap::is_empty) => {
                     Some(Err(Broken::Malformed("the last chunk is not followed by an end")))
                 }
-                frame => Some(frame.map_err(Broken::Http1)),
+                frame => Some(frame.map(sifted).map_err(Broken::Http1)),
             }),
             Self::Http2(body) => Pin::new(body)
                 .poll_frame(cx)
-                .map(|frame| frame.map(|frame| frame.map_err(Broken::Http2))),
+                .map(|frame| frame.map(|frame| frame.map(sifted).map_err(Broken::Http2))),
         }
     }
 

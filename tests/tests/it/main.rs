@@ -59,4 +59,5 @@ mod second_looks;
 mod tcp;
 mod tidy;
 mod timeouts;
+mod trailers;
 mod twins;
