@@ -24,6 +24,7 @@ use crate::interim::Interim;
 use crate::stream::Stream;
 use crate::timer::Deadline;
 use crate::upstream::Endpoint;
+use crate::upstream::age;
 use crate::upstream::dial;
 use crate::upstream::gate::Gate;
 use crate::upstream::interim::Ear;
@@ -52,6 +53,7 @@ pub(crate) struct Connection {
     pub(crate) keeps_case: bool,
     pub(crate) deadline: Deadline,
     pub(super) idle_since: Instant,
+    retires_at: Instant,
     counted: Counted,
 }
 
@@ -83,6 +85,7 @@ impl Connection {
             keeps_case,
             deadline: Deadline::new(now),
             idle_since: now,
+            retires_at: age::retires_at(now, fastrand::f64()),
             counted,
         }))
     }
@@ -120,6 +123,11 @@ impl Connection {
     /// Whether it has been closed.
     pub(crate) fn is_closed(&self) -> bool {
         self.driver.is_none()
+    }
+
+    /// Whether it takes no further request because of its age.
+    pub(super) fn is_old(&self, now: Instant) -> bool {
+        now >= self.retires_at
     }
 
     /// The endpoint that it goes to.

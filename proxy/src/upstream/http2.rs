@@ -31,6 +31,7 @@ use crate::http2::{HEADERS_MAX, Received, SEND_BUFFER_MAX, STREAM_WINDOW, SendFa
 use crate::interim::{self, Interim};
 use crate::timer::Deadline;
 use crate::upstream::Endpoint;
+use crate::upstream::age;
 use crate::upstream::dial;
 use crate::upstream::outgoing::{OutgoingBody, Upload};
 use crate::upstream::pool::{Bounds, SendError, Switched};
@@ -46,10 +47,6 @@ const STREAMS_MAX: usize = 1_000;
 /// A connection without a request is closed after this. Closing says GOAWAY first, so that no request is lost by it;
 /// the 60 s of AWS load balancers.
 const IDLE_MAX: Duration = Duration::from_secs(60);
-
-/// A connection takes no new request after this, so that endpoints behind one address (a load balancer, a
-/// restarted name) are found again. Up to a tenth less, so that connections made together do not end together.
-const AGE_MAX: Duration = Duration::from_secs(60 * 60);
 
 /// A connection to an endpoint.
 #[derive(Debug)]
@@ -115,7 +112,7 @@ impl Trunk {
             allowance,
             streams: Cell::new(0),
             idle_since: Cell::new(now),
-            retires_at: now + AGE_MAX.mul_f64(1.0 - fastrand::f64() / 10.0),
+            retires_at: age::retires_at(now, fastrand::f64()),
             _in_use: in_use,
         }))
     }

@@ -5,6 +5,7 @@
 //! reads no clock and takes no lock. Connections are kept by each worker for itself, in [`pool`]. Whether a failed
 //! request is tried again is not decided here.
 
+mod age;
 pub(crate) mod balance;
 mod dial;
 pub mod discovery;

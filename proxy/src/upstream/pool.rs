@@ -262,6 +262,10 @@ impl Pool {
                 return;
             }
         }
+        if connection.is_old(now) {
+            // Between two requests, so that none is lost by it.
+            return;
+        }
         connection.idle_since = now;
         let mut idle = self.idle.borrow_mut();
         let connections = idle.entry(connection.endpoint().id).or_default();
