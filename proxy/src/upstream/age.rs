@@ -58,7 +58,7 @@ mod tests {
         let set = EndpointSet::new(found, &EndpointSet::default(), &load, false, String::new());
         let (endpoint, pool) = (&set.endpoints[0], Pool::default());
         for (age, kept) in [(AGE_MAX.mul_f64(0.79), true), (AGE_MAX, false)] {
-            let connection = Connection::dial(endpoint, None).await.unwrap();
+            let connection = Connection::dial(endpoint, false, None).await.unwrap();
             pool.give_back(connection, Instant::now() + age);
             assert_eq!(pool.checkout(endpoint).is_some(), kept, "{age:?}");
         }
