@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::identity::IdentitySource;
 use crate::units::Duration;
 
 /// What is fixed while a sidecar runs: who it is, where it listens, where its configuration comes from.
@@ -18,6 +19,9 @@ pub struct Bootstrap {
     pub listeners: Listeners,
     /// Where its configuration comes from.
     pub config: Source,
+    /// Where its identity comes from. Default: it has none, and speaks plaintext.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<IdentitySource>,
     /// Where Prometheus and health checks ask: `/metrics`, `/stats/prometheus`, `/ready`, `/live`, nothing else.
     /// Default 0.0.0.0:9901, App Mesh's port.
     pub scrape: SocketAddr,
@@ -40,6 +44,7 @@ impl Default for Bootstrap {
             node: Node::default(),
             listeners: Listeners::default(),
             config: Source::default(),
+            identity: None,
             scrape: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 9901),
             admin: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9902),
             workers: None,

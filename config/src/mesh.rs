@@ -5,6 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::identity::{DefaultPolicy, Tls, TlsMode};
 use crate::service::{
     Backoff, Balance, Budget, Ejection, HealthCheck, Limits, Protocol, Retry, RetryOn, Route, Service,
     Timeout,
@@ -15,6 +16,13 @@ use crate::units;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Mesh {
+    /// The part of every identity of the mesh before its path, as in `spiffe://<trust domain>/<service>`. Default: that of
+    /// each sidecar's own certificate. A sidecar whose certificate has another is as good as without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust_domain: Option<String>,
+    /// Who may call a service that says no `allow`.
+    #[serde(default)]
+    pub default_policy: DefaultPolicy,
     /// What a service or route falls back to where it says nothing itself.
     #[serde(default)]
     pub defaults: Defaults,
@@ -42,6 +50,9 @@ pub struct Defaults {
     /// When a failed attempt is made again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
+    /// Whether services are spoken to by mTLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
 }
 
 /// A request that takes longer is given up: App Mesh's and Envoy's default, which dashboards and clients expect.
@@ -186,6 +197,9 @@ impl Default for EndpointPolicy {
             normalize_paths: None,
             rate_limit: None,
             header_case: None,
+            tls: None,
+            allow: None,
+            audit: None,
             routes: Vec::new(),
         };
         Mesh::default().endpoints(&nothing)
@@ -193,6 +207,11 @@ impl Default for EndpointPolicy {
 }
 
 impl Mesh {
+    /// Whether a service is spoken to by mTLS: its own words, else the mesh's; `None` if neither says.
+    pub fn tls_mode(&self, service: &Service) -> Option<TlsMode> {
+        service.tls.or(self.defaults.tls).map(|tls| tls.mode)
+    }
+
     /// The timeouts of a route: its own, else the mesh's, else the built-in ones, each field by itself.
     pub fn timeouts(&self, route: &Route, protocol: Protocol) -> Timeouts {
         let own = route.timeout.unwrap_or_default();

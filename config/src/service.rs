@@ -9,6 +9,7 @@ pub use crate::actions::{HeaderEdits, Redirect, RegexRewrite, Respond, Rewrite, 
 pub use crate::endpoints::{
     Balance, Ejection, GrpcCheck, HashOn, HealthCheck, Limits, StaticEndpoint, TcpCheck,
 };
+pub use crate::identity::{Allow, BackendTls, Tls, TlsMode};
 pub use crate::retry::{Backoff, Budget, Hedge, Retry, RetryOn};
 pub use crate::traffic::{Fault, Mirror, RateLimit};
 use crate::units::Duration;
@@ -60,6 +61,18 @@ pub struct Service {
     /// How the names of fields are written from HTTP/1.1 to HTTP/1.1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub header_case: Option<HeaderCase>,
+    /// Whether it is spoken to by mTLS. Default: the mesh's; where that says nothing either, its sidecars take both and its
+    /// callers speak in plaintext.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+    /// Who may call it: what one of these allows. Default: what the mesh's `default_policy` says. A caller without an
+    /// identity is allowed nothing by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow: Option<Vec<Allow>>,
+    /// Whether what `allow` would refuse is served all the same, counted and written to the log: to try it out. Default:
+    /// false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<bool>,
     /// Which request goes where: the first that matches, in the order written. Default: one route, named
     /// `default`, to the only backend.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -121,6 +134,9 @@ pub struct Backend {
     pub name: String,
     /// Where its endpoints are found.
     pub discover: Discover,
+    /// How its endpoints are spoken to. Default: they are sidecars of this service, and so as its `tls` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<BackendTls>,
 }
 
 /// Where the endpoints of a backend are found: `static`, or `dns` with `port`.

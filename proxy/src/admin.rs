@@ -24,6 +24,7 @@ use crate::drain::Drain;
 use crate::snapshot::{Origin, Refused, Snapshots};
 use crate::telemetry::metrics::Metrics;
 use crate::timer::Timer;
+use crate::tls::Identities;
 
 /// How many connections are served at once on each address: scrapers and probes are few, and more than this are
 /// a fault of someone that must not cost the sidecar its memory.
@@ -41,6 +42,7 @@ pub(crate) struct Admin {
     pub(crate) snapshots: Arc<Snapshots>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) refused: Arc<Mutex<Option<Refused>>>,
+    pub(crate) identities: Arc<Identities>,
     pub(crate) drain: Drain,
 }
 
@@ -109,13 +111,14 @@ impl Admin {
             ("/metrics" | "/stats/prometheus", _) => self.metrics(),
             ("/config", Pages::Admin) => self.config(),
             ("/clusters", Pages::Admin) => self.clusters(),
+            ("/certs", Pages::Admin) => self.certs(),
             (_, Pages::Scrape) => text(
                 StatusCode::NOT_FOUND,
                 "served here: /metrics /stats/prometheus /ready /live\n",
             ),
             (_, Pages::Admin) => text(
                 StatusCode::NOT_FOUND,
-                "served here: /metrics /stats/prometheus /ready /live /config /clusters\n",
+                "served here: /metrics /stats/prometheus /ready /live /config /clusters /certs\n",
             ),
         }
     }
@@ -131,6 +134,12 @@ impl Admin {
             return text(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "not ready: no configuration has been applied yet\n",
+            );
+        }
+        if self.identities.is_awaited() {
+            return text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "not ready: no identity has been loaded yet; /certs says why\n",
             );
         }
         text(StatusCode::OK, "ready\n")
@@ -156,6 +165,15 @@ impl Admin {
             refused: refused.as_ref(),
         };
         json("configuration", &page)
+    }
+
+    fn certs(&self) -> Response<Full<Bytes>> {
+        let page = serde_json::json!({
+            "configured": self.identities.is_configured(),
+            "identity": self.identities.current().map(|identity| identity.report()),
+            "refused": self.identities.refused(),
+        });
+        json("certificates", &page)
     }
 
     fn clusters(&self) -> Response<Full<Bytes>> {

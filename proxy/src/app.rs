@@ -22,6 +22,7 @@ use crate::listener::{self, Listener, Silence, Workers};
 use crate::snapshot::{Entry, Snapshots, Standing, compile};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::request_log::AccessLogger;
+use crate::tls::{self, Identities};
 use crate::upstream::discovery::Resolver;
 
 /// While it drains, the sidecar is done when it has had no connection for this long: long enough for a caller that
@@ -143,9 +144,13 @@ impl Sidecar {
         let snapshots = Arc::new(Snapshots::new(compile::nothing(&metrics)));
         let (logger, writing) =
             AccessLogger::start(bootstrap.access_log, metrics.lost_lines(), drain.clone())?;
+        let identities = Arc::new(Identities::new(
+            bootstrap.identity.is_some(),
+            Arc::clone(metrics.tls()),
+        ));
         let workers = Workers::start(
             (worker_count(&bootstrap), Silence::of(&bootstrap.listeners)),
-            &snapshots,
+            (&snapshots, &identities),
             &logger,
             &drain,
         )?;
@@ -155,6 +160,7 @@ impl Sidecar {
         let standing = Standing {
             service: bootstrap.node.service.clone(),
             listeners: doors.map(|door| (door.entry.clone(), door.address)).collect(),
+            identities: Arc::clone(&identities),
         };
         let applier = Applier::new(Arc::clone(&snapshots), Arc::clone(&metrics), resolver, standing);
 
@@ -162,6 +168,7 @@ impl Sidecar {
             snapshots,
             metrics: Arc::clone(&metrics),
             refused: Arc::clone(&applier.refused),
+            identities: Arc::clone(&identities),
             drain: drain.clone(),
         });
         for (socket, which) in [(scrape, Pages::Scrape), (admin, Pages::Admin)] {
@@ -169,6 +176,9 @@ impl Sidecar {
             tokio::task::spawn_local(admin::serve(Rc::clone(&pages), socket, which));
         }
         listener::start_accepting(listeners, &workers, &metrics, &drain)?;
+        if let Some(source) = bootstrap.identity {
+            tokio::task::spawn_local(tls::files::keep_current(source.files, identities));
+        }
         tokio::task::spawn_local(bury(applier.retired.clone()));
         tokio::task::spawn_local(keep_configured(applier, source));
 

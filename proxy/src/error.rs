@@ -26,6 +26,10 @@ pub enum Reason {
     RateLimited,
     /// The route says that it be failed on purpose.
     FaultInjected,
+    /// The service takes mTLS alone, and this came in plaintext.
+    TlsRequired,
+    /// The caller may not call the service, or not for this.
+    Forbidden,
     /// A bound of this sidecar was reached.
     Overloaded,
     /// The backend has no endpoint.
@@ -36,6 +40,24 @@ pub enum Reason {
     ConnectFailed,
     /// No connection was made in time.
     ConnectTimeout,
+    /// This sidecar must show a certificate and has none.
+    IdentityMissing,
+    /// This sidecar's certificate has expired.
+    IdentityExpired,
+    /// The other end did not accept this sidecar's certificate.
+    IdentityRefused,
+    /// The handshake failed by none of the reasons below.
+    TlsHandshake,
+    /// The other end's certificate does not lead to a root that is trusted.
+    PeerUntrusted,
+    /// The other end's certificate has expired.
+    PeerExpired,
+    /// The other end's certificate is not valid yet.
+    PeerNotYetValid,
+    /// The other end is somebody else, or nobody of this mesh.
+    PeerWrongIdentity,
+    /// The other end showed no certificate.
+    PeerNoCertificate,
     /// The endpoint said that it did not begin with the request.
     RefusedStream,
     /// The connection broke before or inside the answer.
@@ -80,18 +102,29 @@ struct Facts {
 
 impl Reason {
     /// Every reason, in the order of the table.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 33] = [
         Self::BadRequest,
         Self::NotReady,
         Self::NoService,
         Self::NoRoute,
         Self::RateLimited,
         Self::FaultInjected,
+        Self::TlsRequired,
+        Self::Forbidden,
         Self::Overloaded,
         Self::NoEndpoint,
         Self::Loop,
         Self::ConnectFailed,
         Self::ConnectTimeout,
+        Self::IdentityMissing,
+        Self::IdentityExpired,
+        Self::IdentityRefused,
+        Self::TlsHandshake,
+        Self::PeerUntrusted,
+        Self::PeerExpired,
+        Self::PeerNotYetValid,
+        Self::PeerWrongIdentity,
+        Self::PeerNoCertificate,
         Self::RefusedStream,
         Self::UpstreamReset,
         Self::EnhanceYourCalm,
@@ -150,6 +183,20 @@ impl Reason {
         HeaderValue::from_static(self.facts().word)
     }
 
+    /// Whether TLS with the other end failed, so that nothing was said to it.
+    pub const fn is_of_handshake(self) -> bool {
+        matches!(
+            self,
+            Self::IdentityRefused
+                | Self::TlsHandshake
+                | Self::PeerUntrusted
+                | Self::PeerExpired
+                | Self::PeerNotYetValid
+                | Self::PeerWrongIdentity
+                | Self::PeerNoCertificate
+        )
+    }
+
     /// What an operator should look at first.
     pub const fn advice(self) -> &'static str {
         self.facts().advice
@@ -168,11 +215,22 @@ impl Reason {
             Self::RateLimited =>      facts("rate-limited",      429,  8, No,    "more requests came than `rate_limit` lets through; look at the caller, or raise the limit"),
             // Envoy's flag FI. Status and grpc-status are those that the route says, else these.
             Self::FaultInjected =>    facts("fault-injected",    503, 14, No,    "the route's `fault` says so; take it out when the trial is over"),
+            Self::TlsRequired =>      facts("tls-required",      403,  7, No,    "the service's `tls` is strict and the caller spoke plaintext; give the caller's sidecar an identity"),
+            Self::Forbidden =>        facts("forbidden",         403,  7, No,    "the service's `allow` does not name this caller for this request; the log says who it is"),
             Self::Overloaded =>       facts("overloaded",        503, 14, No,    "a limit of this sidecar was reached; look at connections and at slow endpoints"),
             Self::NoEndpoint =>       facts("no-endpoint",       503, 14, No,    "the backend has no endpoint; look at its `discover` and at DNS"),
             Self::Loop =>             facts("loop",              508, 13, No,    "the backend leads back to this sidecar; its `app` or `discover` must name the application's port, not the sidecar's"),
             Self::ConnectFailed =>    facts("connect-failed",    503, 14, No,    "nothing accepts connections there; is the instance running and its port right?"),
             Self::ConnectTimeout =>   facts("connect-timeout",   503, 14, No,    "no answer to the connection; look at security groups and routes"),
+            Self::IdentityMissing =>  facts("identity-missing",  503, 14, No,    "this sidecar has no certificate of the mesh; look at `identity` in its bootstrap and at /certs"),
+            Self::IdentityExpired =>  facts("identity-expired",  503, 14, No,    "this sidecar's certificate has expired; look at what renews it"),
+            Self::IdentityRefused =>  facts("identity-refused",  503, 14, No,    "the instance did not accept this sidecar's certificate; its log says why"),
+            Self::TlsHandshake =>     facts("tls-handshake",     503, 14, No,    "no TLS with the instance; has its sidecar an identity, and is its `tls` not disabled?"),
+            Self::PeerUntrusted =>    facts("peer-untrusted",    503, 14, No,    "the other end's certificate leads to no root of this sidecar; compare the roots of both"),
+            Self::PeerExpired =>      facts("peer-expired",      503, 14, No,    "the other end's certificate has expired; look at what renews it, and at the clocks"),
+            Self::PeerNotYetValid =>  facts("peer-not-yet-valid", 503, 14, No,   "the other end's certificate is not valid yet; look at the clocks"),
+            Self::PeerWrongIdentity => facts("peer-wrong-identity", 503, 14, No, "the other end is not who is meant; does `discover` lead to another service, or is its certificate another's?"),
+            Self::PeerNoCertificate => facts("peer-no-certificate", 503, 14, No, "the other end showed no certificate; it is no sidecar of the mesh"),
             Self::RefusedStream =>    facts("refused-stream",    503, 14, No,    "the instance turned the request away before it began; look for its restart or its limit on streams"),
             Self::UpstreamReset =>    facts("upstream-reset",    502, 14, Maybe, "the instance closed the connection; look for its crash or restart"),
             Self::EnhanceYourCalm =>  facts("enhance-your-calm", 502,  8, Maybe, "the instance is being asked too much and said so; it is not asked again; look at its load"),

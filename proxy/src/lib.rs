@@ -8,10 +8,11 @@
 //! * `request` is the journey of one request.
 //! * [`snapshot`] is config as it runs, and the routing table.
 //! * [`upstream`] is clusters, endpoints, balancing, discovery, pools.
+//! * `stream` is a socket as hyper and h2 are handed it, [`tls`] who is at its two ends.
 //! * [`telemetry`] is metrics and the access log.
 //! * `arriving` is a body that comes in, whichever version of HTTP it comes by.
-//! * [`error`], [`drain`], `timer`, `stream`, `pump`, `http2` are the ground: the one table of reasons, how everything stops,
-//!   deadlines, sockets as hyper is handed them, streams as bodies.
+//! * [`error`], [`drain`], `timer`, `pump`, `http2` are the ground: the one table of reasons, how everything stops,
+//!   deadlines, streams as bodies.
 //! * Under it, `frames` looks at the frames of HTTP/2 before `h2` does.
 
 mod admin;
@@ -31,4 +32,5 @@ pub mod snapshot;
 mod stream;
 pub mod telemetry;
 mod timer;
+pub mod tls;
 pub mod upstream;

@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -34,6 +34,8 @@ pub(crate) enum Why {
     Finished,
     /// Neither said anything for the idle time.
     Silent,
+    /// Its last moment came: see [`pump_until`].
+    Expired,
     /// A stream broke, and which.
     Broken(Side, io::Error),
 }
@@ -85,6 +87,22 @@ pub(crate) async fn pump(
             None if moved.take() => {}
             None => return Why::Silent,
         }
+    }
+}
+
+/// The same until a moment at the latest, if there is one: where a certificate expires, what was made with it ends.
+pub(crate) async fn pump_until(
+    until: Option<Instant>,
+    caller: impl AsyncRead + AsyncWrite + Unpin,
+    upstream: impl AsyncRead + AsyncWrite + Unpin,
+    (idle, counted): (Option<Duration>, &Moved),
+) -> Why {
+    let pumped = pump(caller, upstream, idle, counted);
+    match until {
+        None => pumped.await,
+        Some(until) => tokio::time::timeout_at(until.into(), pumped)
+            .await
+            .unwrap_or(Why::Expired),
     }
 }
 

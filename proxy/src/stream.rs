@@ -1,4 +1,5 @@
-//! A TCP stream as hyper and h2 are handed it: what was read ahead comes first, and one plain write where one will do.
+//! A TCP stream, or TLS on it, as hyper and h2 are handed it: what was read ahead comes first, and one plain write where
+//! one will do, which under TLS is one record.
 //!
 //! It lets a caller finish that is answered before it has sent all: see [`LINGER_SILENCE`].
 //!
@@ -21,6 +22,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::tls;
+
 /// The most that is copied together. A head and a small answer fit; copying this much takes some tens of
 /// nanoseconds.
 const TOGETHER_MAX: usize = 2048;
@@ -39,10 +42,31 @@ const LINGER_BYTES: usize = 16 * 1024;
 /// What may wait to be written in between: past it the peer has stopped reading.
 const BETWEEN_MAX: usize = 16 * 1024;
 
-/// A TCP stream as hyper is handed it.
+/// What bytes go by.
+#[derive(Debug)]
+enum Socket {
+    Plain(TokioIo<TcpStream>),
+    /// Large, and of those that use it few.
+    Tls(Box<TokioIo<tls::Connection>>),
+}
+
+/// Does the same with either.
+macro_rules! either {
+    ($socket:expr, $stream:ident => $done:expr) => {
+        match $socket {
+            Socket::Plain($stream) => $done,
+            Socket::Tls(boxed) => {
+                let $stream = &mut **boxed;
+                $done
+            }
+        }
+    };
+}
+
+/// A stream as hyper is handed it.
 #[derive(Debug)]
 pub(crate) struct Stream {
-    stream: TokioIo<TcpStream>,
+    socket: Socket,
     /// What was read to find out what the peer speaks; it is read again first.
     ahead: Bytes,
     /// Where slices are copied together; empty until that is first needed.
@@ -63,11 +87,23 @@ enum End {
     Ended(Pin<Box<Sleep>>, Instant),
 }
 
+impl From<TcpStream> for Stream {
+    fn from(stream: TcpStream) -> Self {
+        Self::new(Socket::Plain(TokioIo::new(stream)))
+    }
+}
+
+impl From<tls::Connection> for Stream {
+    fn from(stream: tls::Connection) -> Self {
+        Self::new(Socket::Tls(Box::new(TokioIo::new(stream))))
+    }
+}
+
 impl Stream {
-    /// A stream to an endpoint.
-    pub(crate) fn new(stream: TcpStream) -> Self {
+    /// A stream that ends as it stands.
+    fn new(socket: Socket) -> Self {
         Self {
-            stream: TokioIo::new(stream),
+            socket,
             ahead: Bytes::new(),
             together: Vec::new(),
             between: None,
@@ -75,12 +111,20 @@ impl Stream {
         }
     }
 
-    /// A stream from a caller, of which some bytes have been read ahead.
-    pub(crate) fn after(ahead: Bytes, stream: TcpStream) -> Self {
+    /// A caller's: it is ended with patience, and these bytes that were read are read again first.
+    pub(crate) fn of_caller(self, ahead: Bytes) -> Self {
         Self {
             ahead,
             end: End::Lingering,
-            ..Self::new(stream)
+            ..self
+        }
+    }
+
+    /// The socket, for its options.
+    pub(crate) fn tcp(&self) -> &TcpStream {
+        match &self.socket {
+            Socket::Plain(stream) => stream.inner(),
+            Socket::Tls(stream) => stream.inner().tcp(),
         }
     }
 
@@ -102,7 +146,8 @@ impl Stream {
         };
         let mut waiting = between.waiting();
         while !waiting.bytes.is_empty() {
-            match Pin::new(&mut self.stream).poll_write(cx, &waiting.bytes) {
+            match either!(&mut self.socket, stream => Write::poll_write(Pin::new(stream), cx, &waiting.bytes))
+            {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(count)) => {
                     waiting.bytes.advance(count);
@@ -135,9 +180,13 @@ impl Stream {
     /// Ends our side, and waits a little for the other.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.end {
-            End::AtOnce => return AsyncWrite::poll_shutdown(Pin::new(self.stream.inner_mut()), cx),
+            End::AtOnce => {
+                return either!(&mut self.socket, stream => AsyncWrite::poll_shutdown(Pin::new(stream.inner_mut()), cx));
+            }
             End::Lingering => {
-                ready!(AsyncWrite::poll_shutdown(Pin::new(self.stream.inner_mut()), cx))?;
+                ready!(
+                    either!(&mut self.socket, stream => AsyncWrite::poll_shutdown(Pin::new(stream.inner_mut()), cx))
+                )?;
                 let now = Instant::now();
                 self.end = End::Ended(Box::pin(sleep_until(now + LINGER_SILENCE)), now + LINGER_MAX);
             }
@@ -148,7 +197,7 @@ impl Stream {
         };
         let mut bytes = [MaybeUninit::uninit(); LINGER_BYTES];
         let mut buffer = ReadBuf::uninit(&mut bytes);
-        match Pin::new(self.stream.inner_mut()).poll_read(cx, &mut buffer) {
+        match either!(&mut self.socket, stream => Pin::new(stream.inner_mut()).poll_read(cx, &mut buffer)) {
             Poll::Ready(Ok(())) if !buffer.filled().is_empty() && Instant::now() < *latest => {
                 silence.as_mut().reset(Instant::now() + LINGER_SILENCE);
                 // There may be more; others have their turn before.
@@ -247,7 +296,7 @@ impl Read for Stream {
             self.has_read_ahead(count);
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        either!(&mut self.socket, stream => Read::poll_read(Pin::new(stream), cx, buffer))
     }
 }
 
@@ -256,7 +305,7 @@ impl Write for Stream {
         if self.is_within() {
             ready!(self.poll_between(cx))?;
         }
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        either!(&mut self.socket, stream => Write::poll_write(Pin::new(stream), cx, bytes))
     }
 
     fn poll_write_vectored(
@@ -268,16 +317,16 @@ impl Write for Stream {
             ready!(self.poll_between(cx))?;
         }
         if let [only] = slices {
-            return Pin::new(&mut self.stream).poll_write(cx, only);
+            return either!(&mut self.socket, stream => Write::poll_write(Pin::new(stream), cx, only));
         }
         let whole: usize = slices.iter().map(|slice| slice.len()).sum();
         if whole > TOGETHER_MAX {
-            return Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+            return either!(&mut self.socket, stream => Write::poll_write_vectored(Pin::new(stream), cx, slices));
         }
-        let Self { stream, together, .. } = &mut *self;
+        let Self { socket, together, .. } = &mut *self;
         together.clear();
         slices.iter().for_each(|slice| together.extend_from_slice(slice));
-        Pin::new(stream).poll_write(cx, together)
+        either!(socket, stream => Write::poll_write(Pin::new(stream), cx, together))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -292,7 +341,7 @@ impl Write for Stream {
         {
             ready!(self.poll_between(cx))?;
         }
-        Pin::new(&mut self.stream).poll_flush(cx)
+        either!(&mut self.socket, stream => Write::poll_flush(Pin::new(stream), cx))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -312,13 +361,13 @@ impl AsyncRead for Stream {
             self.has_read_ahead(count);
             return Poll::Ready(Ok(()));
         }
-        Pin::new(self.stream.inner_mut()).poll_read(cx, buffer)
+        either!(&mut self.socket, stream => Pin::new(stream.inner_mut()).poll_read(cx, buffer))
     }
 }
 
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(self.stream.inner_mut()).poll_write(cx, bytes)
+        either!(&mut self.socket, stream => Pin::new(stream.inner_mut()).poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
@@ -334,7 +383,7 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.stream.inner_mut()).poll_flush(cx)
+        either!(&mut self.socket, stream => Pin::new(stream.inner_mut()).poll_flush(cx))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

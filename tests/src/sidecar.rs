@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use crate::client::{Client, Reply};
 use crate::metrics::Metrics;
+use crate::pki::IdentityFiles;
 use crate::program::Program;
 use crate::wait::eventually;
 
@@ -44,6 +45,8 @@ pub struct SidecarSpec {
     pub last_good: Option<PathBuf>,
     /// Its DNS servers; none: the machine's.
     pub dns: Vec<SocketAddr>,
+    /// Where its certificate, key and roots are.
+    pub identity: Option<PathBuf>,
     /// Further arguments.
     pub arguments: Vec<String>,
 }
@@ -59,6 +62,7 @@ impl SidecarSpec {
             local: Vec::new(),
             last_good: None,
             dns: Vec::new(),
+            identity: None,
             arguments: Vec::new(),
         }
     }
@@ -108,6 +112,13 @@ impl SidecarSpec {
         self
     }
 
+    /// Has its identity from these files.
+    #[must_use]
+    pub fn identity(mut self, files: &IdentityFiles) -> Self {
+        self.identity = Some(files.folder().to_owned());
+        self
+    }
+
     /// Adds an argument with its value.
     #[must_use]
     pub fn with(mut self, flag: &str, value: &str) -> Self {
@@ -137,6 +148,9 @@ impl SidecarSpec {
         if let Some(path) = &self.last_good {
             flag("--last-good", path.into());
         }
+        if self.identity.is_some() {
+            flag("--config", folder.join(BOOTSTRAP).into());
+        }
         if !self.dns.is_empty() {
             let servers: Vec<_> = self.dns.iter().map(ToString::to_string).collect();
             flag("--dns", servers.join(",").into());
@@ -148,6 +162,9 @@ impl SidecarSpec {
 
 /// The file of a sidecar with [`Source::Text`].
 const OWN_FILE: &str = "mesh.yaml";
+
+/// The bootstrap of a sidecar that needs one.
+const BOOTSTRAP: &str = "proxy.yaml";
 
 /// A running sidecar.
 #[derive(Debug)]
@@ -180,6 +197,10 @@ impl Sidecar {
         let folder = tempfile::tempdir().expect("a temporary folder");
         if let Source::Text(text) = &spec.source {
             std::fs::write(folder.path().join(OWN_FILE), text).expect("a file in it");
+        }
+        if let Some(identity) = &spec.identity {
+            let text = IdentityFiles::bootstrap(identity);
+            std::fs::write(folder.path().join(BOOTSTRAP), text).expect("a file in it");
         }
         let arguments = spec.command_line(folder.path());
         let program = Program::start(&format!("sidecar {}", spec.id), "outrigger-proxy", &arguments);

@@ -54,6 +54,7 @@ impl Bound {
                 control: Some(format!("http://{control}")),
                 ..Source::default()
             },
+            identity: None,
             scrape: ports.scrape,
             admin: ports.admin,
             workers: Some(1),

@@ -4,7 +4,7 @@
 //! timer for each request: that costs a request two counts and nothing else. Closing is done by the connection's own
 //! task, which is woken for it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use outrigger_config::bootstrap::Listeners;
 use crate::error::Reason;
 use crate::frames::Allowance;
 use crate::request::body::Bounds;
+use crate::tls::Session;
 
 /// How long callers may be silent.
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +84,8 @@ pub(super) struct Caller {
     looks: Cell<u64>,
     order: Cell<Option<Order>>,
     waker: RefCell<Option<Waker>>,
+    /// How long it may be used, if it speaks TLS.
+    session: OnceCell<Session>,
 }
 
 /// One request as the sweep sees it.
@@ -144,6 +147,7 @@ impl Callers {
             looks: Cell::new(0),
             order: Cell::new(None),
             waker: RefCell::new(None),
+            session: OnceCell::new(),
         });
         self.connections.borrow_mut().insert(place, Rc::clone(&caller));
         Joined {
@@ -184,6 +188,10 @@ impl Callers {
             }
             if caller.head_is_overdue(now, self.silence.head) {
                 caller.tell(Order::TooSilent);
+                continue;
+            }
+            if caller.session.get().is_some_and(|session| session.is_over(now)) {
+                caller.tell(Order::HangUp);
                 continue;
             }
             let (seen, since) = caller.seen.get();
@@ -263,6 +271,11 @@ impl Caller {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+    }
+
+    /// It speaks TLS, and may take requests for so long: past that it is told to hang up.
+    pub(super) fn lasts(&self, session: &Session) {
+        let _ = self.session.set(session.clone());
     }
 
     /// A request begins. It ends when the guard is dropped.

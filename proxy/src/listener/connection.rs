@@ -10,14 +10,21 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 use crate::listener::callers::{Callers, Joined, Order, UnderWay};
 use crate::listener::opening::{self, Speaks};
 use crate::listener::{Arrival, announced, http1, http2};
 use crate::request::body::ResponseBody;
 use crate::request::{Worker, tcp};
+use crate::snapshot::Entry;
+use crate::snapshot::access::{Opens, Source};
+use crate::stream::Stream;
 use crate::telemetry::metrics::Cut;
+use crate::tls::Alpn;
 
 /// A silent connection is asked after this long whether its peer still lives, then this often, so many times: one
 /// minute until a peer that vanished is noticed.
@@ -27,6 +34,13 @@ const KEEPALIVE_PROBES: u32 = 3;
 
 /// Bytes that no peer acknowledges for this long end the connection: the same minute.
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(60);
+
+/// Where bytes of TCP come and TLS may, the caller's first byte is waited for this long. A caller that speaks TLS says
+/// hello at once; one whose server speaks first says nothing, and waits for no longer than this.
+const FIRST_BYTE_MAX: Duration = Duration::from_secs(1);
+
+/// After a handshake that failed the caller has this long to read why.
+const ALERT_MAX: Duration = Duration::from_secs(1);
 
 /// Serves a connection to its end.
 pub(super) async fn serve(
@@ -43,7 +57,7 @@ pub(super) async fn serve(
         open,
     } = arrival;
     let (_counted, open) = (Counted(connections), open.open());
-    let mut stream = match tokio::net::TcpStream::from_std(stream) {
+    let mut stream = match TcpStream::from_std(stream) {
         Ok(stream) => stream,
         Err(error) => {
             tracing::warn!(%error, "cannot serve a connection");
@@ -60,13 +74,16 @@ pub(super) async fn serve(
             return;
         }
     };
-    let lease = worker.lease();
-    if let Some(service) = lease.raw(&entry) {
-        tcp::serve(&worker, lease, service, (stream, source)).await;
+    if worker.lease().raw(&entry).is_some() {
+        serve_raw(&worker, &entry, (stream, source)).await;
         return;
     }
-    drop(lease);
-    let (speaks, stream) = match unless_silent(&callers, opening::listen(stream)).await {
+    let opening = unless_silent(&callers, open_with(&worker, &entry, (stream, source)));
+    let Opened {
+        speaks,
+        stream,
+        source,
+    } = match opening.await {
         Ok(Ok(opened)) => opened,
         // It broke.
         Ok(Err(_)) => return,
@@ -76,6 +93,10 @@ pub(super) async fn serve(
         }
     };
     let joined = callers.join(speaks == Speaks::Http2, Instant::now());
+    if let Some(peer) = &source.peer {
+        joined.caller.lasts(&peer.session);
+    }
+    let source = Rc::new(source);
     let cut = match speaks {
         Speaks::Http1 => http1::serve(worker, (entry, source), joined, stream).await,
         Speaks::Http2 => http2::serve(worker, (entry, source), joined, stream).await,
@@ -88,7 +109,7 @@ pub(super) async fn serve(
 /// Where a connection comes from: from where it seems to, unless its first bytes are to say.
 async fn real_source(
     callers: &Rc<Callers>,
-    stream: &mut tokio::net::TcpStream,
+    stream: &mut TcpStream,
     (seems, announced): (SocketAddr, bool),
 ) -> Result<SocketAddr, Option<Cut>> {
     if !announced {
@@ -116,8 +137,85 @@ async fn unless_silent<T>(callers: &Rc<Callers>, opening: impl Future<Output = T
     opened.await
 }
 
+/// Shakes hands where TLS is spoken. `silence`: how long the first byte is waited for where it must tell; past it the
+/// caller speaks plaintext.
+async fn secure(
+    worker: &Rc<Worker>,
+    entry: &Entry,
+    (stream, source): (TcpStream, SocketAddr),
+    silence: Option<Duration>,
+) -> io::Result<(Stream, Source, Alpn)> {
+    let opens = worker.lease().opens(entry);
+    let tls = match (opens, silence) {
+        (Opens::Plaintext, _) => false,
+        (Opens::Tls, _) => true,
+        (Opens::Either, None) => opening::opens_tls(&stream).await?,
+        (Opens::Either, Some(silence)) => {
+            let told = tokio::time::timeout(silence, opening::opens_tls(&stream)).await;
+            told.unwrap_or(Ok(false))?
+        }
+    };
+    if !tls {
+        let source = worker.lease().source(entry, source, None);
+        return Ok((stream.into(), source, Alpn::Unsaid));
+    }
+    let trust_domain = worker.lease().trust_domain(entry);
+    let accepted = worker.identities.accept(stream, trust_domain.as_deref());
+    match Box::pin(accepted).await {
+        Ok((stream, peer)) => {
+            let alpn = peer.alpn;
+            let source = worker.lease().source(entry, source, Some(peer));
+            Ok((stream.into(), source, alpn))
+        }
+        Err(stream) => {
+            if let Some(stream) = stream {
+                let mut stream = Stream::from(stream).of_caller(Bytes::new());
+                let _ = tokio::time::timeout(ALERT_MAX, stream.shutdown()).await;
+            }
+            Err(io::ErrorKind::ConnectionAborted.into())
+        }
+    }
+}
+
+/// Serves a connection for a service that speaks TCP.
+async fn serve_raw(worker: &Rc<Worker>, entry: &Entry, stream: (TcpStream, SocketAddr)) {
+    let secured = secure(worker, entry, stream, Some(FIRST_BYTE_MAX)).await;
+    let Ok((stream, source, _)) = secured else { return };
+    let lease = worker.lease();
+    // It may be another service's by now.
+    if let Some(service) = lease.raw(entry) {
+        tcp::serve(worker, lease, service, (stream, source)).await;
+    }
+}
+
+/// A connection of which is known what it speaks and who speaks.
+struct Opened {
+    speaks: Speaks,
+    stream: Stream,
+    source: Source,
+}
+
+/// Finds out who calls and what it speaks.
+async fn open_with(
+    worker: &Rc<Worker>,
+    entry: &Entry,
+    stream: (TcpStream, SocketAddr),
+) -> io::Result<Opened> {
+    let (stream, source, alpn) = secure(worker, entry, stream, None).await?;
+    let (speaks, stream) = match alpn {
+        Alpn::Http1 => (Speaks::Http1, stream.of_caller(Bytes::new())),
+        Alpn::Http2 => (Speaks::Http2, stream.of_caller(Bytes::new())),
+        Alpn::Unsaid => opening::listen(stream).await?,
+    };
+    Ok(Opened {
+        speaks,
+        stream,
+        source,
+    })
+}
+
 /// Lets the kernel find out that a peer is gone without a word. Where it refuses, the sweep of `callers` remains.
-fn watch_peer(stream: &tokio::net::TcpStream) {
+fn watch_peer(stream: &TcpStream) {
     let socket = socket2::SockRef::from(stream);
     let keepalive = socket2::TcpKeepalive::new()
         .with_time(KEEPALIVE_IDLE)

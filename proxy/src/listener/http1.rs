@@ -3,12 +3,12 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use hyper::body::Incoming;
@@ -24,6 +24,7 @@ use crate::listener::connection::Guarded;
 use crate::request::upgrade::Tunnel;
 use crate::request::{self, Worker, headers};
 use crate::snapshot::Entry;
+use crate::snapshot::access::Source;
 use crate::stream::{Between, Stream};
 use crate::telemetry::metrics::Cut;
 
@@ -36,7 +37,7 @@ const BUFFER_MAX: usize = 64 * 1024;
 /// Serves a connection to its end. Why it was cut, if it was.
 pub(super) async fn serve(
     worker: Rc<Worker>,
-    (entry, source): (Arc<Entry>, SocketAddr),
+    (entry, source): (Arc<Entry>, Rc<Source>),
     joined: Joined,
     mut stream: Stream,
 ) -> Option<Cut> {
@@ -47,12 +48,13 @@ pub(super) async fn serve(
         let upgrade = hyper::upgrade::on(&mut request);
         let (worker, entry, under_way) = (Rc::clone(&worker), Arc::clone(&entry), caller.begin());
         let between = between.clone();
+        let source = Rc::clone(&source);
         async move {
             let interim = Interim::new(request.version());
             let request = request.map(Arriving::Http1);
-            let handled = pin!(request::handle(&worker, (&entry, source), request, &interim));
+            let handled = pin!(request::handle(&worker, (&entry, &source), request, &interim));
             let mut response = with_interim(handled, &interim, &between).await;
-            if response.body().refuses_bad_request() || worker.drain.is_draining() {
+            if response.body().is_last() || worker.drain.is_draining() {
                 // RFC 9112 section 9.6: says that this connection takes no further request, so that a caller which
                 // keeps to it opens its next one elsewhere and none is lost. After a request that HTTP does not allow
                 // nobody knows where the next one begins.
@@ -60,7 +62,9 @@ pub(super) async fn serve(
                 response.headers_mut().insert(header::CONNECTION, close);
             }
             if let Some(tunnel) = Tunnel::of(&mut response) {
-                worker.drain.spawn_local(switched(upgrade, tunnel));
+                worker
+                    .drain
+                    .spawn_local(switched(upgrade, tunnel, source.until()));
             }
             Ok::<_, Infallible>(response.map(|body| Guarded::new(body, under_way)))
         }
@@ -134,10 +138,13 @@ fn interim_head(status: StatusCode, fields: &HeaderMap) -> Vec<u8> {
 }
 
 /// What follows an answer that switched protocols, once the caller has the answer.
-async fn switched(upgrade: OnUpgrade, tunnel: Box<Tunnel>) {
+async fn switched(upgrade: OnUpgrade, tunnel: Box<Tunnel>, until: Option<Instant>) {
     match upgrade.await {
         Ok(caller) => match caller.downcast::<Heard>() {
-            Ok(caller) => tunnel.run(caller.io.stream.into_tunnel(caller.read_buf)).await,
+            Ok(caller) => {
+                let stream = caller.io.stream.into_tunnel(caller.read_buf);
+                tunnel.run(stream, until).await;
+            }
             Err(_) => tracing::error!("a connection that was switched is none of this listener's"),
         },
         Err(error) => tracing::debug!(%error, "the caller left before its connection was switched"),

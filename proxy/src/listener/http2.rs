@@ -4,7 +4,6 @@
 //! back to its stream. One stream can be cut without its siblings.
 
 use std::future::Future;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -26,6 +25,7 @@ use crate::listener::connection::Guarded;
 use crate::request::upgrade::Tunnel;
 use crate::request::{self, Worker, headers};
 use crate::snapshot::Entry;
+use crate::snapshot::access::Source;
 use crate::stream::Stream;
 use crate::telemetry::metrics::Cut;
 
@@ -53,7 +53,7 @@ const GOODBYE_MAX: Duration = Duration::from_secs(1);
 /// Serves a connection to its end. Why it was cut, if it was.
 pub(super) async fn serve(
     worker: Rc<Worker>,
-    (entry, source): (Arc<Entry>, SocketAddr),
+    (entry, source): (Arc<Entry>, Rc<Source>),
     joined: Joined,
     stream: Stream,
 ) -> Option<Cut> {
@@ -76,7 +76,7 @@ fn cut_for(reason: h2::Reason) -> Cut {
 
 async fn connection(
     worker: Rc<Worker>,
-    (entry, source): (Arc<Entry>, SocketAddr),
+    (entry, source): (Arc<Entry>, Rc<Source>),
     joined: Joined,
     stream: Stream,
 ) -> Result<Option<Cut>, h2::Error> {
@@ -142,7 +142,7 @@ async fn connection(
         let (request, respond) = accepted?;
         let exchange = exchange(
             Rc::clone(&worker),
-            (Arc::clone(&entry), source),
+            (Arc::clone(&entry), Rc::clone(&source)),
             (caller.begin(), Rc::clone(&allowance)),
             request,
             respond,
@@ -154,7 +154,7 @@ async fn connection(
 /// One request and its answer.
 async fn exchange(
     worker: Rc<Worker>,
-    (entry, source): (Arc<Entry>, SocketAddr),
+    (entry, source): (Arc<Entry>, Rc<Source>),
     (under_way, allowance): (UnderWay, Rc<Allowance>),
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
@@ -170,7 +170,7 @@ async fn exchange(
     let interim = Interim::new(Version::HTTP_2);
     let answered = {
         let request = Request::from_parts(head, body);
-        let mut handled = pin!(request::handle(&worker, (&entry, source), request, &interim));
+        let mut handled = pin!(request::handle(&worker, (&entry, &source), request, &interim));
         std::future::poll_fn(|cx| {
             let handled = handled.as_mut().poll(cx);
             while let Some((status, fields)) = interim.next() {
@@ -200,7 +200,8 @@ async fn exchange(
         let (head, _) = response.into_parts();
         let answer = Response::from_parts(head, ());
         if let Ok(send) = respond.send_response(answer, false) {
-            tunnel.run(http2::Tunnel::new(send, receive, under_way)).await;
+            let caller = http2::Tunnel::new(send, receive, under_way);
+            tunnel.run(caller, source.until()).await;
         }
         return;
     }

@@ -1,4 +1,4 @@
-//! The first bytes of a connection: do they open HTTP/2?
+//! The first bytes of a connection: do they open TLS, and do they open HTTP/2?
 //!
 //! On a port without TLS a caller that knows speaks HTTP/2 at once (RFC 9113 section 3.3), and its preface was chosen
 //! so that it can be no HTTP/1 request. Nothing else is guessed. What was read is handed on to be read again.
@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::stream::Stream;
+use crate::tls;
 
 /// RFC 9113 section 3.4.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -27,11 +28,21 @@ pub(super) enum Speaks {
     Http2,
 }
 
+/// Waits for the first byte: whether it opens TLS. It stays where it is.
+///
+/// # Errors
+/// When the connection breaks before.
+pub(super) async fn opens_tls(stream: &TcpStream) -> io::Result<bool> {
+    let mut first = [0];
+    let count = stream.peek(&mut first).await?;
+    Ok(count == 1 && first[0] == tls::HANDSHAKE_BYTE)
+}
+
 /// Reads as far as it takes to know.
 ///
 /// # Errors
 /// When the connection breaks before. One that ends before is HTTP/1's to answer.
-pub(super) async fn listen(mut stream: TcpStream) -> io::Result<(Speaks, Stream)> {
+pub(super) async fn listen(mut stream: Stream) -> io::Result<(Speaks, Stream)> {
     let mut first = BytesMut::new();
     let speaks = loop {
         let more = std::future::poll_fn(|cx| read(&mut stream, &mut first, cx)).await?;
@@ -41,14 +52,14 @@ pub(super) async fn listen(mut stream: TcpStream) -> io::Result<(Speaks, Stream)
             None => {}
         }
     };
-    Ok((speaks, Stream::after(first.freeze(), stream)))
+    Ok((speaks, stream.of_caller(first.freeze())))
 }
 
 /// Reads what is there. It is read onto the stack and then kept, so that a connection that says nothing holds nothing.
-fn read(stream: &mut TcpStream, into: &mut BytesMut, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+fn read(stream: &mut Stream, into: &mut BytesMut, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
     let mut bytes = [MaybeUninit::uninit(); FIRST_READ];
     let mut buffer = ReadBuf::uninit(&mut bytes);
-    ready!(Pin::new(stream).poll_read(cx, &mut buffer))?;
+    ready!(AsyncRead::poll_read(Pin::new(stream), cx, &mut buffer))?;
     into.extend_from_slice(buffer.filled());
     Poll::Ready(Ok(buffer.filled().len()))
 }

@@ -15,6 +15,7 @@ use crate::listener::{Arrival, Seat, connection};
 use crate::request::Worker;
 use crate::snapshot::Snapshots;
 use crate::telemetry::request_log::AccessLogger;
+use crate::tls::Identities;
 
 /// Connections that may be on their way to one worker. It takes them at once; more than this many waiting means
 /// that it is stuck, and then the kernel's backlog is the better place to wait.
@@ -38,7 +39,7 @@ impl Workers {
     /// Starts so many threads. They end when the drain does.
     pub(crate) fn start(
         (count, silence): (usize, Silence),
-        snapshots: &Arc<Snapshots>,
+        (snapshots, identities): (&Arc<Snapshots>, &Arc<Identities>),
         logger: &AccessLogger,
         drain: &Drain,
     ) -> anyhow::Result<Self> {
@@ -52,6 +53,7 @@ impl Workers {
                 connections: Arc::clone(&connections),
             });
             let (snapshots, logger, drain) = (Arc::clone(snapshots), logger.clone(), drain.clone());
+            let identities = Arc::clone(identities);
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{number}"))
                 .spawn(move || {
@@ -62,7 +64,7 @@ impl Workers {
                         .build_local(LocalOptions::default());
                     match built {
                         Ok(runtime) => {
-                            let worker = Rc::new(Worker::new(&snapshots, logger, drain));
+                            let worker = Rc::new(Worker::new(&snapshots, identities, logger, drain));
                             runtime.block_on(run((worker, silence), arriving, connections));
                         }
                         Err(error) => tracing::error!(number, %error, "a worker cannot start"),

@@ -243,6 +243,7 @@ mod tests {
     use crate::snapshot::compile::{self, Said};
     use crate::snapshot::{Origin, Snapshot, Standing};
     use crate::telemetry::metrics::Metrics;
+    use crate::tls::Identities;
 
     /// A service whose first route has this in braces.
     fn with_route(route: &str) -> Snapshot {
@@ -258,7 +259,12 @@ mod tests {
             documents,
         };
         let metrics = Arc::new(Metrics::new().unwrap());
-        compile::compile(said, &config, &Standing::default(), &metrics, None).unwrap()
+        let standing = Standing {
+            service: None,
+            listeners: Vec::new(),
+            identities: Arc::new(Identities::new(false, Arc::clone(metrics.tls()))),
+        };
+        compile::compile(said, &config, &standing, &metrics, None).unwrap()
     }
 
     fn head(request: &str, headers: &[(&str, &str)]) -> Parts {

@@ -287,7 +287,10 @@ fn said(head: &response::Parts, headed_only: bool) -> Option<Reason> {
 /// A dial that used up the whole of the request's or attempt's time failed by that, not by the network's slowness.
 fn in_time(failure: Failure, deadline: Option<(Instant, Reason)>) -> Failure {
     match deadline {
-        Some((until, reason)) if failure.reason == Reason::ConnectTimeout && Instant::now() >= until => {
+        Some((until, reason))
+            if matches!(failure.reason, Reason::ConnectTimeout | Reason::TlsHandshake)
+                && Instant::now() >= until =>
+        {
             Failure { reason, ..failure }
         }
         _ => failure,
@@ -302,6 +305,11 @@ fn is_flood(error: &h2::Error) -> bool {
 
 fn failure(error: SendError, pick: &Pick, carrier: &Carrier, deadline: Option<(Instant, Reason)>) -> Failure {
     let address = pick.address;
+    if let Some(words) = carrier.refusal() {
+        pick.health.connect_failed(Instant::now());
+        let detail = format!("{address} did not accept our certificate: {words}");
+        return Failure::new(Reason::IdentityRefused, detail);
+    }
     match error {
         SendError::NotSent => Failure::new(
             Reason::ConnectFailed,

@@ -84,12 +84,18 @@ pub(crate) fn relay(
     }
     if let Some(switched) = switched {
         log.complete(Instant::now());
-        let Switched { bytes, counted, idle } = *switched;
+        let Switched {
+            bytes,
+            counted,
+            idle,
+            until,
+        } = *switched;
         let tunnel = Tunnel {
             upstream: bytes,
             pick,
             _counted: counted,
             idle: idle.unwrap_or(Some(pump::IDLE)),
+            until,
         };
         return Response::from_parts(head, ResponseBody::Switched(Box::new(tunnel)));
     }
@@ -365,9 +371,11 @@ impl Relayed {
 }
 
 impl ResponseBody {
-    /// Whether it says that the request is none that HTTP allows. A 400 that a route or a fault answers with does not.
-    pub(crate) fn refuses_bad_request(&self) -> bool {
-        matches!(self, Self::Text(_, log) if log.reason() == Some(Reason::BadRequest))
+    /// Whether its connection takes no further request: this one is none that HTTP allows (a 400 that a route or a fault
+    /// answers with is another matter), or the connection is of the wrong kind.
+    pub(crate) fn is_last(&self) -> bool {
+        let last = |reason| matches!(reason, Some(Reason::BadRequest | Reason::TlsRequired));
+        matches!(self, Self::Text(_, log) if last(log.reason()))
     }
 
     /// How long it may take, if it comes from an upstream.

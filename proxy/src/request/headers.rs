@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version}
 
 use crate::error::{Failure, Reason};
 use crate::request::authority;
+use crate::snapshot::access::Source;
 
 /// Not in the http crate's list: the pre-standard spelling and Netscape's.
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -40,6 +41,18 @@ struct Look<'a> {
     lengths: usize,
     /// Whether the length is told otherwise than by one number.
     odd_length: bool,
+    /// Any field that only a sidecar may say.
+    ours: bool,
+}
+
+/// What the application is told of its caller's certificate, in the form of Envoy.
+const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+
+/// The beginning of the fields that sidecars say.
+const OURS: &str = "x-outrigger-";
+
+fn is_ours(name: &HeaderName) -> bool {
+    *name == CLIENT_CERT || name.as_str().starts_with(OURS)
 }
 
 fn look(headers: &HeaderMap) -> Look<'_> {
@@ -75,7 +88,10 @@ fn look(headers: &HeaderMap) -> Look<'_> {
                     look.lengths > 1 || digits.is_empty() || !digits.iter().all(u8::is_ascii_digit);
             }
             CONTENT_TYPE => look.grpc = value.as_bytes().starts_with(b"application/grpc"),
-            _ => look.hop_by_hop |= *name == KEEP_ALIVE || *name == PROXY_CONNECTION,
+            _ => {
+                look.hop_by_hop |= *name == KEEP_ALIVE || *name == PROXY_CONNECTION;
+                look.ours |= is_ours(name);
+            }
         }
     }
     look
@@ -155,7 +171,7 @@ fn bad(detail: &'static str) -> Failure {
 pub(crate) fn prepare_request(head: &mut Parts, fallback: &str) {
     let found = look(&head.headers);
     let (hosts, chunked) = (found.hosts, found.chunked);
-    if found.connection || found.hop_by_hop || found.expect {
+    if found.connection || found.hop_by_hop || found.expect || found.ours {
         let trailers = found.hop_by_hop && accepts_trailers(&head.headers);
         let named = named_by_connection(&head.headers, found.names_fields);
         take_out(&mut head.headers, |name| match *name {
@@ -166,7 +182,8 @@ pub(crate) fn prepare_request(head: &mut Parts, fallback: &str) {
             CONTENT_LENGTH => chunked,
             // Said again where there is a body to be held back; see `Outgoing::hold_if`.
             EXPECT => true,
-            _ => is_hop_by_hop(name) || named.contains(name),
+            // Who a caller is, nobody says but this sidecar: what comes in is another's claim.
+            _ => is_hop_by_hop(name) || named.contains(name) || is_ours(name),
         });
         // What is said again stays in its place.
         if trailers {
@@ -196,6 +213,13 @@ pub(crate) fn prepare_request(head: &mut Parts, fallback: &str) {
         head.uri = Uri::from(path);
     }
     head.version = Version::HTTP_11;
+}
+
+/// Says who the caller is, if it has shown it.
+pub(crate) fn name_caller(head: &mut Parts, source: &Source) {
+    if let Some(peer) = &source.peer {
+        head.headers.insert(CLIENT_CERT, peer.forwarded.clone());
+    }
 }
 
 /// What an answer's head says of the connection that it came by.

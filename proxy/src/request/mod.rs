@@ -18,7 +18,6 @@ pub(crate) mod under_way;
 pub(crate) mod upgrade;
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -38,10 +37,12 @@ use crate::request::body::{Bounds, ResponseBody};
 use crate::request::retry::{Decision, Progress, hedge};
 use crate::request::under_way::Attempt;
 use crate::request::upgrade::Upgrade;
+use crate::snapshot::access::Source;
 use crate::snapshot::actions::Action;
-use crate::snapshot::routes::{Route, Target};
+use crate::snapshot::routes::{Route, Target, VirtualHost};
 use crate::snapshot::{Entry, Lease, Matched, Reader, Snapshots};
 use crate::telemetry::request_log::{AccessLogger, RequestLog};
+use crate::tls::Identities;
 use crate::upstream::pool::Pool;
 
 /// What one data thread works with. Nothing in it is shared with another thread but the snapshot that it reads.
@@ -51,16 +52,23 @@ pub(crate) struct Worker {
     rng: RefCell<fastrand::Rng>,
     logger: Rc<AccessLogger>,
     pub(crate) pool: Pool,
+    pub(crate) identities: Arc<Identities>,
     pub(crate) drain: Drain,
 }
 
 impl Worker {
-    pub(crate) fn new(snapshots: &Arc<Snapshots>, logger: AccessLogger, drain: Drain) -> Self {
+    pub(crate) fn new(
+        snapshots: &Arc<Snapshots>,
+        identities: Arc<Identities>,
+        logger: AccessLogger,
+        drain: Drain,
+    ) -> Self {
         Self {
             reader: RefCell::new(snapshots.reader()),
             rng: RefCell::new(fastrand::Rng::new()),
             logger: Rc::new(logger),
             pool: Pool::default(),
+            identities,
             drain,
         }
     }
@@ -80,7 +88,7 @@ impl Worker {
 /// endpoint says before it is left in `interim`.
 pub(crate) async fn handle(
     worker: &Rc<Worker>,
-    (entry, source): (&Entry, SocketAddr),
+    (entry, source): (&Entry, &Source),
     request: Request<Arriving>,
     interim: &Interim,
 ) -> Response<ResponseBody> {
@@ -89,8 +97,11 @@ pub(crate) async fn handle(
     let lease = worker.lease();
     let series = Arc::clone(lease.unmatched(entry));
     let mut log = RequestLog::start(Rc::clone(&worker.logger), Instant::now(), &request.head, series);
-    log.came_from(source);
-    let from = (entry, source.ip(), interim);
+    log.came_from(source.address);
+    if let Some(id) = source.id() {
+        log.comes_from(id);
+    }
+    let from = (entry, source, interim);
     let served = pin!(serve(worker, &lease, from, &mut request, &mut log)).await;
     match served {
         Ok(Served::Relayed(answer, bounds)) => body::relay(worker, answer, bounds, log),
@@ -107,12 +118,12 @@ enum Served {
     Own(Box<Response<Bytes>>),
 }
 
-/// Steps three and four, route and prepare, where the route says so limit, put faults in and mirror, and then the rest:
-/// [`attempts`].
+/// Steps three to five, route, authorize and prepare, where the route says so limit, put faults in and mirror, and then
+/// the rest: [`attempts`].
 async fn serve(
     worker: &Rc<Worker>,
     lease: &Lease,
-    (entry, source, interim): (&Entry, std::net::IpAddr, &Interim),
+    (entry, source, interim): (&Entry, &Source, &Interim),
     request: &mut Outgoing,
     log: &mut RequestLog,
 ) -> Result<Served, Failure> {
@@ -128,11 +139,13 @@ async fn serve(
     let virtual_host = &lease.virtual_hosts[place];
     log.counts_as(&virtual_host.unrouted);
     if virtual_host.raw {
+        authorize(virtual_host, source, head)?;
         let route = Matched::of_raw(lease, place);
-        let tunnel = Box::pin(tcp::tunnel(worker, route, head, source, log)).await;
+        let tunnel = Box::pin(tcp::tunnel(worker, route, head, source.address.ip(), log)).await;
         return tunnel.map(|(answer, bounds)| Served::Relayed(answer, bounds));
     }
     let route = route(lease, place, head)?;
+    authorize(virtual_host, source, head)?;
     let changes = match &route.action {
         Action::Forward => None,
         Action::Edit(edits) => Some(Changes::to(head, edits, (&route, virtual_host))?),
@@ -146,8 +159,9 @@ async fn serve(
     log.counts_as(&target.series);
 
     let upgrade = wants_upgrade.then(|| Upgrade::asked(head)).transpose()?.flatten();
-    let key = target.cluster.key(head, source);
+    let key = target.cluster.key(head, source.address.ip());
     headers::prepare_request(head, &virtual_host.authority);
+    headers::name_caller(head, source);
     if let Some(changes) = changes {
         changes.make(head);
     }
@@ -156,7 +170,7 @@ async fn serve(
         request.keep();
     }
     if let Some(said) = &route.traffic {
-        traffic::limit(said, source, progress.now())?;
+        traffic::limit(said, source.address.ip(), progress.now())?;
         if let Some(fault) = &said.fault {
             Box::pin(traffic::inject(worker, fault, &mut progress)).await?;
         }
@@ -215,6 +229,14 @@ async fn attempts(
                 log.counts_as(&target.series);
             }
         }
+    }
+}
+
+/// Whether the caller may ask for this, where anything is said of it. The path has its one form by now.
+fn authorize(virtual_host: &VirtualHost, source: &Source, head: &Parts) -> Result<(), Failure> {
+    match &virtual_host.access {
+        None => Ok(()),
+        Some(access) => access.authorize(source, Some(head)),
     }
 }
 

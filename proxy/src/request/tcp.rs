@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use http::request::Parts;
 use http::{Request, Response, StatusCode};
-use tokio::net::TcpStream;
 use tokio_util::either::Either;
 
 use crate::arriving::Arriving;
@@ -19,16 +18,19 @@ use crate::pump::{self, Side, Why};
 use crate::request::attempt::Answer;
 use crate::request::body::Bounds;
 use crate::request::{Worker, upgrade};
+use crate::snapshot::access::Source;
 use crate::snapshot::routes::{Route, Target};
 use crate::snapshot::{Lease, Matched};
+use crate::stream::Stream;
 use crate::telemetry::metrics::Ending;
 use crate::telemetry::request_log::RequestLog;
 use crate::telemetry::tcp_log::TcpLog;
 use crate::timer::Deadline;
+use crate::tls::{self, Session};
 use crate::upstream::balance::Wanted;
 use crate::upstream::limits::Counted;
 use crate::upstream::pool::{Carrier, Switched};
-use crate::upstream::{Outcome, Pick};
+use crate::upstream::{Dialled, Outcome, Pick};
 
 /// The longest that callers wait for an endpoint, all attempts together: where all are silent, ten attempts of a second.
 const ATTEMPTS_MAX: usize = 10;
@@ -38,20 +40,34 @@ pub(crate) async fn serve(
     worker: &Rc<Worker>,
     lease: Lease,
     virtual_host: usize,
-    (mut caller, source): (TcpStream, SocketAddr),
+    (mut caller, source): (Stream, Source),
 ) {
     let Some(route) = Matched::of_raw(&lease, virtual_host) else {
         return;
     };
     let first = route.choose();
     let Some(series) = &first.tcp else { return };
-    let mut log = TcpLog::start(Rc::clone(&worker.logger), Instant::now(), Some(source), series);
+    let mut log = TcpLog::start(
+        Rc::clone(&worker.logger),
+        Instant::now(),
+        Some(source.address),
+        series,
+    );
+    if let Some(id) = source.id() {
+        log.comes_from(id);
+    }
+    let access = lease.virtual_hosts[virtual_host].access.as_deref();
+    if let Some(Err(failure)) = access.map(|access| access.authorize(&source, None)) {
+        log.failed(&failure);
+        reset(&caller);
+        return;
+    }
     let tried = |target: &Target, address| {
         if let Some(series) = &target.tcp {
             log.attempted(address, series);
         }
     };
-    let mut upstream = match connect(worker, &route, (first, source.ip()), tried).await {
+    let mut upstream = match connect(worker, &route, (first, source.address.ip()), tried).await {
         Ok(connected) => connected,
         Err(failure) => {
             log.failed(&failure);
@@ -61,15 +77,27 @@ pub(crate) async fn serve(
         }
     };
     log.opened();
-    match pump::pump(&mut caller, &mut upstream.stream, route.timeouts.idle, &log.moved).await {
+    let until = source.until().into_iter().chain(upstream.until()).min();
+    let bounds = (route.timeouts.idle, &log.moved);
+    match pump::pump_until(until, &mut caller, &mut upstream.stream, bounds).await {
         Why::Finished => log.complete(),
         Why::Silent => log.failed(&Failure::new(
             Reason::IdleTimeout,
             "neither side said anything for the idle time",
         )),
+        Why::Expired => {
+            let detail = "a certificate with which the connection was made has expired";
+            log.failed(&Failure::new(Reason::PeerExpired, detail));
+            reset(&caller);
+            reset(&upstream.stream);
+        }
         Why::Broken(side, error) => {
             let (reason, who) = match side {
                 Side::Caller => (Reason::ClientGone, "the caller".to_owned()),
+                // TLS 1.3 tells so late: see `tls::Session::refusal`.
+                Side::Upstream if tls::refused_us(&error).is_some() => {
+                    (Reason::IdentityRefused, upstream.pick.address.to_string())
+                }
                 Side::Upstream => (Reason::UpstreamReset, upstream.pick.address.to_string()),
             };
             log.failed(&Failure::new(
@@ -104,11 +132,14 @@ pub(super) async fn tunnel(
         log.counts_as(&target.series);
         log.attempted(address);
     };
+    let connected = connect(worker, &route, (route.choose(), source), tried).await?;
+    let until = connected.until();
     let Connected {
         pick,
         stream,
         counted,
-    } = connect(worker, &route, (route.choose(), source), tried).await?;
+        session: _,
+    } = connected;
     let (mut head, ()) = Response::new(()).into_parts();
     head.status = StatusCode::OK;
     let now = Instant::now();
@@ -122,6 +153,7 @@ pub(super) async fn tunnel(
             bytes: Either::Left(Either::Right(stream)),
             counted: Some(counted),
             idle: Some(route.timeouts.idle),
+            until,
         })),
     };
     Ok((Box::new(answer), Bounds::of_tunnel(now)))
@@ -130,8 +162,16 @@ pub(super) async fn tunnel(
 /// A connection to an endpoint, counted there.
 struct Connected {
     pick: Pick,
-    stream: TcpStream,
+    stream: Stream,
     counted: Counted,
+    session: Option<Session>,
+}
+
+impl Connected {
+    /// When one of the certificates under which it was made expires; never, if there are none.
+    fn until(&self) -> Option<Instant> {
+        self.session.as_ref().map(Session::until)
+    }
 }
 
 /// Connects to an endpoint of the route: of the first target, and where it takes no connection to another, as often as the
@@ -162,19 +202,25 @@ async fn connect<'a>(
         let now = Instant::now();
         let took = now.saturating_duration_since(began);
         let failure = match connected {
-            Ok((stream, counted)) => {
+            Ok(Dialled {
+                stream,
+                counted,
+                session,
+            }) => {
                 watch(&stream);
                 target.cluster.settle(&pick, Outcome::Success, took, now);
                 return Ok(Connected {
                     pick,
                     stream,
                     counted,
+                    session,
                 });
             }
             Err(failure) => failure,
         };
         let outcome = match failure.reason {
             Reason::ConnectFailed => Outcome::Refused,
+            reason if reason.is_of_handshake() => Outcome::Refused,
             Reason::ConnectTimeout => Outcome::Timeout,
             _ => Outcome::Unknown,
         };
@@ -198,17 +244,17 @@ async fn connect<'a>(
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
 
 /// Lets the kernel find out that an endpoint is gone without a word: nobody else asks, for up to an hour.
-fn watch(stream: &TcpStream) {
+fn watch(stream: &Stream) {
     let (idle, interval, probes) = KEEPALIVE;
     let keepalive = socket2::TcpKeepalive::new()
         .with_time(idle)
         .with_interval(interval)
         .with_retries(probes);
-    let _ = socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive);
+    let _ = socket2::SockRef::from(stream.tcp()).set_tcp_keepalive(&keepalive);
 }
 
 /// Makes the close of a connection a reset.
-fn reset(stream: &TcpStream) {
+fn reset(stream: &Stream) {
     // Where it cannot be said, an ordinary close is the next best.
-    let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+    let _ = socket2::SockRef::from(stream.tcp()).set_linger(Some(Duration::ZERO));
 }

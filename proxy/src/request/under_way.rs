@@ -165,6 +165,7 @@ fn for_endpoint(outcome: &Result<Box<Answer>, Failure>, may_be_call: bool) -> Ou
         Ok(_) => Outcome::Success,
         Err(failure) => match failure.reason {
             Reason::ConnectFailed => Outcome::Refused,
+            reason if reason.is_of_handshake() => Outcome::Refused,
             Reason::RefusedStream | Reason::UpstreamReset | Reason::UpstreamProtocol => Outcome::Reset,
             Reason::ConnectTimeout | Reason::AttemptTimeout | Reason::RequestTimeout => Outcome::Timeout,
             _ => Outcome::Unknown,

@@ -4,6 +4,8 @@
 //! answered 200 (RFC 8441). On its way through here such a request has one form, the older; where it comes in or
 //! leaves by HTTP/2 it is translated. What is spoken afterwards is bytes, moved by [`crate::pump`].
 
+use std::time::{Duration, Instant};
+
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use h2::ext::Protocol;
@@ -146,7 +148,9 @@ pub(crate) struct Tunnel {
     pub(crate) pick: Pick,
     /// The connection, if it is one of its own, counted as well.
     pub(crate) _counted: Option<Counted>,
-    pub(crate) idle: Option<std::time::Duration>,
+    pub(crate) idle: Option<Duration>,
+    /// When one of the certificates under which the upstream's connection was made expires.
+    pub(crate) until: Option<Instant>,
 }
 
 impl Tunnel {
@@ -161,16 +165,21 @@ impl Tunnel {
         }
     }
 
-    /// Moves bytes between the caller and the endpoint until both are done.
-    pub(crate) async fn run(self, caller: impl AsyncRead + AsyncWrite + Unpin) {
+    /// Moves bytes between the caller and the endpoint until both are done. `until`: when a certificate under which the
+    /// caller's connection was made expires, if there is one.
+    pub(crate) async fn run(self, caller: impl AsyncRead + AsyncWrite + Unpin, until: Option<Instant>) {
         let moved = Moved::default();
-        let why = pump::pump(caller, self.upstream, self.idle, &moved).await;
+        let until = until.into_iter().chain(self.until).min();
+        let why = pump::pump_until(until, caller, self.upstream, (self.idle, &moved)).await;
         let address = self.pick.address;
         let (sent, received) = (moved.from_caller.get(), moved.from_upstream.get());
         match why {
             Why::Finished => tracing::debug!(%address, sent, received, "a switched connection ended"),
             Why::Silent => {
                 tracing::info!(%address, sent, received, "a switched connection was silent for too long");
+            }
+            Why::Expired => {
+                tracing::info!(%address, sent, received, "a switched connection outlived a certificate it was made with");
             }
             Why::Broken(side, error) => {
                 tracing::debug!(%address, sent, received, ?side, %error, "a switched connection broke");

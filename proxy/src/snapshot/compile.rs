@@ -22,6 +22,7 @@ use crate::snapshot::routes::{
 use crate::snapshot::traffic::{self, Traffic};
 use crate::snapshot::{Origin, Snapshot, Standing};
 use crate::telemetry::metrics::{ClusterLabels, Metrics, RetryLabels, RouteLabels};
+use crate::tls;
 use crate::upstream::health::Budget;
 use crate::upstream::{Cluster, Words};
 
@@ -116,7 +117,7 @@ type ClusterKey = (String, String);
 
 pub(super) struct Compiler<'a> {
     pub(super) config: &'a Config,
-    standing: &'a Standing,
+    pub(super) standing: &'a Standing,
     pub(super) metrics: &'a Arc<Metrics>,
     previous_clusters: HashMap<ClusterKey, Arc<Cluster>>,
     previous_budgets: HashMap<(String, String, String), Arc<Budget>>,
@@ -203,6 +204,7 @@ impl<'a> Compiler<'a> {
             normalizes: service.normalize_paths.unwrap_or(true),
             keeps_case: service.keeps_header_case(),
             raw: service.protocol == Protocol::Tcp,
+            access: None,
             unrouted: self.unrouted(OUTBOUND, service),
         });
     }
@@ -233,7 +235,7 @@ impl<'a> Compiler<'a> {
             ejection: None,
             ..EndpointPolicy::default()
         };
-        let cluster = self.cluster(service, APP, &discover, policy);
+        let cluster = self.cluster(service, APP, (&discover, None, policy));
         let target = self.target(INBOUND, service, APP, cluster);
         let route = self.assemble(
             (INBOUND, service, APP),
@@ -244,6 +246,7 @@ impl<'a> Compiler<'a> {
         let traffic = self.traffic((INBOUND, service, APP), service.rate_limit, (None, &[]), timeouts);
         let route = Route { traffic, ..route };
         self.inbound = Some(self.virtual_hosts.len());
+        let access = self.access(service);
         let unrouted = self.unrouted(INBOUND, service);
         self.virtual_hosts.push(VirtualHost {
             authority: service.name.clone(),
@@ -251,6 +254,7 @@ impl<'a> Compiler<'a> {
             normalizes: service.normalize_paths.unwrap_or(true),
             keeps_case: service.keeps_header_case(),
             raw: service.protocol == Protocol::Tcp,
+            access,
             unrouted,
         });
     }
@@ -285,7 +289,8 @@ impl<'a> Compiler<'a> {
                 ));
                 continue;
             };
-            let cluster = self.cluster(service, &backend.name, &backend.discover, endpoints.clone());
+            let words = (&backend.discover, self.mtls(service, backend), endpoints.clone());
+            let cluster = self.cluster(service, &backend.name, words);
             let mut target = self.target(OUTBOUND, service, &route.name, cluster);
             match HeaderPairs::of_target(to) {
                 Ok(edits) => target.edits = edits,
@@ -383,8 +388,7 @@ impl<'a> Compiler<'a> {
         &mut self,
         service: &Service,
         backend: &str,
-        discover: &Discover,
-        policy: EndpointPolicy,
+        (discover, tls, policy): (&Discover, Option<tls::Words>, EndpointPolicy),
     ) -> Arc<Cluster> {
         let key = (service.name.clone(), backend.to_owned());
         if let Some(cluster) = self.clusters.get(&key) {
@@ -397,6 +401,7 @@ impl<'a> Compiler<'a> {
             discover: discover.clone(),
             http2: service.protocol.is_http2(),
             keeps_case: service.keeps_header_case(),
+            tls,
             doors: self.standing.doors(backend == APP),
             policy,
         };
@@ -409,7 +414,13 @@ impl<'a> Compiler<'a> {
                     backend: backend.to_owned(),
                 };
                 let metrics = self.metrics.cluster(labels);
-                Arc::new(Cluster::new(words, metrics, previous.map(Arc::as_ref)))
+                let identities = &self.standing.identities;
+                Arc::new(Cluster::new(
+                    words,
+                    identities,
+                    metrics,
+                    previous.map(Arc::as_ref),
+                ))
             }
         };
         self.clusters.insert(key, Arc::clone(&cluster));
@@ -422,14 +433,7 @@ impl<'a> Compiler<'a> {
             path,
             ..Matcher::default()
         };
-        for method in &matches.methods {
-            match Method::from_bytes(method.as_bytes()) {
-                Ok(method) => matcher.methods.push(method),
-                Err(_) => self
-                    .problems
-                    .push(format!("{service}: `{method}` is not a method")),
-            }
-        }
+        matcher.methods = self.methods(service, &matches.methods);
         for header in &matches.headers {
             let Ok(name) = HeaderName::try_from(header.name.as_str()) else {
                 self.problems
@@ -455,7 +459,20 @@ impl<'a> Compiler<'a> {
         matcher
     }
 
-    fn path(&mut self, service: &str, path: &PathMatch) -> Option<Path> {
+    pub(super) fn methods(&mut self, service: &str, methods: &[String]) -> Vec<Method> {
+        let mut read = Vec::with_capacity(methods.len());
+        for method in methods {
+            match Method::from_bytes(method.as_bytes()) {
+                Ok(method) => read.push(method),
+                Err(_) => self
+                    .problems
+                    .push(format!("{service}: `{method}` is not a method")),
+            }
+        }
+        read
+    }
+
+    pub(super) fn path(&mut self, service: &str, path: &PathMatch) -> Option<Path> {
         match (&path.exact, &path.prefix, &path.regex) {
             (Some(exact), None, None) => Some(Path::Exact(exact.clone())),
             (None, Some(prefix), None) => Some(Path::Prefix(prefix.trim_end_matches('/').to_owned())),

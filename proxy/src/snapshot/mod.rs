@@ -4,6 +4,7 @@
 //! a [`Lease`] on it and sees that one from its first byte to its last. Making one does no I/O; what must be begun
 //! for it (discovery) is begun by `apply`.
 
+pub(crate) mod access;
 pub(crate) mod actions;
 pub mod compile;
 pub mod routes;
@@ -22,8 +23,10 @@ use outrigger_config::{Document, Problem};
 use serde::Serialize;
 
 use crate::error::{Failure, Reason};
+use crate::snapshot::access::{Access, Opens, Source};
 use crate::snapshot::routes::{HostTable, Route, VirtualHost};
 use crate::telemetry::metrics::RouteMetrics;
+use crate::tls::{Identities, Peer};
 use crate::upstream::Cluster;
 
 /// Where a configuration came from.
@@ -72,12 +75,14 @@ pub enum Entry {
 }
 
 /// What a sidecar is, whatever its configuration.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Standing {
     /// The service that it stands beside, if it stands beside one.
     pub service: Option<String>,
     /// Its own doors.
     pub listeners: Vec<(Entry, SocketAddr)>,
+    /// Its identity.
+    pub identities: Arc<Identities>,
 }
 
 impl Standing {
@@ -134,6 +139,32 @@ impl Snapshot {
             Entry::Outbound => return self.virtual_hosts.iter().any(|host| host.keeps_case),
         };
         place.is_some_and(|place| self.virtual_hosts[place].keeps_case)
+    }
+
+    /// Who may ask for what by a listener, where anything is said of it.
+    pub(crate) fn access(&self, entry: &Entry) -> Option<&Access> {
+        let place = self.inbound.filter(|_| *entry == Entry::Inbound)?;
+        self.virtual_hosts[place].access.as_deref()
+    }
+
+    /// What a connection to a listener is to speak.
+    pub(crate) fn opens(&self, entry: &Entry) -> Opens {
+        let raw = self.raw(entry).is_some();
+        self.access(entry)
+            .map_or(Opens::Plaintext, |access| access.opens(raw))
+    }
+
+    /// The trust domain of the mesh, where it is said and matters to a listener.
+    pub(crate) fn trust_domain(&self, entry: &Entry) -> Option<String> {
+        self.access(entry)?.trust_domain().map(str::to_owned)
+    }
+
+    /// Who has come to a listener.
+    pub(crate) fn source(&self, entry: &Entry, address: SocketAddr, peer: Option<Peer>) -> Source {
+        match self.access(entry) {
+            Some(access) => access.source(address, peer),
+            None => Source::of_address(address),
+        }
     }
 
     /// The series of a request until its service is known.

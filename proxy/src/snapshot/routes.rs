@@ -15,6 +15,7 @@ use outrigger_config::service;
 use percent_encoding::percent_decode_str;
 use regex_automata::meta::Regex;
 
+use crate::snapshot::access::Access;
 use crate::snapshot::actions::{Action, HeaderPairs};
 use crate::snapshot::traffic::Traffic;
 use crate::telemetry::metrics::{HedgeMetrics, RetryMetrics, RouteMetrics, TcpMetrics};
@@ -87,6 +88,8 @@ pub(crate) struct VirtualHost {
     pub(crate) keeps_case: bool,
     /// Whether it speaks TCP, of which nothing is understood.
     pub(crate) raw: bool,
+    /// Who may ask for what, on the application's side, where anything is said of it.
+    pub(crate) access: Option<Box<Access>>,
     /// The series of requests that no route matched.
     pub(crate) unrouted: Arc<RouteMetrics>,
 }
@@ -330,7 +333,7 @@ pub(crate) enum Path {
 }
 
 impl Path {
-    fn matches(&self, path: &str) -> bool {
+    pub(crate) fn matches(&self, path: &str) -> bool {
         match self {
             Self::Exact(exact) => path == exact,
             // `/` takes every path, `*` of `OPTIONS *` (RFC 9112 section 3.2.4) too.

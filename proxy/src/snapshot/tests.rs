@@ -8,6 +8,7 @@ use http::Request;
 use super::compile::{self, Said};
 use super::*;
 use crate::telemetry::metrics::Metrics;
+use crate::tls::Identities;
 
 fn metrics() -> Arc<Metrics> {
     Arc::new(Metrics::new().unwrap())
@@ -23,7 +24,8 @@ fn compiled(yaml: &str, metrics: &Arc<Metrics>, previous: Option<&Snapshot>) -> 
     };
     let standing = Standing {
         service: Some("reviews".into()),
-        ..Standing::default()
+        listeners: Vec::new(),
+        identities: Arc::new(Identities::new(false, Arc::clone(metrics.tls()))),
     };
     compile::compile(said, &config, &standing, metrics, previous).unwrap()
 }

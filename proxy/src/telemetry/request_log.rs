@@ -108,6 +108,7 @@ pub struct RequestLog {
     detail: String,
     attempts: u32,
     endpoint: Option<std::net::SocketAddr>,
+    source: Option<Rc<str>>,
     complete: bool,
     /// Whether it is a gRPC call.
     grpc: bool,
@@ -136,6 +137,7 @@ impl RequestLog {
             detail: String::new(),
             attempts: 0,
             endpoint: None,
+            source: None,
             complete: false,
             grpc: false,
             grpc_status: None,
@@ -145,6 +147,11 @@ impl RequestLog {
     /// It comes from here.
     pub fn came_from(&mut self, caller: std::net::SocketAddr) {
         self.caller = Some(caller);
+    }
+
+    /// The caller has shown to be this workload.
+    pub fn comes_from(&mut self, id: &Rc<str>) {
+        self.source = Some(Rc::clone(id));
     }
 
     /// It is a gRPC call.
@@ -251,6 +258,8 @@ struct Line<'a> {
     attempts: u32,
     endpoint: Option<std::net::SocketAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     grpc_status: Option<u16>,
 }
 
@@ -279,6 +288,7 @@ impl RequestLog {
             duration_ms: took.as_secs_f64() * 1e3,
             attempts: self.attempts,
             endpoint: self.endpoint,
+            source: self.source.as_deref(),
             grpc_status: self.grpc_status,
         };
         if let Ok(mut text) = serde_json::to_vec(&line) {

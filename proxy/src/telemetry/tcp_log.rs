@@ -27,6 +27,7 @@ pub(crate) struct TcpLog {
     detail: String,
     attempts: u32,
     endpoint: Option<SocketAddr>,
+    source: Option<Rc<str>>,
     open: bool,
     complete: bool,
 }
@@ -49,9 +50,15 @@ impl TcpLog {
             detail: String::new(),
             attempts: 0,
             endpoint: None,
+            source: None,
             open: false,
             complete: false,
         }
+    }
+
+    /// The caller has shown to be this workload.
+    pub(crate) fn comes_from(&mut self, id: &Rc<str>) {
+        self.source = Some(Rc::clone(id));
     }
 
     /// A connection to this endpoint is tried, which counts as this backend's.
@@ -116,6 +123,8 @@ struct Line<'a> {
     duration_ms: f64,
     attempts: u32,
     endpoint: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<&'a str>,
 }
 
 impl TcpLog {
@@ -139,6 +148,7 @@ impl TcpLog {
             duration_ms: took.as_secs_f64() * 1e3,
             attempts: self.attempts,
             endpoint: self.endpoint,
+            source: self.source.as_deref(),
         };
         if let Ok(mut text) = serde_json::to_vec(&line) {
             text.push(b'\n');

@@ -55,7 +55,13 @@ mod tests {
         let limits = EndpointPolicy::default().limits;
         let load = Load::new("s/b".into(), limits, metrics.cluster(labels));
         let found = [StaticEndpoint::from(listener.local_addr().unwrap())];
-        let set = EndpointSet::new(found, &EndpointSet::default(), &load, false, String::new());
+        let set = EndpointSet::new(
+            found,
+            &EndpointSet::default(),
+            &(load, None),
+            false,
+            String::new(),
+        );
         let (endpoint, pool) = (&set.endpoints[0], Pool::default());
         for (age, kept) in [(AGE_MAX.mul_f64(0.79), true), (AGE_MAX, false)] {
             let connection = Connection::dial(endpoint, false, None).await.unwrap();

@@ -1,4 +1,5 @@
-//! Making a TCP connection to an endpoint: within bounds, counted on the endpoint while it lives.
+//! Making a connection to an endpoint, by TCP and, where its cluster says so, TLS on it: within bounds, counted on the
+//! endpoint while it lives.
 //!
 //! What is spoken on it is not known here.
 
@@ -8,6 +9,8 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 
 use crate::error::{Failure, Reason};
+use crate::stream::Stream;
+use crate::tls::{Alpn, Session};
 use crate::upstream::Endpoint;
 use crate::upstream::limits::Counted;
 
@@ -15,19 +18,60 @@ use crate::upstream::limits::Counted;
 /// lets one lost packet be sent again. Linkerd's value.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Connects to an endpoint, at most until the deadline.
+/// A connection that has just been made.
+#[derive(Debug)]
+pub(crate) struct Dialled {
+    pub(crate) stream: Stream,
+    pub(crate) counted: Counted,
+    /// How long it may be used, where it speaks TLS.
+    pub(crate) session: Option<Session>,
+}
+
+/// Connects to an endpoint, at most until the deadline. `alpn`: what is to be spoken, where TLS is.
 pub(super) async fn connect(
     endpoint: &Arc<Endpoint>,
+    alpn: Alpn,
     deadline: Option<Instant>,
-) -> Result<(TcpStream, Counted), Failure> {
-    let connected = open(endpoint, deadline).await?;
+) -> Result<Dialled, Failure> {
+    let dialled = open(endpoint, alpn, deadline).await?;
     endpoint.health.connected();
-    Ok(connected)
+    Ok(dialled)
 }
 
 /// The same for a protocol in which the endpoint must speak before the connection is one: it is not taken for well yet,
 /// because the kernel of a process that is frozen goes on taking connections.
 pub(super) async fn open(
+    endpoint: &Arc<Endpoint>,
+    alpn: Alpn,
+    deadline: Option<Instant>,
+) -> Result<Dialled, Failure> {
+    let Some(security) = &endpoint.security else {
+        let (stream, counted) = open_tcp(endpoint, deadline).await?;
+        return Ok(Dialled {
+            stream: stream.into(),
+            counted,
+            session: None,
+        });
+    };
+    security.is_ready()?;
+    let (stream, counted) = open_tcp(endpoint, deadline).await?;
+    match Box::pin(security.connect(stream, alpn, deadline)).await {
+        Ok((stream, session)) => Ok(Dialled {
+            stream: stream.into(),
+            counted,
+            session: Some(session),
+        }),
+        Err(failure) => {
+            // What this sidecar lacks is not held against the endpoint.
+            if failure.reason.is_of_handshake() {
+                endpoint.health.connect_failed(Instant::now());
+            }
+            Err(failure)
+        }
+    }
+}
+
+async fn open_tcp(
     endpoint: &Arc<Endpoint>,
     deadline: Option<Instant>,
 ) -> Result<(TcpStream, Counted), Failure> {

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use outrigger_config::service::StaticEndpoint;
 
+use crate::tls::Security;
 use crate::upstream::balance::ewma::Ewma;
 use crate::upstream::balance::maglev::Maglev;
 use crate::upstream::balance::shares::Shares;
@@ -31,10 +32,13 @@ pub struct Endpoint {
     pub(super) latency: Ewma,
     /// What its whole cluster bears.
     pub(super) load: Arc<Load>,
+    /// How it is spoken to; `None`: in plaintext. For the life of the endpoint, so that a connection kept for it is never
+    /// one that was made in another way.
+    pub(super) security: Option<Arc<Security>>,
 }
 
 impl Endpoint {
-    fn new(address: SocketAddr, load: &Arc<Load>) -> Self {
+    fn new(address: SocketAddr, (load, security): &Shared) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         Self {
             address,
@@ -44,6 +48,7 @@ impl Endpoint {
             health: Health::new(Instant::now()),
             latency: Ewma::default(),
             load: Arc::clone(load),
+            security: security.clone(),
         }
     }
 
@@ -52,6 +57,9 @@ impl Endpoint {
         self.in_flight.load(Ordering::Relaxed)
     }
 }
+
+/// What the endpoints of a cluster have in common.
+pub(super) type Shared = (Arc<Load>, Option<Arc<Security>>);
 
 /// The endpoints of a cluster at one moment.
 #[derive(Debug, Default)]
@@ -76,7 +84,7 @@ impl EndpointSet {
     pub(super) fn new(
         found: impl IntoIterator<Item = StaticEndpoint>,
         previous: &Self,
-        load: &Arc<Load>,
+        shared: &Shared,
         hashed: bool,
         absence: String,
     ) -> Self {
@@ -86,7 +94,7 @@ impl EndpointSet {
                 continue;
             }
             let known = previous.endpoints.iter().find(|known| known.address == address);
-            endpoints.push(known.map_or_else(|| Arc::new(Endpoint::new(address, load)), Arc::clone));
+            endpoints.push(known.map_or_else(|| Arc::new(Endpoint::new(address, shared)), Arc::clone));
             weights.push(weight);
         }
         let table = hashed.then(|| {

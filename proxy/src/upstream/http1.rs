@@ -23,9 +23,10 @@ use crate::error::{Failure, Reason};
 use crate::interim::Interim;
 use crate::stream::Stream;
 use crate::timer::Deadline;
+use crate::tls::{Alpn, Session};
 use crate::upstream::Endpoint;
 use crate::upstream::age;
-use crate::upstream::dial;
+use crate::upstream::dial::{self, Dialled};
 use crate::upstream::gate::Gate;
 use crate::upstream::interim::Ear;
 use crate::upstream::limits::Counted;
@@ -55,6 +56,8 @@ pub(crate) struct Connection {
     pub(super) idle_since: Instant,
     retires_at: Instant,
     counted: Counted,
+    /// How long it may be used, where it speaks TLS.
+    pub(super) session: Option<Session>,
 }
 
 impl Connection {
@@ -64,11 +67,15 @@ impl Connection {
         keeps_case: bool,
         deadline: Option<Instant>,
     ) -> Result<Box<Self>, Failure> {
-        let (stream, counted) = dial::connect(endpoint, deadline).await?;
+        let Dialled {
+            stream,
+            counted,
+            session,
+        } = dial::connect(endpoint, Alpn::Http1, deadline).await?;
         let (sender, driver) = http1::Builder::new()
             .max_buf_size(BUFFER_MAX)
             .preserve_header_case(keeps_case)
-            .handshake(Stream::new(stream))
+            .handshake(stream)
             .await
             .map_err(|error| {
                 let address = endpoint.address;
@@ -87,6 +94,7 @@ impl Connection {
             idle_since: now,
             retires_at: age::retires_at(now, fastrand::f64()),
             counted,
+            session,
         }))
     }
 
@@ -194,6 +202,7 @@ fn drive(driver: &mut Option<http1::Connection<Stream, OutgoingBody>>, gate: &Ga
 #[derive(Debug)]
 pub(crate) struct Switching {
     sender: http1::SendRequest<OutgoingBody>,
+    session: Option<Session>,
 }
 
 impl Switching {
@@ -203,11 +212,15 @@ impl Switching {
         keeps_case: bool,
         deadline: Option<Instant>,
     ) -> Result<Self, Failure> {
-        let (stream, counted) = dial::connect(endpoint, deadline).await?;
+        let Dialled {
+            stream,
+            counted,
+            session,
+        } = dial::connect(endpoint, Alpn::Http1, deadline).await?;
         let handshake = http1::Builder::new()
             .max_buf_size(BUFFER_MAX)
             .preserve_header_case(keeps_case)
-            .handshake(Stream::new(stream));
+            .handshake(stream);
         let (sender, connection) = handshake.await.map_err(|error| {
             let address = endpoint.address;
             Failure::new(Reason::ConnectFailed, format!("connect to {address}: {error}"))
@@ -218,7 +231,7 @@ impl Switching {
                 tracing::debug!(%error, "a connection that was to switch ended early");
             }
         });
-        Ok(Self { sender })
+        Ok(Self { sender, session })
     }
 
     /// Sends the request and waits for its answer, at most until the deadline; then for the bytes behind it, if the
@@ -238,7 +251,11 @@ impl Switching {
         let mut answer = answer.map_err(|error| SendError::Broken(error.into_error()))?;
         let switched = if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             let upgraded = hyper::upgrade::on(&mut answer).await.map_err(SendError::Broken)?;
-            Some(Either::Left(Either::Left(TokioIo::new(upgraded))).into())
+            let bytes = Either::Left(Either::Left(TokioIo::new(upgraded)));
+            Some(Switched {
+                until: self.session.as_ref().map(Session::until),
+                ..Switched::from(bytes)
+            })
         } else {
             None
         };

@@ -30,9 +30,10 @@ use crate::frames::{Allowance, Watched};
 use crate::http2::{HEADERS_MAX, Received, SEND_BUFFER_MAX, STREAM_WINDOW, SendFailed, Sent, Tunnel};
 use crate::interim::{self, Interim};
 use crate::timer::Deadline;
+use crate::tls::{Alpn, Session};
 use crate::upstream::Endpoint;
 use crate::upstream::age;
-use crate::upstream::dial;
+use crate::upstream::dial::{self, Dialled};
 use crate::upstream::outgoing::{OutgoingBody, Upload};
 use crate::upstream::pool::{Bounds, SendError, Switched};
 
@@ -57,6 +58,8 @@ pub(crate) struct Trunk {
     streams: Cell<usize>,
     idle_since: Cell<Instant>,
     retires_at: Instant,
+    /// How long it may be used, where it speaks TLS.
+    session: Option<Session>,
     /// Dropped last, which wakes the task that moves the frames to say goodbye: `h2` does not notice by itself.
     _in_use: oneshot::Sender<()>,
 }
@@ -65,7 +68,11 @@ impl Trunk {
     /// Connects, and waits until the endpoint has said what it allows: until then the number of its streams is a guess,
     /// and an endpoint that does not speak HTTP/2 has not shown itself.
     pub(super) async fn dial(endpoint: &Arc<Endpoint>) -> Result<Rc<Self>, Failure> {
-        let (stream, counted) = dial::open(endpoint, None).await?;
+        let Dialled {
+            stream,
+            counted,
+            session,
+        } = dial::open(endpoint, Alpn::Http2, None).await?;
         let allowance = Rc::<Allowance>::default();
         let handshake = h2::client::Builder::new()
             .initial_max_send_streams(0)
@@ -91,7 +98,7 @@ impl Trunk {
         let greeted = tokio::time::timeout(dial::CONNECT_TIMEOUT, greeted).await;
         let (sender, mut connection) = greeted
             .unwrap_or(Err(Mute::Silent))
-            .map_err(|mute| mute.failure(endpoint))?;
+            .map_err(|mute| mute.failure(endpoint, session.as_ref()))?;
         endpoint.health.connected();
         let address = endpoint.address;
         let (in_use, mut released) = oneshot::channel::<()>();
@@ -113,6 +120,7 @@ impl Trunk {
             streams: Cell::new(0),
             idle_since: Cell::new(now),
             retires_at: age::retires_at(now, fastrand::f64()),
+            session,
             _in_use: in_use,
         }))
     }
@@ -127,11 +135,24 @@ impl Trunk {
     pub(super) fn is_old(&self, now: Instant) -> bool {
         let idle =
             self.streams.get() == 0 && now.saturating_duration_since(self.idle_since.get()) >= IDLE_MAX;
-        idle || now >= self.retires_at || self.is_over()
+        idle || now >= self.retires_at || self.is_over() || self.has_expired(now)
+    }
+
+    /// Whether the certificates under which it was made are no longer good. In plaintext there are none.
+    fn has_expired(&self, now: Instant) -> bool {
+        self.session.as_ref().is_some_and(|session| session.is_over(now))
+    }
+
+    /// When one of the certificates under which it was made expires.
+    fn until(&self) -> Option<Instant> {
+        self.session.as_ref().map(Session::until)
     }
 
     /// Begins a request on it, if it has room.
     pub(super) fn open(self: &Rc<Self>) -> Option<Box<Stream>> {
+        if self.session.is_some() && self.has_expired(Instant::now()) {
+            return None;
+        }
         let allowed = self.sender.borrow().current_max_send_streams().min(STREAMS_MAX);
         (self.streams.get() < allowed).then(|| {
             self.streams.set(self.streams.get() + 1);
@@ -157,9 +178,15 @@ enum Mute {
 impl Mute {
     /// What it is to the request, which was not sent. As after any connection that came to nothing the endpoint is left
     /// alone for a moment.
-    fn failure(self, endpoint: &Endpoint) -> Failure {
+    fn failure(self, endpoint: &Endpoint, session: Option<&Session>) -> Failure {
         endpoint.health.connect_failed(Instant::now());
         let address = endpoint.address;
+        if let Some(words) = session.and_then(Session::refusal) {
+            return Failure::new(
+                Reason::IdentityRefused,
+                format!("{address} did not accept our certificate: {words}"),
+            );
+        }
         let took = |what: &dyn std::fmt::Display| {
             format!("{address} took the connection but does not speak HTTP/2 with prior knowledge: {what}")
         };
@@ -270,9 +297,14 @@ impl Stream {
         });
         let (head, receive) = answered.await?.into_parts();
         if head.status.is_success() {
+            let until = self.trunk.until();
             let tunnel = Tunnel::new(send, receive, self);
             let answer = Response::from_parts(head, Arriving::Nothing);
-            return Ok((answer, Some(Either::Right(tunnel).into())));
+            let switched = Switched {
+                until,
+                ..Switched::from(Either::Right(tunnel))
+            };
+            return Ok((answer, Some(switched)));
         }
         let body = Arriving::Http2(Received::new(
             receive,

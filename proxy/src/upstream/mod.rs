@@ -34,11 +34,14 @@ use tokio::sync::Notify;
 
 use crate::error::{Failure, Reason};
 use crate::telemetry::metrics::ClusterMetrics;
+use crate::tls::{self, Alpn, Identities, Security};
 use crate::upstream::balance::{Rule, Wanted};
+pub(crate) use crate::upstream::dial::Dialled;
+use crate::upstream::endpoint::Shared;
 pub use crate::upstream::endpoint::{Endpoint, EndpointSet};
 use crate::upstream::health::ejection::Change;
 pub use crate::upstream::health::ejection::Outcome;
-use crate::upstream::limits::{Counted, Load, Waiting};
+use crate::upstream::limits::{Load, Waiting};
 
 /// What a configuration says about a cluster. Two clusters of which the same is said are the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +58,8 @@ pub struct Words {
     pub http2: bool,
     /// Whether the names in its answers keep their case.
     pub keeps_case: bool,
+    /// Whom they must prove to be, where they are spoken to by mTLS.
+    pub tls: Option<tls::Words>,
     /// This sidecar's own listeners, which would send a request round for ever.
     pub doors: Vec<SocketAddr>,
     /// How its endpoints are chosen, checked, left out and spared.
@@ -67,7 +72,7 @@ pub struct Cluster {
     words: Words,
     rule: Rule,
     endpoints: ArcSwap<EndpointSet>,
-    load: Arc<Load>,
+    shared: Shared,
     /// Told when the endpoints have changed, or the cluster is not served from any more.
     changed: Arc<Notify>,
     /// Whether another stands in its place.
@@ -87,18 +92,29 @@ impl std::ops::Deref for Cluster {
 impl Cluster {
     /// A cluster with the endpoints that its configuration names; those that must be discovered come later. What the
     /// same cluster has learnt under an earlier configuration is taken over: its endpoints and all they know.
-    pub fn new(words: Words, metrics: Arc<ClusterMetrics>, previous: Option<&Self>) -> Self {
+    pub fn new(
+        words: Words,
+        identities: &Arc<Identities>,
+        metrics: Arc<ClusterMetrics>,
+        previous: Option<&Self>,
+    ) -> Self {
+        // Another way to speak to them is another endpoint: see `Endpoint::security`.
+        let alike = previous.filter(|previous| previous.tls == words.tls);
         let load = previous.map_or_else(
             || {
                 let name = format!("{}/{}", words.service, words.name);
                 Load::new(name, words.policy.limits, Arc::clone(&metrics))
             },
-            |previous| Arc::clone(&previous.load),
+            |previous| Arc::clone(&previous.shared.0),
         );
+        let security = words.tls.clone().map(|words| {
+            let security = Security::new(words, Arc::clone(identities));
+            Arc::new(security)
+        });
         let cluster = Self {
             rule: Rule::new(words.policy.balance.clone(), words.policy.slow_start),
             endpoints: ArcSwap::default(),
-            load,
+            shared: (load, security),
             changed: Arc::default(),
             retired: AtomicBool::new(false),
             metrics,
@@ -109,10 +125,10 @@ impl Cluster {
         } else {
             "no address is listed"
         };
-        match previous {
+        match alike {
             Some(previous) if cluster.discover == previous.discover => cluster.take_over(previous),
             _ => {
-                let known = previous.map(|previous| previous.endpoints.load_full());
+                let known = alike.map(|previous| previous.endpoints.load_full());
                 let listed = cluster.discover.addresses.clone().unwrap_or_default();
                 cluster.found_beside(listed, &known.unwrap_or_default(), absence.into());
             }
@@ -156,7 +172,7 @@ impl Cluster {
                 "an endpoint is left out: a request would go round for ever"
             );
         }
-        let mut set = EndpointSet::new(found, known, &self.load, self.rule.hashes(), absence);
+        let mut set = EndpointSet::new(found, known, &self.shared, self.rule.hashes(), absence);
         set.loops = loops && set.endpoints.is_empty();
         self.serve_from(Arc::new(set));
     }
@@ -203,7 +219,7 @@ impl Cluster {
     /// Whether half of what it may be sent at once is taken, so that the rest is left to requests that somebody waits
     /// for.
     pub(crate) fn is_half_full(&self) -> bool {
-        self.load.is_half_full(!self.http2)
+        self.shared.0.is_half_full(!self.http2)
     }
 
     /// What leads a request to its endpoint, if its balancing asks for anything.
@@ -216,10 +232,10 @@ impl Cluster {
     /// # Errors
     /// When the cluster has no endpoint at all, or as many requests as it may have.
     pub(crate) fn pick(&self, wanted: &Wanted<'_>, rng: &mut fastrand::Rng) -> Result<Pick, Failure> {
-        self.load.request()?;
+        self.shared.0.request()?;
         let set = self.endpoints.load();
         let Some(endpoint) = self.rule.choose(&set, wanted, rng) else {
-            self.load.request_over();
+            self.shared.0.request_over();
             let detail = format!("{}/{} has no endpoint: {}", self.service, self.name, set.absence);
             let reason = if set.loops {
                 Reason::Loop
@@ -371,7 +387,7 @@ pub fn succeed(old: &[Arc<Cluster>], new: &[Arc<Cluster>]) {
         cluster.changed.notify_one();
     }
     for cluster in new {
-        cluster.load.enforce(cluster.policy.limits);
+        cluster.shared.0.enforce(cluster.policy.limits);
         if cluster.policy.health_check.is_none() {
             for endpoint in &cluster.endpoints.load().endpoints {
                 endpoint.health.unchecked();
@@ -394,9 +410,9 @@ impl Pick {
     ///
     /// # Errors
     /// When none can be made in time, or a limit is reached.
-    pub(crate) async fn connect(&self) -> Result<(tokio::net::TcpStream, Counted), Failure> {
+    pub(crate) async fn connect(&self) -> Result<Dialled, Failure> {
         let _waiting = Waiting::begin(self)?;
-        dial::connect(&self.endpoint, None).await
+        dial::connect(&self.endpoint, Alpn::Unsaid, None).await
     }
 }
 

@@ -17,7 +17,6 @@ use http::{Request, Response};
 use http_body::{Body, Frame};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio_util::either::Either;
 
@@ -25,7 +24,9 @@ use crate::arriving::{Arriving, Broken};
 use crate::error::{Failure, Reason};
 use crate::http2::Tunnel;
 use crate::interim::Interim;
+use crate::stream;
 use crate::timer::Deadline;
+use crate::tls::Session;
 use crate::upstream::Endpoint;
 use crate::upstream::http1::Connection;
 use crate::upstream::http2::{Stream, Trunk};
@@ -65,10 +66,12 @@ pub(crate) struct Switched {
     pub(crate) counted: Option<Counted>,
     /// The longest silence, where the service says one; the inner `None`: it may be silent for ever.
     pub(crate) idle: Option<Option<Duration>>,
+    /// When one of the certificates under which it was made expires, where it speaks TLS.
+    pub(crate) until: Option<Instant>,
 }
 
 /// The bytes behind an answer that switched protocols: of a connection of HTTP/1.1, of a stream, or of TCP.
-pub(crate) type SwitchedBytes = Either<Either<TokioIo<Upgraded>, TcpStream>, Tunnel<Box<Stream>>>;
+pub(crate) type SwitchedBytes = Either<Either<TokioIo<Upgraded>, stream::Stream>, Tunnel<Box<Stream>>>;
 
 impl From<SwitchedBytes> for Switched {
     fn from(bytes: SwitchedBytes) -> Self {
@@ -76,6 +79,7 @@ impl From<SwitchedBytes> for Switched {
             bytes,
             counted: None,
             idle: None,
+            until: None,
         }
     }
 }
@@ -156,6 +160,15 @@ impl Carrier {
         match self {
             Self::Own(connection) => connection.doubtful = true,
             Self::Shared(_) | Self::Apart(_) => {}
+        }
+    }
+
+    /// What the endpoint said of our certificate, if it did not accept it.
+    pub(crate) fn refusal(&self) -> Option<&str> {
+        match self {
+            Self::Own(connection) => connection.session.as_ref().and_then(Session::refusal),
+            // One that lends streams has been accepted.
+            Self::Shared(_) | Self::Apart(_) => None,
         }
     }
 
@@ -244,7 +257,13 @@ impl Pool {
     /// and go. That it still stands shows when it is driven with the request: one that does not hands it back.
     pub(crate) fn checkout(&self, endpoint: &Endpoint) -> Option<Box<Connection>> {
         let mut idle = self.idle.borrow_mut();
-        let mut connection = idle.get_mut(&endpoint.id)?.pop()?;
+        let connections = idle.get_mut(&endpoint.id)?;
+        let mut connection = connections.pop()?;
+        while let Some(session) = &connection.session
+            && session.is_over(Instant::now())
+        {
+            connection = connections.pop()?;
+        }
         connection.reused = true;
         Some(connection)
     }

@@ -56,7 +56,7 @@ impl Cluster {
     /// How it stands.
     pub fn report(&self, now: Instant) -> ClusterReport {
         let set = self.endpoints();
-        let [requests, connections, pending] = self.load.now();
+        let [requests, connections, pending] = self.shared.0.now();
         let limits = self.policy.limits;
         let endpoints = set.endpoints.iter().enumerate();
         ClusterReport {

@@ -8,6 +8,7 @@ mod actions;
 mod bootstrap;
 mod endpoints;
 mod hosts;
+mod identity;
 mod names;
 mod policies;
 mod routes;

@@ -195,14 +195,7 @@ fn conditions(at: &At<'_>, conditions: &Match, faults: &mut Vec<Fault>) {
     if let (Some(at), Some(path)) = (at.field("path"), &conditions.path) {
         self::path(&at, path, faults);
     }
-    for (at, method) in at.items_of("methods").iter().zip(&conditions.methods) {
-        if !is_token(method) {
-            faults.push(at.fault(format!("`{}` is not an HTTP method", shown(method))));
-        } else if method.bytes().any(|byte| byte.is_ascii_lowercase()) {
-            let upper = method.to_ascii_uppercase();
-            faults.push(at.fault(format!("methods are written in capitals: `{}`", shown(&upper))));
-        }
-    }
+    methods(at, &conditions.methods, faults);
     for (at, header) in at.items_of("headers").iter().zip(&conditions.headers) {
         self::header(at, header, faults);
     }
@@ -211,7 +204,20 @@ fn conditions(at: &At<'_>, conditions: &Match, faults: &mut Vec<Fault>) {
     }
 }
 
-fn path(at: &At<'_>, path: &PathMatch, faults: &mut Vec<Fault>) {
+/// Checks the `methods` of a mapping.
+pub(super) fn methods(at: &At<'_>, methods: &[String], faults: &mut Vec<Fault>) {
+    for (at, method) in at.items_of("methods").iter().zip(methods) {
+        if !is_token(method) {
+            faults.push(at.fault(format!("`{}` is not an HTTP method", shown(method))));
+        } else if method.bytes().any(|byte| byte.is_ascii_lowercase()) {
+            let upper = method.to_ascii_uppercase();
+            faults.push(at.fault(format!("methods are written in capitals: `{}`", shown(&upper))));
+        }
+    }
+}
+
+/// Checks one comparison of a path.
+pub(super) fn path(at: &At<'_>, path: &PathMatch, faults: &mut Vec<Fault>) {
     exactly_one(at, &["exact", "prefix", "regex"], faults);
     for (key, value) in [("exact", &path.exact), ("prefix", &path.prefix)] {
         if let (Some(at), Some(value)) = (at.field(key), value)

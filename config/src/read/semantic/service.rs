@@ -2,6 +2,7 @@
 
 use super::super::node::{Fault, shown};
 use super::endpoints::{Shared, endpoints, health_check, listed};
+use super::identity::allow;
 use super::names::{host, part_name, service_name, unique};
 use super::routes::routes;
 use super::traffic::of_service;
@@ -40,6 +41,7 @@ pub(in super::super) fn service(at: &At<'_>, service: &Service, faults: &mut Vec
         health_check(&at, check, faults);
     }
     of_service(at, service, faults);
+    allow(at, service, faults);
     routes(at, service, faults);
 }
 

@@ -119,7 +119,7 @@ fn what_yaml_allows_and_people_misread_is_refused() {
         ("- a\n", "f.yaml:1:1: a document is a mapping"),
         (
             "kind: Mesh\n<<: {}\n",
-            "f.yaml:2:1: <<: unknown field (allowed: kind, defaults)",
+            "f.yaml:2:1: <<: unknown field (allowed: kind, trust_domain, default_policy, defaults)",
         ),
         (
             &format!("kind: Mesh\na: {}", "[".repeat(100)),
@@ -312,7 +312,7 @@ fn a_file_without_kinds_is_refused_with_all_its_problems() {
     assert_eq!(
         found,
         "f.yaml:1:1: the field `kind` is missing (allowed: Service, Mesh)\n\
-         f.yaml:6:11: defaults: found the number 5; expected a mapping with the fields balance, limits, ejection, slow_start, timeout, retry\n\
+         f.yaml:6:11: defaults: found the number 5; expected a mapping with the fields balance, limits, ejection, slow_start, timeout, retry, tls\n\
          f.yaml:8:7: kind: `Gateway` is not known here (allowed: Service, Mesh)\n"
     );
     assert_eq!(
@@ -353,7 +353,7 @@ fn a_document_alone_has_its_problems_at_the_same_places() {
         lines(&whole),
         "f.yaml:10:9: hosts[0]: `é` is not a host name: expected labels of a-z, 0-9, `-` and `_` with dots between \
          them, each 1 to 63 long\n\
-         f.yaml:11:14: backends[0].nmae: unknown field; did you mean `name`? (allowed: name, discover)\n\
+         f.yaml:11:14: backends[0].nmae: unknown field; did you mean `name`? (allowed: name, discover, tls)\n\
          f.yaml:11:33: backends[0].discover: nothing is said here; give one of static, dns\n"
     );
     assert_eq!(check(&documents[1..]).unwrap_err(), whole);

@@ -94,7 +94,20 @@ impl Event {
                 Reason::RefusedStream => Some(RetryOn::RefusedStream),
                 Reason::UpstreamReset | Reason::UpstreamProtocol => Some(RetryOn::Reset),
                 Reason::AttemptTimeout => Some(RetryOn::GatewayError),
+                // Another instance may be in order.
+                Reason::IdentityRefused
+                | Reason::TlsHandshake
+                | Reason::PeerUntrusted
+                | Reason::PeerExpired
+                | Reason::PeerNotYetValid
+                | Reason::PeerWrongIdentity
+                | Reason::PeerNoCertificate => Some(RetryOn::ConnectFailure),
                 Reason::BadRequest
+                | Reason::TlsRequired
+                | Reason::Forbidden
+                // No instance would be spoken to.
+                | Reason::IdentityMissing
+                | Reason::IdentityExpired
                 | Reason::NotReady
                 | Reason::NoService
                 | Reason::NoRoute

@@ -80,7 +80,8 @@ impl Compiler<'_> {
                 ));
                 continue;
             };
-            let cluster = self.cluster(service, &backend.name, &backend.discover, endpoints.clone());
+            let words = (&backend.discover, self.mtls(service, backend), endpoints.clone());
+            let cluster = self.cluster(service, &backend.name, words);
             let room = previous
                 .as_ref()
                 .and_then(|previous| previous.room(&backend.name));

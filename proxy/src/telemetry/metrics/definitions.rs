@@ -153,9 +153,35 @@ pub(super) const LOG_LINES_LOST: Definition = Definition {
     help: "Access log lines that standard output did not take in time.",
     labels: &[],
 };
+pub(super) const TLS_HANDSHAKES: Definition = Definition {
+    name: "outrigger_tls_handshakes_total",
+    help: "TLS handshakes of the mesh by the side that this sidecar was on, inbound or outbound, and their result: ok or a reason.",
+    labels: &["side", "result"],
+};
+pub(super) const CERTIFICATE_NOT_AFTER: Definition = Definition {
+    name: "outrigger_certificate_not_after_seconds",
+    help: "When this sidecar's certificate, and the first of its roots, expires, in seconds since 1970: certificate, roots.",
+    labels: &["what"],
+};
+pub(super) const IDENTITY_LOADS: Definition = Definition {
+    name: "outrigger_identity_loads_total",
+    help: "Identities that the source brought, by what became of them: loaded, refused.",
+    labels: &["result"],
+};
+pub(super) const PLAINTEXT_CONNECTIONS: Definition = Definition {
+    name: "outrigger_plaintext_connections_total",
+    help: "Connections in plaintext to a sidecar that has an identity: who must learn mTLS before the service can be strict.",
+    labels: &["service"],
+};
+pub(super) const INBOUND_REQUESTS: Definition = Definition {
+    name: "outrigger_inbound_requests_total",
+    help: "Requests and TCP connections by the identity of the caller and whether it may: allowed, audited, refused. At most \
+           100 callers are told apart; _other are the rest, _plaintext those without an identity.",
+    labels: &["service", "source", "result"],
+};
 
 /// Every metric of the sidecar; those of the process (`process_*`) come beside.
-pub const ALL: [Definition; 25] = [
+pub const ALL: [Definition; 30] = [
     REQUESTS,
     REQUEST_DURATION,
     GRPC_CALLS,
@@ -181,6 +207,11 @@ pub const ALL: [Definition; 25] = [
     CONFIG_APPLIED_AT,
     PUSHES,
     LOG_LINES_LOST,
+    TLS_HANDSHAKES,
+    CERTIFICATE_NOT_AFTER,
+    IDENTITY_LOADS,
+    PLAINTEXT_CONNECTIONS,
+    INBOUND_REQUESTS,
 ];
 
 impl Definition {

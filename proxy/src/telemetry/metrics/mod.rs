@@ -10,6 +10,7 @@ mod seconds;
 mod tcp;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod traffic;
 
 use std::collections::HashMap;
@@ -32,6 +33,7 @@ use definitions::{
 };
 pub use seconds::{HedgeMetrics, HedgeResult, RetryMetrics, RetryResult};
 pub use tcp::TcpMetrics;
+pub use tls::{Side, SourceMetrics, TlsMetrics};
 pub use traffic::{FaultMetrics, MirrorMetrics, MirrorResult};
 
 /// Labels of a status class; the last stands for a request that never had a status.
@@ -90,6 +92,7 @@ pub struct Metrics {
     config_applied_at: IntGauge,
     pushes: IntCounterVec,
     log_lines_lost: IntCounter,
+    tls: Arc<TlsMetrics>,
     /// The living handles by their labels, so that two snapshots that overlap count into the same series.
     routes: Living<RouteLabels, RouteMetrics>,
     route_retries: Living<RetryLabels, RetryMetrics>,
@@ -185,6 +188,7 @@ impl Metrics {
                 .with_label_values::<&str>(&[]),
             pushes: PUSHES.counters(&registry)?,
             log_lines_lost: LOG_LINES_LOST.counters(&registry)?.with_label_values::<&str>(&[]),
+            tls: Arc::new(TlsMetrics::new(&registry)?),
             routes: Living::default(),
             route_retries: Living::default(),
             route_hedges: Living::default(),

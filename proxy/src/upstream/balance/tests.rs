@@ -25,7 +25,7 @@ fn weighted(weights: &[u32]) -> EndpointSet {
         address: ([127, 0, 0, 1], port).into(),
         weight: *weight,
     });
-    EndpointSet::new(found, &EndpointSet::default(), &load, true, String::new())
+    EndpointSet::new(found, &EndpointSet::default(), &(load, None), true, String::new())
 }
 
 fn endpoints(count: usize) -> EndpointSet {

@@ -6,7 +6,6 @@
 //! question and closed after it, so that what is asked is also whether a connection can be made.
 
 use std::collections::HashSet;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -16,13 +15,14 @@ use bytes::Bytes;
 use http::{Request, header};
 use http_body_util::Empty;
 use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use outrigger_config::service::HealthCheck;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
 use super::grpc;
 use crate::error::Reason;
+use crate::stream::Stream;
+use crate::tls::Alpn;
 use crate::upstream::{Cluster, Endpoint};
 
 /// Questions at once, over all clusters: a thousand endpoints are asked within seconds, and the checks never take all
@@ -85,7 +85,7 @@ impl Checker {
             let found = {
                 // The semaphore is never closed.
                 let _turn = self.at_once.acquire().await;
-                ask(asked.address, &host, &check).await
+                ask(&asked, &host, &check).await
             };
             let Some(serving) = cluster.upgrade().filter(|cluster| cluster.serves(&asked)) else {
                 return;
@@ -155,12 +155,24 @@ impl Cluster {
 }
 
 /// Asks an endpoint once. The error says what was found instead of a good answer.
-async fn ask(address: SocketAddr, host: &str, check: &HealthCheck) -> Result<(), String> {
+async fn ask(endpoint: &Endpoint, host: &str, check: &HealthCheck) -> Result<(), String> {
     let limit: Duration = check.timeout.0;
+    let alpn = match (&check.path, &check.grpc) {
+        (Some(_), _) => Alpn::Http1,
+        (None, Some(_)) => Alpn::Http2,
+        (None, None) => Alpn::Unsaid,
+    };
     let asked = async {
-        let stream = TcpStream::connect(address)
+        let stream = TcpStream::connect(endpoint.address)
             .await
             .map_err(|error| format!("no connection: {error}"))?;
+        let stream = match &endpoint.security {
+            None => Stream::from(stream),
+            Some(security) => match security.connect(stream, alpn, None).await {
+                Ok((stream, _)) => Stream::from(stream),
+                Err(failure) => return Err(failure.to_string()),
+            },
+        };
         match (&check.path, &check.grpc) {
             (Some(path), _) => get(stream, host, path).await,
             (None, Some(grpc)) => grpc::check(stream, host, &grpc.service).await,
@@ -174,9 +186,9 @@ async fn ask(address: SocketAddr, host: &str, check: &HealthCheck) -> Result<(),
 
 /// A GET of a path. A 2xx is a good answer; a redirect may lead to a page that says error. A sidecar that lets no more
 /// requests through, of which this is one, says nothing against its application.
-async fn get(stream: TcpStream, host: &str, path: &str) -> Result<(), String> {
+async fn get(stream: Stream, host: &str, path: &str) -> Result<(), String> {
     let broken = |error: hyper::Error| format!("GET {path}: {error}");
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    let (mut sender, connection) = http1::handshake(stream).await.map_err(broken)?;
     let request = Request::get(path)
         .header(header::HOST, host)
         .header(header::USER_AGENT, USER_AGENT)

@@ -3,7 +3,8 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, Request, Version, header};
 use prost::Message;
-use tokio::net::TcpStream;
+
+use crate::stream::Stream;
 
 use crate::error::Reason;
 
@@ -38,7 +39,7 @@ const ANSWER_MAX: usize = 1024;
 const PREFIX: usize = 5;
 
 /// Asks after a service; with an empty name, after the server as a whole.
-pub(super) async fn check(stream: TcpStream, host: &str, service: &str) -> Result<(), String> {
+pub(super) async fn check(stream: Stream, host: &str, service: &str) -> Result<(), String> {
     let broken = |error: h2::Error| format!("grpc.health.v1: {error}");
     let (sender, connection) = h2::client::handshake(stream).await.map_err(broken)?;
     let exchange = async {

@@ -1,0 +1,215 @@
+//! Who may ask a service for what, as its own sidecar keeps to it: the mode of TLS, then the rules of `allow`.
+//!
+//! Pure: a caller and a head in, a verdict out. A service of which nothing is said and whose sidecar has no identity has
+//! no [`Access`] at all, and its requests pay one look for it.
+
+mod compile;
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::Method;
+use http::request::Parts;
+use outrigger_config::identity::{SpiffePattern, TlsMode};
+
+use crate::error::{Failure, Reason};
+use crate::snapshot::routes::Path;
+use crate::telemetry::metrics::{SourceMetrics, TlsMetrics};
+use crate::tls::Peer;
+
+/// Who called, for the life of its connection.
+#[derive(Debug)]
+pub(crate) struct Source {
+    pub(crate) address: SocketAddr,
+    /// `None`: it speaks plaintext.
+    pub(crate) peer: Option<Rc<Peer>>,
+    /// Its SPIFFE ID, for the log.
+    id: Option<Rc<str>>,
+    /// The series of its requests, where access is kept.
+    series: Option<Arc<SourceMetrics>>,
+}
+
+impl Source {
+    /// Somebody in plaintext, on a door where access is not kept.
+    pub(crate) const fn of_address(address: SocketAddr) -> Self {
+        Self {
+            address,
+            peer: None,
+            id: None,
+            series: None,
+        }
+    }
+
+    /// When one of the certificates under which its connection was made expires; never, if there are none.
+    pub(crate) fn until(&self) -> Option<Instant> {
+        self.peer.as_ref().map(|peer| peer.session.until())
+    }
+
+    /// Its SPIFFE ID, if it has shown one.
+    pub(crate) fn id(&self) -> Option<&Rc<str>> {
+        self.id.as_ref()
+    }
+}
+
+/// Who may ask a service for what.
+#[derive(Debug)]
+pub(crate) struct Access {
+    service: String,
+    mode: TlsMode,
+    /// The trust domain of the mesh, where it is said.
+    trust_domain: Option<String>,
+    /// Whether this sidecar is to have an identity.
+    has_identity: bool,
+    /// Who is allowed; `None`: everyone whom the mode lets in.
+    rules: Option<Vec<Rule>>,
+    audit: bool,
+    metrics: Arc<TlsMetrics>,
+    plaintext: Arc<SourceMetrics>,
+}
+
+/// Callers and what they may ask for. Empty lists mean all.
+#[derive(Debug)]
+pub(crate) struct Rule {
+    pub(crate) from: Vec<SpiffePattern>,
+    pub(crate) methods: Vec<Method>,
+    pub(crate) paths: Vec<Path>,
+}
+
+/// What an inbound connection is to speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Opens {
+    Plaintext,
+    Tls,
+    /// What its first byte says.
+    Either,
+}
+
+/// What is said about a service's access.
+#[derive(Debug)]
+pub(crate) struct Said {
+    pub(crate) service: String,
+    pub(crate) mode: Option<TlsMode>,
+    pub(crate) trust_domain: Option<String>,
+    pub(crate) rules: Option<Vec<Rule>>,
+    pub(crate) audit: bool,
+}
+
+impl Access {
+    /// The access of a service, if there is anything to keep to.
+    pub(crate) fn new(said: Said, has_identity: bool, metrics: &Arc<TlsMetrics>) -> Option<Box<Self>> {
+        let Said {
+            service,
+            mode,
+            trust_domain,
+            rules,
+            audit,
+        } = said;
+        let is_strict = mode == Some(TlsMode::Strict);
+        (has_identity || is_strict || rules.is_some()).then(|| {
+            Box::new(Self {
+                plaintext: metrics.source(&service, None),
+                metrics: Arc::clone(metrics),
+                mode: mode.unwrap_or(TlsMode::Permissive),
+                service,
+                trust_domain,
+                has_identity,
+                rules,
+                audit,
+            })
+        })
+    }
+
+    /// What a connection is to speak. A service that is strict takes plaintext too, to answer it with its reason; where
+    /// bytes of TCP come there is no answer, and TLS is all that is taken.
+    pub(crate) fn opens(&self, raw: bool) -> Opens {
+        match self.mode {
+            _ if !self.has_identity => Opens::Plaintext,
+            TlsMode::Disabled => Opens::Plaintext,
+            TlsMode::Strict if raw => Opens::Tls,
+            TlsMode::Strict | TlsMode::Permissive => Opens::Either,
+        }
+    }
+
+    /// The trust domain of the mesh, where it is said.
+    pub(crate) fn trust_domain(&self) -> Option<&str> {
+        self.trust_domain.as_deref()
+    }
+
+    /// A caller that has come by a connection of this door.
+    pub(crate) fn source(&self, address: SocketAddr, peer: Option<Peer>) -> Source {
+        let series = peer.as_ref().map_or_else(
+            || {
+                if self.has_identity && self.mode != TlsMode::Disabled {
+                    self.metrics.plaintext(&self.service);
+                }
+                Arc::clone(&self.plaintext)
+            },
+            |peer| self.metrics.source(&self.service, Some(peer.id.as_str())),
+        );
+        Source {
+            address,
+            id: peer.as_ref().map(|peer| peer.id.as_str().into()),
+            peer: peer.map(Rc::new),
+            series: Some(series),
+        }
+    }
+
+    /// Whether a caller may ask for this; without a head, whether it may open a connection.
+    ///
+    /// # Errors
+    /// When it may not.
+    pub(crate) fn authorize(&self, source: &Source, head: Option<&Parts>) -> Result<(), Failure> {
+        let series = source.series.as_ref().unwrap_or(&self.plaintext);
+        if self.mode == TlsMode::Strict && source.peer.is_none() {
+            series.refused.inc();
+            return Err(if self.has_identity {
+                Failure::new(
+                    Reason::TlsRequired,
+                    "the caller spoke plaintext to a service that is strict",
+                )
+            } else {
+                let detail = "the service is strict and this sidecar's bootstrap says no `identity`";
+                Failure::new(Reason::IdentityMissing, detail)
+            });
+        }
+        if self.allows(source, head) {
+            series.allowed.inc();
+            return Ok(());
+        }
+        let who = source.id().map_or("a caller without an identity", |id| id);
+        let what = head.map_or_else(String::new, |head| {
+            format!(" {} {}", head.method, head.uri.path())
+        });
+        if self.audit {
+            series.audited.inc();
+            tracing::warn!(
+                service = self.service,
+                source = who,
+                asked = what.trim_start(),
+                "`allow` would refuse this; `audit` lets it through"
+            );
+            return Ok(());
+        }
+        series.refused.inc();
+        let detail = format!("no rule of {} allows {who}{what}", self.service);
+        Err(Failure::new(Reason::Forbidden, detail))
+    }
+
+    fn allows(&self, source: &Source, head: Option<&Parts>) -> bool {
+        let Some(rules) = &self.rules else { return true };
+        let Some(peer) = &source.peer else { return false };
+        rules.iter().any(|rule| {
+            (rule.from.is_empty() || rule.from.iter().any(|from| from.means(&peer.id)))
+                && head.is_none_or(|head| rule.takes(head))
+        })
+    }
+}
+
+impl Rule {
+    fn takes(&self, head: &Parts) -> bool {
+        (self.methods.is_empty() || self.methods.contains(&head.method))
+            && (self.paths.is_empty() || self.paths.iter().any(|path| path.matches(head.uri.path())))
+    }
+}

@@ -1,0 +1,68 @@
+//! An identity from files that something else renews: cert-manager, Vault's agent, a script.
+//!
+//! They are looked at rather than watched by the kernel, as the configuration's are: that works on every file system and
+//! for Kubernetes' swapped symbolic links. Three files cannot be replaced at one moment, so a set that does not fit
+//! together is nothing but the middle of a change: the one before goes on, and the next look decides.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use outrigger_config::identity::CertificateFiles;
+
+use crate::tls::Identities;
+use crate::tls::identity::{Identity, IdentityProblem};
+
+/// How often the files are looked at. They change every few hours and have a few kilobytes.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// A certificate, a key or a bundle has a few kilobytes; what is larger is another file.
+const FILE_MAX: u64 = 1024 * 1024;
+
+/// What stands in the three files: certificate, key, roots.
+type Contents = [Result<Vec<u8>, IdentityProblem>; 3];
+
+/// Keeps the identity as the files are. Never ends.
+pub(crate) async fn keep_current(files: CertificateFiles, identities: Arc<Identities>) {
+    let mut seen: Option<Contents> = None;
+    let mut refused: Option<IdentityProblem> = None;
+    loop {
+        let contents = [&files.certificate, &files.key, &files.roots].map(|path| read(path));
+        // What was refused may be good by now: its time may have come.
+        if refused.is_some() || seen.as_ref() != Some(&contents) {
+            match load(&contents) {
+                Ok(identity) => {
+                    identities.put(identity);
+                    refused = None;
+                }
+                Err(problem) => {
+                    // The same problem again is no news.
+                    if refused.as_ref().map(ToString::to_string) != Some(problem.to_string()) {
+                        identities.refuse(&problem);
+                    }
+                    refused = Some(problem);
+                }
+            }
+            seen = Some(contents);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn load([chain, key, roots]: &Contents) -> Result<Identity, IdentityProblem> {
+    let [chain, key, roots] = [chain, key, roots].map(|part| part.as_ref().map_err(Clone::clone));
+    Identity::from_pem(chain?, key?, roots?, SystemTime::now())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, IdentityProblem> {
+    let unreadable = |why: String| IdentityProblem::Unreadable(format!("{}: {why}", path.display()));
+    let size = std::fs::metadata(path)
+        .map_err(|error| unreadable(error.to_string()))?
+        .len();
+    if size > FILE_MAX {
+        return Err(unreadable(format!(
+            "{size} bytes are too many for a certificate or key"
+        )));
+    }
+    std::fs::read(path).map_err(|error| unreadable(error.to_string()))
+}

@@ -1,0 +1,334 @@
+//! One identity: certificate chain, key and roots as a checked unit. It is whole and good, or it is none.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use outrigger_config::identity::SpiffeId;
+use rustls::client::Resumption;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::version::TLS13;
+use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use serde::Serialize;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::tls::Alpn;
+use crate::tls::verify::{Callers, Endpoints};
+
+/// The most certificates in one file: a chain has three or four, a bundle two or three roots. Past this it is a file of
+/// something else, such as all the roots of the web, which a mesh must not trust.
+const CERTIFICATES_MAX: usize = 32;
+
+/// Who this sidecar is, and whom it trusts.
+#[derive(Debug)]
+pub struct Identity {
+    id: SpiffeId,
+    leaf: Certificate,
+    roots: Vec<(CertificateDer<'static>, Certificate)>,
+    pub(super) server: Arc<ServerConfig>,
+    /// By what is offered: see [`Identity::client`].
+    clients: [Arc<ClientConfig>; 3],
+}
+
+/// Why files are no identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IdentityProblem {
+    /// A file cannot be read.
+    Unreadable(String),
+    /// A part is not PEM of the kind that it must be.
+    NotPem(&'static str, String),
+    /// A certificate is none.
+    BadCertificate(String),
+    /// There are too many certificates.
+    TooMany(&'static str),
+    /// The key does not belong to the certificate, or cannot be used.
+    Key(String),
+    /// The certificate has not exactly one URI name, which is a SPIFFE ID.
+    Name(String),
+    /// Its time is over.
+    Expired(String),
+    /// Its time has not come.
+    NotYetValid(String),
+    /// It does not lead to one of the roots.
+    Chain(String),
+    /// rustls takes none of it.
+    Unusable(String),
+}
+
+impl fmt::Display for IdentityProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable(why) => f.write_str(why),
+            Self::NotPem(what, why) => write!(f, "{what} cannot be read: {why}; expected PEM"),
+            Self::BadCertificate(why) => write!(f, "a certificate cannot be read: {why}"),
+            Self::TooMany(what) => write!(f, "{what}: more than {CERTIFICATES_MAX} certificates"),
+            Self::Key(why) => write!(
+                f,
+                "the key is not that of the certificate: {why}; if one of the two has just been written, the other is to come"
+            ),
+            Self::Name(why) => write!(
+                f,
+                "{why}; expected exactly one URI name, a SPIFFE ID such as spiffe://shop/reviews"
+            ),
+            Self::Expired(why) => write!(f, "the certificate has expired: {why}"),
+            Self::NotYetValid(why) => {
+                write!(f, "the certificate is not valid yet: {why}; is the clock right?")
+            }
+            Self::Chain(why) => write!(f, "the certificate does not lead to one of the roots: {why}"),
+            Self::Unusable(why) => write!(f, "it cannot be used: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for IdentityProblem {}
+
+impl Identity {
+    /// Reads and checks all of it: the key is the certificate's, the chain leads to one of the roots for either end of a
+    /// handshake, it is valid at `now`, and its one URI name is a SPIFFE ID.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn from_pem(
+        chain: &[u8],
+        key: &[u8],
+        bundle: &[u8],
+        now: SystemTime,
+    ) -> Result<Self, IdentityProblem> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let chain = certificates("the certificate", chain)?;
+        let key = PrivateKeyDer::from_pem_slice(key)
+            .map_err(|error| IdentityProblem::NotPem("the key", error.to_string()))?;
+        let bundle = certificates("the roots", bundle)?;
+        let leaf = Certificate::read(&chain[0])?;
+        let id = leaf.spiffe_id()?;
+        let certified = CertifiedKey::from_der(chain, key, &provider)
+            .map_err(|error| IdentityProblem::Key(error.to_string()))?;
+        let mut store = RootCertStore::empty();
+        let mut roots = Vec::with_capacity(bundle.len());
+        for root in bundle {
+            let read = Certificate::read(&root)?;
+            store
+                .add(root.clone())
+                .map_err(|error| IdentityProblem::BadCertificate(format!("a root: {error}")))?;
+            roots.push((root, read));
+        }
+        let (endpoints, callers) = verifiers(store, id.trust_domain(), &provider)?;
+        own_chain(&certified, &id, (&*endpoints, &*callers), now)?;
+        let certified = Arc::new(SingleCertAndKey::from(certified));
+        let unusable = |error: rustls::Error| IdentityProblem::Unusable(error.to_string());
+        let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[&TLS13])
+            .map_err(unusable)?
+            .with_client_cert_verifier(callers)
+            .with_cert_resolver(Arc::clone(&certified) as _);
+        server.alpn_protocols = [Alpn::Http2, Alpn::Http1]
+            .iter()
+            .flat_map(|alpn| alpn.offered())
+            .collect();
+        // Nothing is resumed: see the head of `tls`.
+        server.send_tls13_tickets = 0;
+        server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        let mut client = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&TLS13])
+            .map_err(unusable)?
+            .dangerous()
+            .with_custom_certificate_verifier(endpoints)
+            .with_client_cert_resolver(certified);
+        client.resumption = Resumption::disabled();
+        let clients = [Alpn::Unsaid, Alpn::Http1, Alpn::Http2].map(|alpn| {
+            let mut client = client.clone();
+            client.alpn_protocols = alpn.offered();
+            Arc::new(client)
+        });
+        Ok(Self {
+            id,
+            leaf,
+            roots,
+            server: Arc::new(server),
+            clients,
+        })
+    }
+
+    /// Its name.
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// When its certificate expires, in seconds since 1970.
+    pub fn not_after(&self) -> i64 {
+        self.leaf.not_after
+    }
+
+    /// When the first of its roots does.
+    pub(crate) fn roots_not_after(&self) -> i64 {
+        let roots = self.roots.iter().map(|(_, root)| root.not_after);
+        roots.min().unwrap_or_default()
+    }
+
+    pub(super) fn client(&self, alpn: Alpn) -> &Arc<ClientConfig> {
+        match alpn {
+            Alpn::Unsaid => &self.clients[0],
+            Alpn::Http1 => &self.clients[1],
+            Alpn::Http2 => &self.clients[2],
+        }
+    }
+
+    /// Whether connections that were made under another are as good as under this: it is the same workload, and trusts
+    /// whom the other trusted.
+    pub(super) fn continues(&self, before: &Self) -> bool {
+        let trusts = |root: &CertificateDer<'_>| self.roots.iter().any(|(known, _)| known == root);
+        self.id == before.id && before.roots.iter().all(|(root, _)| trusts(root))
+    }
+
+    /// What an operator sees of it.
+    pub(crate) fn report(&self) -> serde_json::Value {
+        let roots: Vec<&Certificate> = self.roots.iter().map(|(_, root)| root).collect();
+        serde_json::json!({ "spiffe_id": self.id.as_str(), "certificate": self.leaf, "roots": roots })
+    }
+}
+
+type Verifiers = (Arc<dyn ServerCertVerifier>, Arc<dyn ClientCertVerifier>);
+
+/// The verifiers of endpoints and of callers.
+fn verifiers(
+    store: RootCertStore,
+    trust_domain: &str,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Verifiers, IdentityProblem> {
+    let store = Arc::new(store);
+    let chain = WebPkiClientVerifier::builder_with_provider(Arc::clone(&store), Arc::clone(provider))
+        .build()
+        .map_err(|error| IdentityProblem::Unusable(error.to_string()))?;
+    let endpoints = Endpoints {
+        roots: store,
+        trust_domain: trust_domain.to_owned(),
+        provider: Arc::clone(provider),
+    };
+    let callers = Callers {
+        chain,
+        trust_domain: trust_domain.to_owned(),
+    };
+    Ok((Arc::new(endpoints), Arc::new(callers)))
+}
+
+/// Looks at our own chain as those will who are shown it. The last segment of our name is what an endpoint is asked for;
+/// one with another path can call, and is not refused for it.
+fn own_chain(
+    certified: &CertifiedKey,
+    id: &SpiffeId,
+    (endpoints, callers): (&dyn ServerCertVerifier, &dyn ClientCertVerifier),
+    now: SystemTime,
+) -> Result<(), IdentityProblem> {
+    let now = UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+    let problem = |error: rustls::Error| {
+        let text = error.to_string();
+        match error {
+            rustls::Error::InvalidCertificate(
+                CertificateError::Expired | CertificateError::ExpiredContext { .. },
+            ) => IdentityProblem::Expired(text),
+            rustls::Error::InvalidCertificate(
+                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+            ) => IdentityProblem::NotYetValid(text),
+            _ => IdentityProblem::Chain(text),
+        }
+    };
+    let [leaf, intermediates @ ..] = &certified.cert[..] else {
+        return Err(IdentityProblem::Chain("there is no certificate".to_owned()));
+    };
+    callers
+        .verify_client_cert(leaf, intermediates, now)
+        .map_err(problem)?;
+    let service = id.as_str().rsplit('/').next().unwrap_or_default();
+    let is_service = SpiffeId::of_service(id.trust_domain(), service).is_ok_and(|expected| expected == *id);
+    if let Some(name) = ServerName::try_from(service).ok().filter(|_| is_service) {
+        endpoints
+            .verify_server_cert(leaf, intermediates, &name, &[], now)
+            .map_err(problem)?;
+    }
+    Ok(())
+}
+
+fn certificates(what: &'static str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, IdentityProblem> {
+    let mut found = Vec::new();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        if found.len() == CERTIFICATES_MAX {
+            return Err(IdentityProblem::TooMany(what));
+        }
+        found.push(certificate.map_err(|error| IdentityProblem::NotPem(what, error.to_string()))?);
+    }
+    if found.is_empty() {
+        return Err(IdentityProblem::NotPem(
+            what,
+            "no certificate is in it".to_owned(),
+        ));
+    }
+    Ok(found)
+}
+
+/// What is read of a certificate.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Certificate {
+    subject: String,
+    issuer: String,
+    serial: String,
+    /// Seconds since 1970.
+    not_before: i64,
+    pub(crate) not_after: i64,
+    /// Its URI names.
+    uris: Vec<String>,
+    /// Whether it may sign others.
+    is_ca: bool,
+}
+
+impl Certificate {
+    pub(crate) fn read(der: &[u8]) -> Result<Self, IdentityProblem> {
+        let bad = |why: String| IdentityProblem::BadCertificate(why);
+        let (_, certificate) = X509Certificate::from_der(der).map_err(|error| bad(error.to_string()))?;
+        let names = certificate
+            .subject_alternative_name()
+            .map_err(|error| bad(error.to_string()))?;
+        let uri = |name: &GeneralName<'_>| match name {
+            GeneralName::URI(uri) => Some((*uri).to_owned()),
+            _ => None,
+        };
+        let names = names.iter().flat_map(|names| &names.value.general_names);
+        Ok(Self {
+            uris: names.filter_map(uri).collect(),
+            subject: certificate.subject().to_string(),
+            issuer: certificate.issuer().to_string(),
+            serial: certificate.raw_serial_as_string(),
+            not_before: certificate.validity().not_before.timestamp(),
+            not_after: certificate.validity().not_after.timestamp(),
+            is_ca: certificate.is_ca(),
+        })
+    }
+
+    /// Its SPIFFE ID. The standard for X.509 (X509-SVID section 2) allows exactly one URI, so that nobody can be two.
+    pub(crate) fn spiffe_id(&self) -> Result<SpiffeId, IdentityProblem> {
+        match &self.uris[..] {
+            [uri] => SpiffeId::parse(uri)
+                .map_err(|why| IdentityProblem::Name(format!("`{uri}` is not a SPIFFE ID: {why}"))),
+            [] => Err(IdentityProblem::Name(
+                "the certificate has no URI name".to_owned(),
+            )),
+            many => Err(IdentityProblem::Name(format!(
+                "the certificate has {} URI names",
+                many.len()
+            ))),
+        }
+    }
+}
+
+/// The hash of some bytes, by the provider that rustls works with.
+pub(super) fn sha256(bytes: &[u8]) -> Vec<u8> {
+    let suite = aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
+    let hash = suite.tls13().map(|suite| suite.common.hash_provider.hash(bytes));
+    hash.map(|hash| hash.as_ref().to_vec()).unwrap_or_default()
+}

@@ -1,0 +1,386 @@
+//! mTLS between sidecars: who this one is, who the other end is, and the streams in between. The only place that names
+//! rustls.
+//!
+//! [`Identities`] holds the one [`Identity`] that serves, with one writer, its source; a handshake takes the one that is
+//! there when it begins. Connections are made under it and end with it: see [`Session`]. Who may ask for what is not
+//! decided here, nor where a connection leads.
+//!
+//! Sessions are never resumed: rustls restores the chain that was verified at first and does not look again at its
+//! validity, its roots or its name (RFC 8446 section 4.6.1 leaves that open), so that a rotated or revoked certificate
+//! would live on. Connections are kept for long, so that little is lost.
+
+mod connection;
+pub(crate) mod files;
+pub mod identity;
+#[cfg(test)]
+mod tests;
+mod verify;
+
+use std::fmt::Write as _;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwapOption;
+use http::HeaderValue;
+use outrigger_config::identity::SpiffeId;
+use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use crate::error::{Failure, Reason};
+use crate::telemetry::metrics::{Side, TlsMetrics};
+pub(crate) use crate::tls::connection::{Connection, Session};
+use crate::tls::identity::{Certificate, Identity, IdentityProblem, sha256};
+pub(crate) use crate::tls::verify::refused_us;
+
+/// The first byte of a TLS record that opens a handshake (RFC 8446 section 5.1). No method of HTTP begins with it.
+pub(crate) const HANDSHAKE_BYTE: u8 = 0x16;
+
+/// A caller that speaks TLS must be through with its handshake within this: two round trips and some milliseconds of
+/// work. It may come from far away; one that takes longer holds a descriptor for nothing.
+pub(crate) const ACCEPT_MAX: Duration = Duration::from_secs(5);
+
+/// An endpoint must be: it is near, and another may be waiting to be asked.
+const CONNECT_MAX: Duration = Duration::from_secs(2);
+
+/// The identity of this sidecar, as it changes. One writer: its source.
+#[derive(Debug)]
+pub struct Identities {
+    current: ArcSwapOption<Identity>,
+    /// Counted up when connections made before are not to be used for requests any more.
+    epoch: AtomicU64,
+    /// Whether there is a source at all.
+    configured: bool,
+    /// Why the source's last word was not taken, if it was not.
+    refused: Mutex<Option<String>>,
+    /// When a failed handshake was last written to the log, in seconds since `began`, by its reason.
+    told: [AtomicU64; Reason::ALL.len()],
+    began: Instant,
+    metrics: Arc<TlsMetrics>,
+}
+
+/// No connection is kept for longer, whatever its certificates say: a bound for the clock's arithmetic.
+const SESSION_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+
+impl Identities {
+    /// No identity yet; `configured`: one is to come.
+    pub fn new(configured: bool, metrics: Arc<TlsMetrics>) -> Self {
+        Self {
+            current: ArcSwapOption::empty(),
+            epoch: AtomicU64::new(0),
+            configured,
+            refused: Mutex::default(),
+            told: std::array::from_fn(|_| AtomicU64::new(0)),
+            began: Instant::now(),
+            metrics,
+        }
+    }
+
+    /// Whether this sidecar is to have an identity.
+    pub fn is_configured(&self) -> bool {
+        self.configured
+    }
+
+    /// Whether it is to have one and has none yet.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.configured && self.current.load().is_none()
+    }
+
+    /// The one that serves, if there is one.
+    pub(crate) fn current(&self) -> Option<Arc<Identity>> {
+        self.current.load_full()
+    }
+
+    /// This one serves from now on. Connections live on, unless it is another workload or no longer trusts a root that
+    /// was trusted: then they finish what they have and are used for nothing new.
+    pub fn put(&self, identity: Identity) {
+        let goes_on = self
+            .current
+            .load()
+            .as_ref()
+            .is_none_or(|before| identity.continues(before));
+        self.metrics
+            .loaded(identity.not_after(), identity.roots_not_after());
+        tracing::info!(
+            spiffe_id = identity.id().as_str(),
+            not_after = identity.not_after(),
+            "the identity serves"
+        );
+        self.current.store(Some(Arc::new(identity)));
+        if !goes_on {
+            self.epoch.fetch_add(1, Ordering::Release);
+        }
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// What the source has now cannot be used; the one before goes on.
+    pub(crate) fn refuse(&self, problem: &IdentityProblem) {
+        self.metrics.load_refused();
+        tracing::error!(%problem, kept = self.current.load().is_some(), "the identity cannot be used");
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(problem.to_string());
+    }
+
+    /// Why the last word of the source was not taken, if it was not.
+    pub(crate) fn refused(&self) -> Option<String> {
+        self.refused
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// The identity for a handshake of a mesh with this trust domain.
+    fn ready(&self, trust_domain: Option<&str>) -> Result<Arc<Identity>, Failure> {
+        let missing = |detail: String| Failure::new(Reason::IdentityMissing, detail);
+        let Some(identity) = self.current() else {
+            return Err(missing(if self.configured {
+                "no certificate has been loaded yet; the log says why".to_owned()
+            } else {
+                "mTLS is demanded and this sidecar's bootstrap says no `identity`".to_owned()
+            }));
+        };
+        let own = identity.id().trust_domain();
+        if let Some(other) = trust_domain.filter(|other| *other != own) {
+            return Err(missing(format!(
+                "this sidecar's certificate is of the trust domain `{own}`, the mesh's is `{other}`"
+            )));
+        }
+        if identity.not_after() <= seconds(SystemTime::now()) {
+            return Err(Failure::new(
+                Reason::IdentityExpired,
+                format!(
+                    "the certificate of {} has expired and no other has come",
+                    identity.id()
+                ),
+            ));
+        }
+        Ok(identity)
+    }
+
+    /// Shakes hands with a caller, which shows a certificate of the mesh.
+    ///
+    /// # Errors
+    /// When that fails, which has been counted and told; the socket, if there is one to be ended with patience, so that
+    /// the alert arrives.
+    pub(crate) async fn accept(
+        self: &Arc<Self>,
+        stream: TcpStream,
+        trust_domain: Option<&str>,
+    ) -> Result<(Connection, Peer), Option<TcpStream>> {
+        let from = stream.peer_addr().ok();
+        match self.shake_caller(stream, trust_domain).await {
+            Ok(accepted) => {
+                self.tell(Side::Inbound, None, from);
+                Ok(accepted)
+            }
+            Err((failure, stream)) => {
+                self.tell(Side::Inbound, Some(&failure), from);
+                Err(stream)
+            }
+        }
+    }
+
+    async fn shake_caller(
+        self: &Arc<Self>,
+        stream: TcpStream,
+        trust_domain: Option<&str>,
+    ) -> Result<(Connection, Peer), (Failure, Option<TcpStream>)> {
+        let epoch = self.epoch.load(Ordering::Acquire);
+        let identity = self.ready(trust_domain).map_err(|failure| (failure, None))?;
+        let accept = TlsAcceptor::from(Arc::clone(&identity.server)).accept(stream);
+        let stream = match tokio::time::timeout(ACCEPT_MAX, accept.into_fallible()).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err((error, stream))) => return Err((verify::failure(&error, "the caller"), Some(stream))),
+            Err(_) => return Err((verify::failure(&too_slow(ACCEPT_MAX), "the caller"), None)),
+        };
+        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        // The verifier has read it already; that it cannot be read here does not happen.
+        let Some(shown) = shown else {
+            let failure = Failure::new(Reason::PeerNoCertificate, "the caller showed no certificate");
+            return Err((failure, None));
+        };
+        let peer = Certificate::read(shown)
+            .and_then(|certificate| Ok((certificate.spiffe_id()?, certificate.not_after)));
+        let (id, not_after) =
+            peer.map_err(|problem| (Failure::new(Reason::PeerWrongIdentity, problem.to_string()), None))?;
+        let peer = Peer {
+            forwarded: forwarded(identity.id(), &id, shown),
+            session: self.session(&identity, not_after, epoch),
+            alpn: Alpn::of(stream.get_ref().1.alpn_protocol()),
+            id,
+        };
+        Ok((Connection::new(stream, &peer.session), peer))
+    }
+
+    fn session(self: &Arc<Self>, own: &Identity, not_after: i64, epoch: u64) -> Session {
+        let last = own.not_after().min(not_after);
+        let last = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(last).unwrap_or_default());
+        let left = last.duration_since(SystemTime::now()).unwrap_or_default();
+        Session {
+            until: Instant::now() + left.min(SESSION_MAX),
+            epoch,
+            identities: Arc::clone(self),
+            refusal: Arc::default(),
+        }
+    }
+
+    /// Counts a handshake; one that failed is written to the log, each reason at most once a second: whoever reaches the
+    /// port can make as many fail as it likes.
+    fn tell(&self, side: Side, failure: Option<&Failure>, address: Option<SocketAddr>) {
+        self.metrics
+            .handshake(side, failure.map(|failure| failure.reason));
+        let Some(failure) = failure else { return };
+        let now = self.began.elapsed().as_secs() + 1;
+        if self.told[failure.reason.index()].swap(now, Ordering::Relaxed) != now {
+            let (side, reason) = (side.word(), failure.reason.word());
+            tracing::warn!(
+                side,
+                reason,
+                ?address,
+                detail = failure.detail,
+                "a TLS handshake failed"
+            );
+        }
+    }
+}
+
+/// How the endpoints of a cluster are spoken to: by mTLS, as this service of the mesh. Two clusters of which the same is
+/// said may share connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Words {
+    /// The service whose name their certificates must bear.
+    pub service: String,
+    /// The trust domain of the mesh, where it is said.
+    pub trust_domain: Option<String>,
+}
+
+/// The same, ready to be used.
+#[derive(Debug)]
+pub struct Security {
+    words: Words,
+    identities: Arc<Identities>,
+}
+
+impl Security {
+    /// Endpoints that are spoken to as these words say, under this sidecar's identity.
+    pub fn new(words: Words, identities: Arc<Identities>) -> Self {
+        Self { words, identities }
+    }
+
+    /// Whether this sidecar has what a handshake takes, before anybody is connected to.
+    ///
+    /// # Errors
+    /// When it has not, which has been counted and told.
+    pub(crate) fn is_ready(&self) -> Result<(), Failure> {
+        let ready = self.identities.ready(self.words.trust_domain.as_deref());
+        if let Err(failure) = &ready {
+            self.identities.tell(Side::Outbound, Some(failure), None);
+        }
+        ready.map(|_| ())
+    }
+
+    /// Shakes hands with an endpoint, which proves to be the service, at most until the deadline.
+    pub(crate) async fn connect(
+        &self,
+        stream: TcpStream,
+        alpn: Alpn,
+        deadline: Option<Instant>,
+    ) -> Result<(Connection, Session), Failure> {
+        let address = stream.peer_addr().ok();
+        let connected = self.shake_endpoint(stream, alpn, deadline).await;
+        self.identities
+            .tell(Side::Outbound, connected.as_ref().err(), address);
+        connected
+    }
+
+    async fn shake_endpoint(
+        &self,
+        stream: TcpStream,
+        alpn: Alpn,
+        deadline: Option<Instant>,
+    ) -> Result<(Connection, Session), Failure> {
+        let epoch = self.identities.epoch.load(Ordering::Acquire);
+        let identity = self.identities.ready(self.words.trust_domain.as_deref())?;
+        let limit = deadline.map_or(CONNECT_MAX, |deadline| {
+            CONNECT_MAX.min(deadline.saturating_duration_since(Instant::now()))
+        });
+        let service = &self.words.service;
+        // The name is sent as it is: it is no secret in the mesh. The verifier makes the SPIFFE ID of it.
+        let name = ServerName::try_from(service.clone())
+            .map_err(|_| Failure::new(Reason::Internal, format!("`{service}` cannot be a server's name")))?;
+        let who = stream
+            .peer_addr()
+            .map_or_else(|_| "the endpoint".to_owned(), |address| address.to_string());
+        let connect = TlsConnector::from(Arc::clone(identity.client(alpn))).connect(name, stream);
+        let stream = tokio::time::timeout(limit, connect)
+            .await
+            .unwrap_or_else(|_| Err(too_slow(limit)))
+            .map_err(|error| verify::failure(&error, &who))?;
+        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let not_after = shown.and_then(|shown| Certificate::read(shown).ok());
+        let not_after = not_after.map_or(i64::MAX, |certificate| certificate.not_after);
+        let session = self.identities.session(&identity, not_after, epoch);
+        Ok((Connection::new(stream, &session), session))
+    }
+}
+
+fn too_slow(limit: Duration) -> io::Error {
+    let words = format!("the handshake was not done within {} ms", limit.as_millis());
+    io::Error::new(io::ErrorKind::TimedOut, words)
+}
+
+/// What is spoken inside TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Alpn {
+    /// Nothing was said.
+    Unsaid,
+    Http1,
+    Http2,
+}
+
+impl Alpn {
+    /// Its names of RFC 7301, as they are offered.
+    fn offered(self) -> Vec<Vec<u8>> {
+        match self {
+            Self::Unsaid => Vec::new(),
+            Self::Http1 => vec![b"http/1.1".to_vec()],
+            Self::Http2 => vec![b"h2".to_vec()],
+        }
+    }
+
+    fn of(agreed: Option<&[u8]>) -> Self {
+        match agreed {
+            Some(b"h2") => Self::Http2,
+            Some(b"http/1.1") => Self::Http1,
+            _ => Self::Unsaid,
+        }
+    }
+}
+
+/// Who is at the other end of a caller's connection.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) id: SpiffeId,
+    /// What the application is told of it, in the form of Envoy's `x-forwarded-client-cert`.
+    pub(crate) forwarded: HeaderValue,
+    pub(crate) session: Session,
+    pub(crate) alpn: Alpn,
+}
+
+/// `x-forwarded-client-cert` as Envoy writes it: who was asked, the hash of the caller's certificate, who asks. None of the
+/// three can hold a byte that would have to be quoted.
+fn forwarded(by: &SpiffeId, from: &SpiffeId, certificate: &[u8]) -> HeaderValue {
+    let mut text = format!("By={by};Hash=");
+    for byte in sha256(certificate) {
+        let _ = write!(text, "{byte:02x}");
+    }
+    let _ = write!(text, ";URI={from}");
+    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+fn seconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}

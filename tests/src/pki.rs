@@ -1,0 +1,219 @@
+//! The certificates of a mesh, good ones and bad ones, and the files that sidecars read them from.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use tempfile::TempDir;
+use time::OffsetDateTime;
+
+/// Certificates are valid from a little before now, since clocks differ.
+const SKEW: Duration = Duration::from_secs(60);
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A root that signs the certificates of workloads.
+#[derive(Debug)]
+pub struct Pki {
+    issuer: Issuer<'static, KeyPair>,
+    root: String,
+    root_key: String,
+}
+
+/// What a certificate says.
+#[derive(Clone, Debug)]
+pub struct Leaf {
+    /// Its URI names.
+    pub uris: Vec<String>,
+    /// From when on it is valid.
+    pub not_before: OffsetDateTime,
+    /// Until when.
+    pub not_after: OffsetDateTime,
+    /// Whether it may sign others.
+    pub is_ca: bool,
+}
+
+impl Leaf {
+    /// A good one with these URI names.
+    pub fn of(uris: &[&str]) -> Self {
+        let now = OffsetDateTime::now_utc();
+        Self {
+            uris: uris.iter().map(|uri| (*uri).to_owned()).collect(),
+            not_before: now - SKEW,
+            not_after: now + DAY,
+            is_ca: false,
+        }
+    }
+
+    /// The good one of a service of the trust domain `shop`.
+    pub fn service(name: &str) -> Self {
+        Self::of(&[&format!("spiffe://shop/{name}")])
+    }
+
+    /// One that is valid for so long from now.
+    #[must_use]
+    pub fn lasting(mut self, time: Duration) -> Self {
+        self.not_after = OffsetDateTime::now_utc() + time;
+        self
+    }
+
+    /// One whose time was over yesterday.
+    #[must_use]
+    pub fn expired(mut self) -> Self {
+        self.not_before = OffsetDateTime::now_utc() - 2 * DAY;
+        self.not_after = OffsetDateTime::now_utc() - DAY;
+        self
+    }
+
+    /// One whose time comes tomorrow.
+    #[must_use]
+    pub fn early(mut self) -> Self {
+        self.not_before = OffsetDateTime::now_utc() + DAY;
+        self.not_after = OffsetDateTime::now_utc() + 2 * DAY;
+        self
+    }
+
+    fn params(&self) -> CertificateParams {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "workload");
+        for uri in &self.uris {
+            let uri = uri.as_str().try_into().expect("a URI of ASCII");
+            params.subject_alt_names.push(SanType::URI(uri));
+        }
+        (params.not_before, params.not_after) = (self.not_before, self.not_after);
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        params.use_authority_key_identifier_extension = true;
+        if self.is_ca {
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        }
+        params
+    }
+}
+
+/// A certificate and its key, in PEM.
+#[derive(Clone, Debug)]
+pub struct Issued {
+    /// The certificate.
+    pub certificate: String,
+    /// Its key.
+    pub key: String,
+}
+
+impl Pki {
+    /// A new root.
+    pub fn new() -> Self {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::default();
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "root of the tests");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.not_before = OffsetDateTime::now_utc() - 3 * DAY;
+        let root = params.self_signed(&key).expect("a root").pem();
+        let root_key = key.serialize_pem();
+        Self {
+            issuer: Issuer::new(params, key),
+            root,
+            root_key,
+        }
+    }
+
+    /// The root, in PEM.
+    pub fn root(&self) -> &str {
+        &self.root
+    }
+
+    /// The root as if it were a workload.
+    pub fn as_leaf(&self) -> Issued {
+        Issued {
+            certificate: self.root.clone(),
+            key: self.root_key.clone(),
+        }
+    }
+
+    /// A certificate that says this.
+    pub fn issue(&self, leaf: &Leaf) -> Issued {
+        let key = KeyPair::generate().expect("a key");
+        let certificate = leaf
+            .params()
+            .signed_by(&key, &self.issuer)
+            .expect("a certificate");
+        Issued {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+        }
+    }
+
+    /// A certificate that says this, and that nobody signed but itself.
+    pub fn self_signed(leaf: &Leaf) -> Issued {
+        let key = KeyPair::generate().expect("a key");
+        let certificate = leaf.params().self_signed(&key).expect("a certificate");
+        Issued {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+        }
+    }
+
+    /// Files with the good certificate of a service.
+    pub fn files(&self, service: &str) -> IdentityFiles {
+        IdentityFiles::new(&self.issue(&Leaf::service(service)), self.root())
+    }
+}
+
+impl Default for Pki {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A folder with certificate, key and roots.
+#[derive(Debug)]
+pub struct IdentityFiles {
+    folder: TempDir,
+}
+
+impl IdentityFiles {
+    /// A folder with these.
+    pub fn new(issued: &Issued, roots: &str) -> Self {
+        let files = Self {
+            folder: tempfile::tempdir().expect("a temporary folder"),
+        };
+        files.write("certificate.pem", &issued.certificate);
+        files.write("key.pem", &issued.key);
+        files.write("roots.pem", roots);
+        files
+    }
+
+    /// Puts other text in the place of one file, as renewers do: written beside it, then renamed.
+    pub fn write(&self, name: &str, text: &str) {
+        let fresh = self.folder.path().join(".new");
+        std::fs::write(&fresh, text).expect("a file in a temporary folder");
+        std::fs::rename(&fresh, self.path(name)).expect("a file that can be renamed");
+    }
+
+    /// Where a file is.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Where all are.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The bootstrap of a sidecar that reads the files of a folder.
+    pub(crate) fn bootstrap(folder: &Path) -> String {
+        let folder = folder.display();
+        format!(
+            "kind: Proxy\naccess_log: all\nidentity:\n  files: {{ certificate: {folder}/certificate.pem, key: {folder}/key.pem, roots: \
+             {folder}/roots.pem }}\n"
+        )
+    }
+}

@@ -1,0 +1,133 @@
+//! Who may call a service, and for what.
+
+use outrigger_tests::{Ask, Client, Pki, Sidecar, SidecarSpec, Upstream};
+use tokio::io::AsyncReadExt;
+
+use crate::mtls::{ASKED, STRICT, beside, caller, file, server};
+
+const ALLOW: &str = "tls: { mode: permissive }
+allow: [{ from: [\"spiffe://shop/productpage\"], methods: [GET], paths: [{ prefix: /reviews }] }, { from: [\"spiffe://shop/ops/*\"] }]";
+
+#[tokio::test]
+async fn what_no_rule_allows_is_refused_by_the_service_s_own_sidecar() {
+    let app = Upstream::start("a").await;
+    let pki = Pki::new();
+    let mut server = server(app.address(), ALLOW, &pki.files("reviews")).await;
+    let files = ["productpage", "ratings", "ops/mary"].map(|name| pki.files(name));
+    let mut callers = Vec::new();
+    for files in &files {
+        callers.push(caller(&server, "tls: { mode: permissive }", files).await);
+    }
+    for (place, method, path, status) in [
+        (0, "GET", "/reviews/1", 200),
+        (0, "GET", "/reviews", 200),
+        (0, "GET", "/x/../reviews/1", 200),
+        (0, "POST", "/reviews/1", 403),
+        (0, "GET", "/admin", 403),
+        (0, "GET", "/reviews/../admin", 403),
+        (0, "GET", "/reviews/%2e%2e/admin", 403),
+        (0, "GET", "//admin", 403),
+        (1, "GET", "/reviews/1", 403),
+        (2, "POST", "/anything", 200),
+    ] {
+        let reply = callers[place]
+            .client()
+            .send(Ask::new(method, path).host("reviews"))
+            .await;
+        assert_eq!(reply.status(), status, "{place} {method} {path} {reply:?}");
+        if status == 403 {
+            assert_eq!(reply.reason(), Some("forbidden"), "{method} {path}");
+        }
+    }
+    assert_eq!(app.requests(), 4);
+    let plain = Client::new(server.inbound()).get("reviews", "/reviews").await;
+    assert_eq!((plain.status(), plain.reason()), (403, Some("forbidden")));
+    let metrics = server.metrics().await;
+    let refused = |source| metrics.sum(ASKED, &[("source", source), ("result", "refused")]);
+    assert_eq!(refused("spiffe://shop/productpage"), 5.0);
+    assert_eq!(
+        (refused("spiffe://shop/ratings"), refused("_plaintext")),
+        (1.0, 1.0)
+    );
+    server
+        .program()
+        .printed("who was refused", |line| {
+            line.contains("\"source\":\"spiffe://shop/ratings\"") && line.contains("\"reason\":\"forbidden\"")
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn audit_serves_what_would_be_refused_and_says_so() {
+    let app = Upstream::start("a").await;
+    let pki = Pki::new();
+    let mut server = server(
+        app.address(),
+        &format!("{ALLOW}\naudit: true"),
+        &pki.files("reviews"),
+    )
+    .await;
+    let caller = caller(&server, "tls: { mode: permissive }", &pki.files("ratings")).await;
+    assert_eq!(caller.client().get("reviews", "/x").await.status(), 200);
+    let labels = [("source", "spiffe://shop/ratings"), ("result", "audited")];
+    assert_eq!(server.metrics().await.sum(ASKED, &labels), 1.0);
+    server
+        .program()
+        .logged("the audit", |line| {
+            line["source"] == "spiffe://shop/ratings" && line["asked"] == "GET /x"
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_mesh_that_denies_by_default_lets_in_whom_a_service_names() {
+    let app = Upstream::start("a").await;
+    let pki = Pki::new();
+    let deny = |text: String| {
+        format!("kind: Mesh\ndefault_policy: deny\ndefaults: {{ tls: {{ mode: strict }} }}\n---\n{text}")
+    };
+    let files = pki.files("reviews");
+    let text = deny(beside(app.address(), ""));
+    let server = Sidecar::start(
+        SidecarSpec::text("server", &text)
+            .beside("reviews")
+            .identity(&files),
+    )
+    .await;
+    let files = pki.files("productpage");
+    let text = deny(file(server.inbound(), "").to_string());
+    let caller = Sidecar::start(SidecarSpec::text("caller", &text).identity(&files)).await;
+    let reply = caller.client().get("reviews", "/").await;
+    assert_eq!((reply.status(), reply.reason()), (403, Some("forbidden")));
+    server.apply(&deny(beside(app.address(), "allow: [{}]"))).await;
+    assert_eq!(caller.client().get("reviews", "/").await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_tcp_connection_is_allowed_by_who_it_is() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let app = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, b"hello").await;
+        }
+    });
+    let pki = Pki::new();
+    let fields = format!("protocol: tcp\n{STRICT}");
+    let allow = format!("{fields}\nallow: [{{ from: [\"spiffe://shop/productpage\"] }}]");
+    let server = server(app, &allow, &pki.files("reviews")).await;
+    for (name, expected) in [("productpage", "hello"), ("ratings", "")] {
+        let caller = caller(&server, &fields, &pki.files(name)).await;
+        let mut stream = tokio::net::TcpStream::connect(caller.local("reviews"))
+            .await
+            .unwrap();
+        let mut said = Vec::new();
+        let _ = outrigger_tests::within("all that is said", stream.read_to_end(&mut said)).await;
+        assert_eq!(String::from_utf8_lossy(&said), expected, "{name}");
+    }
+    server
+        .metrics_when("a refusal", |metrics| {
+            metrics.sum("outrigger_tcp_connections_total", &[("reason", "forbidden")]) == 1.0
+        })
+        .await;
+}
