@@ -41,18 +41,19 @@ struct Look<'a> {
     lengths: usize,
     /// Whether the length is told otherwise than by one number.
     odd_length: bool,
-    /// Any field that only a sidecar may say.
+    /// Any field that only this sidecar may say.
     ours: bool,
 }
 
 /// What the application is told of its caller's certificate, in the form of Envoy.
 const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
-/// The beginning of the fields that sidecars say.
-const OURS: &str = "x-outrigger-";
+/// What tells a copy, which the next sidecar must pass on, and which nobody gains by forging.
+pub(super) const MIRROR: HeaderName = HeaderName::from_static("x-outrigger-mirror");
 
+/// Whether it is a field that only this sidecar may say: who a caller is, and what we may come to say in our own names.
 fn is_ours(name: &HeaderName) -> bool {
-    *name == CLIENT_CERT || name.as_str().starts_with(OURS)
+    *name == CLIENT_CERT || name.as_str().starts_with("x-outrigger-") && *name != MIRROR
 }
 
 fn look(headers: &HeaderMap) -> Look<'_> {

@@ -11,21 +11,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Request, StatusCode, Version};
+use http::{HeaderValue, Request, StatusCode, Version};
 use http_body::Body;
 
 use crate::error::{Failure, Reason};
 use crate::interim::Interim;
 use crate::request::attempt::{self, Answer, Outgoing};
+use crate::request::headers::MIRROR;
 use crate::request::{Worker, body, grpc};
 use crate::snapshot::traffic::{Mirror, Place, Traffic};
 use crate::telemetry::metrics::MirrorResult;
 use crate::upstream::balance::Wanted;
 use crate::upstream::outgoing::{Coming, OutgoingBody};
 use crate::upstream::{Cluster, Outcome};
-
-/// The header that tells a copy from a request.
-const MIRROR: HeaderName = HeaderName::from_static("x-outrigger-mirror");
 
 /// Sends copies of a request to the mirrors of its route that want one. `switches`: it asks to speak something else,
 /// which nobody can copy. `key`: what leads it to its endpoint.
