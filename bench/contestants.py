@@ -3,6 +3,7 @@
 It installs nothing and measures nothing.
 """
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,7 +42,16 @@ class Work:
     # Of an HTTP/2 load: connections, and streams on each at a time.
     clients: int = 0
     streams: int = 0
+    # Whether each contestant is two sidecars that speak mTLS, each a process of its own.
+    pair: bool = False
+    # Whether each request comes by a connection of its own, straight to the service's sidecar by mTLS.
+    handshakes: bool = False
+    # What a request goes through.
+    goes: str = "hop"
 
+
+# HTTP/1.1 without TLS.
+PLAIN = {"HTTP": "http", "PROTO": "", "CODEC": "HTTP1", "UPSTREAM": "http_protocol_options", "H2": ""}
 
 WORKS = {
     "http1": Work(
@@ -49,7 +59,7 @@ WORKS = {
         title="HTTP/1.1",
         names=NAMES,
         cpu_bars={"haproxy": 1.0, "envoy": 0.28, "floor": 1.5},
-        words={"HTTP": "http", "PROTO": "", "CODEC": "HTTP1", "UPSTREAM": "http_protocol_options", "H2": ""},
+        words=PLAIN,
     ),
     "http2": Work(
         key="http2",
@@ -68,6 +78,33 @@ WORKS = {
         clients=10,
         streams=100,
     ),
+    "mtls": Work(
+        key="mtls",
+        title="mTLS",
+        names=("outrigger", "haproxy", "envoy"),
+        cpu_bars={"haproxy": 1.1, "envoy": 0.27},
+        words=PLAIN,
+        pair=True,
+        goes="pair",
+    ),
+    "handshakes": Work(
+        key="handshakes",
+        title="mTLS handshake",
+        names=("outrigger", "haproxy", "envoy"),
+        # The design has none for them.
+        cpu_bars={},
+        words=PLAIN,
+        pair=True,
+        handshakes=True,
+        goes="and request",
+    ),
+}
+
+# Those of a pair: the caller's sidecar, then the service's.
+PAIR = {
+    "outrigger": ("outrigger-near.yaml", "outrigger-far.yaml"),
+    "haproxy": ("haproxy-near.cfg", "haproxy-far.cfg"),
+    "envoy": ("envoy-near.yaml", "envoy-far.yaml"),
 }
 
 # The file of contestants/ that each program reads first.
@@ -83,11 +120,16 @@ CONFIGURATION = {
 def command(work, name, program, directory, ports):
     """The command line of a contestant, its configuration written into `directory`."""
     words = {**work.words, **ports}
+    if work.pair and name in PAIR:
+        return pair(name, program, directory, words)
     if name == "floor":
         return [program, str(ports["PORT"]), str(ports["BACKEND"])]
     if name == "outrigger":
         fill("outrigger-service.yaml", directory, words)
-    path = fill(CONFIGURATION[name], directory, words)
+    return started(name, program, directory, fill(CONFIGURATION[name], directory, words))
+
+
+def started(name, program, directory, path):
     return {
         "backend": [program, "-p", directory, "-c", path],
         "outrigger": [program, "--config", path],
@@ -97,11 +139,21 @@ def command(work, name, program, directory, ports):
     }[name]
 
 
+def pair(name, program, directory, words):
+    """Both sidecars as one session: a shell that starts the two and waits, and costs nothing more."""
+    if name == "outrigger":
+        fill("pair/outrigger-service.yaml", directory, words)
+    lines = [
+        shlex.join(started(name, program, directory, fill(f"pair/{file}", directory, words))) for file in PAIR[name]
+    ]
+    return ["sh", "-c", f"{lines[0]} & {lines[1]} & wait"]
+
+
 def fill(template, directory, words):
     """Copies a configuration into `directory`, its @NAMES@ replaced; answers its path."""
     text = (HERE / "contestants" / template).read_text()
     for name, value in {**words, "DIR": directory, "BODY": BODY}.items():
         text = text.replace(f"@{name}@", str(value))
-    path = Path(directory) / template
+    path = Path(directory) / Path(template).name
     path.write_text(text)
     return str(path)

@@ -64,6 +64,8 @@ def system_packages(names, works):
     if "http2" in works:
         wanted["h2load"] = "nghttp2-client"
         wanted["curl"] = "curl"
+    if "mtls" in works or "handshakes" in works:
+        wanted["openssl"] = "openssl"
     if "haproxy" in names:
         wanted["haproxy"] = "haproxy"
     if "floor" in names:

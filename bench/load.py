@@ -5,13 +5,17 @@ It starts no contestant and judges none.
 
 import re
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from contestants import BODY
 from processes import Failed
 
 # A load generator ends by itself after its seconds; this much longer means that it hangs.
 GRACE_SECONDS = 20
+# Clients that shake hands one after the other; so many keep the core of the proxy busy.
+HANDSHAKING = 8
 # What h2load writes about a request that got a good answer.
 GOOD_STATUSES = range(200, 400)
 
@@ -29,7 +33,12 @@ class Load:
 
 def load(work, port, seconds, options, directory):
     """Loads `port` for some seconds from the core of the load."""
-    found = h2load(work, port, seconds, options, directory) if work.clients else wrk(port, seconds, options)
+    if work.handshakes:
+        found = handshakes(port, seconds, options, directory)
+    elif work.clients:
+        found = h2load(work, port, seconds, options, directory)
+    else:
+        found = wrk(port, seconds, options)
     if not found.requests:
         found.problems.append("no request was answered")
     return found
@@ -81,6 +90,25 @@ def times(log):
         raise Failed(f"h2load wrote no log: {error}") from error
     rows = (line.split("\t") for line in lines)
     return [int(row[2]) for row in rows if len(row) == 3 and int(row[1]) in GOOD_STATUSES]
+
+
+def handshakes(port, seconds, options, directory):
+    """A TLS 1.3 connection with a client certificate for each request, by several of openssl's own clients."""
+    line = ["openssl", "s_time", "-connect", f"127.0.0.1:{port}", "-tls1_3", "-new", "-time", str(seconds)]
+    line += ["-www", "/hello", "-CAfile", f"{directory}/root.pem"]
+    line += ["-cert", f"{directory}/caller.pem", "-key", f"{directory}/caller.key"]
+    with ThreadPoolExecutor(HANDSHAKING) as clients:
+        said = list(clients.map(lambda _: run(line, seconds, options), range(HANDSHAKING)))
+    found = Load()
+    for words in said:
+        total = re.search(r"(\d+) connections in (\d+) real seconds, (\d+) bytes read per connection", words)
+        if not total:
+            raise Failed(f"openssl s_time said something unexpected: {words[-300:]}")
+        found.requests += int(total.group(1))
+        found.per_second += int(total.group(1)) / max(int(total.group(2)), 1)
+        if int(total.group(3)) < len(BODY):
+            found.problems.append(f"an answer had {total.group(3)} bytes")
+    return found
 
 
 def run(line, seconds, options):

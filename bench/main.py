@@ -25,7 +25,7 @@ def arguments(argv):
     parser = argparse.ArgumentParser(
         prog="bench/run",
         description="Compares one hop, by HTTP/1.1 and by HTTP/2, through outrigger-proxy, Envoy, HAProxy, nginx, a bare epoll "
-        "forwarder (floor) and no proxy (direct), in one run on one machine.",
+        "forwarder (floor) and no proxy (direct), then pairs of sidecars that speak mTLS, in one run on one machine.",
     )
     parser.add_argument("--rounds", type=int, default=5, help="rounds, each measuring every contestant (5)")
     parser.add_argument("--seconds", type=int, default=5, help="seconds of load in each round (5)")

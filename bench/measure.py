@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 
+import pki
 from contestants import BODY, command
 from install import which
 from load import load
@@ -49,6 +50,8 @@ def run(work, contestants, options, directory):
     """All rounds of one work. The order turns with each, so that no contestant always follows the same one."""
     samples = []
     ports = {"BACKEND": free_port(), "COUNTS": free_port()}
+    if work.pair:
+        pki.make(directory)
     backend = command(work, "backend", which("nginx"), directory, ports)
     with Program("backend", backend, options.load_cpu, directory) as server:
         server.wait_until(lambda: answers(work, ports["BACKEND"]))
@@ -67,12 +70,13 @@ def one(work, contestant, number, backend, options, directory):
         if contestant.program is None:
             load_and_count(work, sample, None, backend["BACKEND"], backend, options, directory)
             return sample
-        ports = {**backend, "PORT": free_port(), "ADMIN": free_port()}
+        ports = {**backend, "PORT": free_port(), "ADMIN": free_port(), "FAR": free_port()}
         line = command(work, contestant.name, contestant.program, directory, ports)
         with Program(contestant.name, line, options.proxy_cpu, directory) as proxy:
             proxy.wait_until(lambda: answers(work, ports["PORT"]))
             sample.idle_rss, sample.idle_pss = proxy.memory_bytes()
-            load_and_count(work, sample, proxy, ports["PORT"], backend, options, directory)
+            port = ports["FAR" if work.handshakes else "PORT"]
+            load_and_count(work, sample, proxy, port, backend, options, directory)
             sample.loaded_rss, sample.loaded_pss = proxy.memory_bytes()
     except Failed as failure:
         sample.problems.append(str(failure))

@@ -30,7 +30,7 @@ has one core and one worker thread; load and backend (nginx) share the other.
 """
 
 WORK = """
-## One {title} hop
+## One {title} {goes}
 
 {load}
 
@@ -58,7 +58,7 @@ Those of the design that this run can judge. The CPU bars are against the same r
 """
 
 BOTTOM = """
-Bars that this comparison does not measure yet: the mTLS pair, memory with 1,000 services, route cost at
+Bars that this comparison does not measure yet: memory with 1,000 services, route cost at
 5,000 routes, a push under load, a push to 10,000 sidecars.
 """
 
@@ -69,7 +69,7 @@ def markdown(result):
     facts["virtual"] = " (virtual machine)" if result["machine"]["virtual"] else ""
     lines = [TOP.format(**facts).rstrip("\n")]
     for work in result["works"]:
-        lines.append(WORK.format(title=work["title"], load=load(work, result)).rstrip("\n") + "\n")
+        lines.append(WORK.format(title=work["title"], goes=work["goes"], load=load(work, result)).rstrip("\n") + "\n")
         lines += [table(HEADER), table(["---"] * 2 + ["--:"] * (len(HEADER) - 2))]
         lines += [table(cells(row, work)) for row in work["rows"]]
         lines += ["", ranges(work)]
@@ -82,6 +82,16 @@ def markdown(result):
 
 def load(work, result):
     """What the load of a work is, in a sentence."""
+    if work["handshakes"]:
+        return (
+            "`openssl s_time`, eight at a time: each request by a new TLS 1.3 connection with client certificates (P-256), "
+            "straight to the service's sidecar. CPU is that of both sidecars, of which one is idle."
+        )
+    if work["pair"]:
+        return (
+            f"wrk with {result['connections']} connections, HTTP/1.1 to the caller's sidecar, mTLS (TLS 1.3, kept connections) to "
+            "the service's, HTTP/1.1 to the backend. Both sidecars, a process each, on the one core: CPU and memory are of both."
+        )
     if not work["clients"]:
         return f"wrk with {result['connections']} connections, one request on each at a time."
     return f"h2load with {work['clients']} connections and {work['streams']} streams on each at a time; HTTP/2 on both sides."

@@ -35,6 +35,9 @@ def summarise_work(work, field, samples):
         "title": work.title,
         "clients": work.clients,
         "streams": work.streams,
+        "goes": work.goes,
+        "handshakes": work.handshakes,
+        "pair": work.pair,
         "rows": rows,
         "bars": bars(work, {row["name"]: row for row in rows}),
         "samples": [sample.as_dict() for sample in samples],
@@ -82,11 +85,13 @@ def bars(work, rows):
         value = ratio(rows, "outrigger", anchor)
         judged.append(
             {
-                "bar": f"{work.title} hop, CPU per request: at most {limit:g} × {page.TITLES[anchor]}",
+                "bar": f"{work.title} {work.goes}, CPU per request: at most {limit:g} × {page.TITLES[anchor]}",
                 "measured": "not measured" if value is None else f"{value:.2f} ×",
                 "met": None if value is None else round(value, 2) <= limit,
             }
         )
+    if work.pair:
+        return judged
     ours = rows.get("outrigger")
     idle = ours["idle_rss"] if ours and ours["valid"] else None
     judged.append(
@@ -134,7 +139,7 @@ def terminal(result):
 def terminal_work(work):
     rows = [page.HEADER, *(page.cells(row, work) for row in work["rows"])]
     widths = [max(len(cells[column]) for cells in rows) for column in range(len(page.HEADER))]
-    lines = ["", f"{work['title']} hop"]
+    lines = ["", f"{work['title']} {work['goes']}"]
     lines += ["  ".join(pad(cell, width, n) for n, (cell, width) in enumerate(zip(cells, widths))) for cells in rows]
     for each in work["rows"]:
         lines += [f"{each['name']}: INVALID: {problem}" for problem in each["problems"]]
