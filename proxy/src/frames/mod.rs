@@ -5,9 +5,10 @@
 //! connection has an allowance of frames that bring no request any further; what it asks for and gets gives some back,
 //! and so does time. `heads` knows what a caller's frames must be where `h2` ends a connection with another code than
 //! the RFCs have, and `fields` looks through header blocks. Nothing is decoded, and nothing kept but a header block's
-//! unfinished part; a clock is read only when half of an allowance is used up.
+//! unfinished part; a clock is read only when half of an allowance is used up. What `h2` writes is `gather`ed on its way out.
 
 mod fields;
+mod gather;
 mod heads;
 
 use std::cell::{Cell, RefCell};
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 use h2::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use gather::Gathered;
 use heads::Frames;
 
 /// Frames beside the point that a connection may send at once; they are given back once a second. Some hundred times
@@ -150,6 +152,7 @@ enum From {
 #[derive(Debug)]
 pub(crate) struct Watched<S> {
     stream: S,
+    gathered: Gathered,
     frames: Frames,
     allowance: Rc<Allowance>,
     from: From,
@@ -160,6 +163,7 @@ impl<S> Watched<S> {
     pub(crate) fn caller(stream: S, allowance: Rc<Allowance>) -> Self {
         Self {
             stream,
+            gathered: Gathered::default(),
             frames: Frames::of_a_caller(),
             allowance,
             from: From::Caller,
@@ -170,6 +174,7 @@ impl<S> Watched<S> {
     pub(crate) fn endpoint(stream: S, allowance: Rc<Allowance>) -> Self {
         Self {
             stream,
+            gathered: Gathered::default(),
             frames: Frames::of_an_endpoint(),
             allowance,
             from: From::Endpoint,
@@ -227,30 +232,25 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes));
+        let Self { stream, gathered, .. } = &mut *self;
+        let written = ready!(gathered.poll_write(stream, cx, bytes));
         self.allowance.sent(*written.as_ref().unwrap_or(&0));
         Poll::Ready(written)
     }
 
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, slices));
-        self.allowance.sent(*written.as_ref().unwrap_or(&0));
-        Poll::Ready(written)
-    }
-
+    /// Said so that `h2` copies frames of up to 1 KiB behind one another, which it does with 256 bytes only where slices are
+    /// taken; what it hands over apart is gathered here.
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        false
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let Self { stream, gathered, .. } = &mut *self;
+        gathered.poll_flush(stream, cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.as_mut().poll_flush(cx))?;
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
