@@ -240,6 +240,7 @@ mod tests {
     use http::Request;
 
     use super::*;
+    use crate::request::headers;
     use crate::snapshot::compile::{self, Said};
     use crate::snapshot::{Origin, Snapshot, Standing};
     use crate::telemetry::metrics::Metrics;
@@ -286,7 +287,8 @@ mod tests {
             panic!("{route:?} changes nothing")
         };
         let changes = Changes::to(&head, edits, (route, virtual_host))?;
-        crate::request::headers::prepare_request(&mut head, "shop");
+        let (found, _) = headers::look(&head.headers);
+        headers::prepare_request(&mut head, "shop", found);
         changes.make(&mut head);
         Ok(head)
     }

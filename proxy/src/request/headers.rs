@@ -21,8 +21,7 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 /// What this hop must look at in a head, found in one pass over it: most heads hold nothing of it but `Host`, and
 /// asking the map for each name by itself costs more than all else that is done with a head.
 #[derive(Clone, Copy, Debug, Default)]
-struct Look<'a> {
-    host: Option<&'a HeaderValue>,
+pub(crate) struct Found {
     hosts: usize,
     /// Any field that is of one connection (RFC 9110 section 7.6.1), `Connection` apart.
     hop_by_hop: bool,
@@ -56,12 +55,13 @@ fn is_ours(name: &HeaderName) -> bool {
     *name == CLIENT_CERT || name.as_str().starts_with("x-outrigger-") && *name != MIRROR
 }
 
-fn look(headers: &HeaderMap) -> Look<'_> {
-    let mut look = Look::default();
+/// What is found in a head, and the first `Host`.
+pub(super) fn look(headers: &HeaderMap) -> (Found, Option<&HeaderValue>) {
+    let (mut look, mut host) = (Found::default(), None);
     for (name, value) in headers {
         match *name {
             HOST => {
-                look.host.get_or_insert(value);
+                host.get_or_insert(value);
                 look.hosts += 1;
             }
             CONNECTION => {
@@ -95,7 +95,7 @@ fn look(headers: &HeaderMap) -> Look<'_> {
             }
         }
     }
-    look
+    (look, host)
 }
 
 /// What a request asks for, as far as its way depends on it.
@@ -110,6 +110,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) grpc: bool,
     /// Whether its caller waits to be told before it sends the body.
     pub(crate) expects: bool,
+    /// What [`prepare_request`] needs to know of its head.
+    pub(crate) found: Found,
 }
 
 /// Looks at what a request asks for.
@@ -117,17 +119,18 @@ pub(crate) struct Asked<'a> {
 /// # Errors
 /// What no request may have, because its bytes would mean one thing here and another further on.
 pub(crate) fn asked(head: &Parts) -> Result<Asked<'_>, Failure> {
-    let look = look(&head.headers);
+    let (found, first) = look(&head.headers);
     // RFC 9110 section 7.8: HTTP/1.0 has no `Upgrade`, and one that comes by it is not there.
-    let wish = look.upgrade && head.version != Version::HTTP_10;
-    let (upgrade, grpc) = (wish || head.method == Method::CONNECT, look.grpc);
-    let expects = look.expect && expects_continue(head);
-    let host = host(head, &look)?;
+    let wish = found.upgrade && head.version != Version::HTTP_10;
+    let (upgrade, grpc) = (wish || head.method == Method::CONNECT, found.grpc);
+    let expects = found.expect && expects_continue(head);
+    let host = host(head, &found, first)?;
     Ok(Asked {
         host,
         upgrade,
         grpc,
         expects,
+        found,
     })
 }
 
@@ -138,7 +141,11 @@ fn expects_continue(head: &Parts) -> bool {
         && expected.is_some_and(|expected| expected.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
-fn host<'a>(head: &'a Parts, look: &Look<'a>) -> Result<Option<&'a str>, Failure> {
+fn host<'a>(
+    head: &'a Parts,
+    look: &Found,
+    first: Option<&'a HeaderValue>,
+) -> Result<Option<&'a str>, Failure> {
     if look.other_coding {
         // RFC 9112 section 6.1: passing it on without its name would hand over coded bytes as plain ones.
         return Err(bad("the request has a transfer coding other than chunked"));
@@ -147,7 +154,7 @@ fn host<'a>(head: &'a Parts, look: &Look<'a>) -> Result<Option<&'a str>, Failure
         // RFC 9112 section 3.2: more than one Host line is refused, whoever might read which.
         return Err(bad("the request has more than one Host"));
     }
-    let host = match look.host {
+    let host = match first {
         Some(host) => Some(authority::named(host)?),
         // RFC 9112 section 3.2.
         None if head.version == Version::HTTP_11
@@ -168,9 +175,8 @@ fn bad(detail: &'static str) -> Failure {
 }
 
 /// Makes a received head into one to send: HTTP/1.1, origin form, `Host` set, headers of the last hop gone.
-/// `fallback` is the host of a request that named none.
-pub(crate) fn prepare_request(head: &mut Parts, fallback: &str) {
-    let found = look(&head.headers);
+/// `fallback` is the host of a request that named none; `found` is what was [`asked`], since when only fields may have gone.
+pub(crate) fn prepare_request(head: &mut Parts, fallback: &str, found: Found) {
     let (hosts, chunked) = (found.hosts, found.chunked);
     if found.connection || found.hop_by_hop || found.expect || found.ours {
         let trailers = found.hop_by_hop && accepts_trailers(&head.headers);
@@ -241,7 +247,7 @@ pub(crate) fn prepare_response(head: &mut http::response::Parts) -> Result<Frami
         // RFC 9110 section 15.2.2: nobody asked for it, since this hop does not pass `Upgrade` on.
         return Err("it switched protocols without being asked to");
     }
-    let found = look(&head.headers);
+    let (found, _) = look(&head.headers);
     if found.other_coding {
         return Err("its answer has a transfer coding other than chunked");
     }
@@ -287,7 +293,7 @@ fn only_length(headers: &HeaderMap) -> Option<u64> {
 /// Makes an interim answer that was received into one to hand on. It has no body, and so nothing to say about one
 /// (RFC 9110 section 8.6, RFC 9112 section 6.1).
 pub(crate) fn prepare_interim(headers: &mut HeaderMap) {
-    let named = named_by_connection(headers, look(headers).names_fields);
+    let named = named_by_connection(headers, look(headers).0.names_fields);
     take_out(headers, |name| {
         matches!(*name, CONTENT_LENGTH | TRANSFER_ENCODING | TE)
             || is_hop_by_hop(name)
@@ -372,7 +378,8 @@ mod tests {
     fn prepared(uri: &str, headers: &[(&str, &str)]) -> Parts {
         let mut head = head(uri, headers);
         asked(&head).unwrap();
-        prepare_request(&mut head, "fallback");
+        let found = look(&head.headers).0;
+        prepare_request(&mut head, "fallback", found);
         head
     }
 
@@ -555,7 +562,8 @@ mod tests {
         let mut head = head("/", &[]);
         head.version = Version::HTTP_10;
         assert_eq!(asked(&head).unwrap().host, None);
-        prepare_request(&mut head, "reviews");
+        let found = look(&head.headers).0;
+        prepare_request(&mut head, "reviews", found);
         assert_eq!(head.headers["host"], "reviews");
         assert_eq!(head.version, Version::HTTP_11);
     }

@@ -131,7 +131,7 @@ async fn serve(
     let head = &mut request.head;
     crossing::arrive(head, bodiless)?;
     let asked = headers::asked(head)?;
-    let (wants_upgrade, grpc, expects) = (asked.upgrade, asked.grpc, asked.expects);
+    let (wants_upgrade, grpc, expects, found) = (asked.upgrade, asked.grpc, asked.expects, asked.found);
     if grpc {
         log.is_grpc();
     }
@@ -160,7 +160,7 @@ async fn serve(
 
     let upgrade = wants_upgrade.then(|| Upgrade::asked(head)).transpose()?.flatten();
     let key = target.cluster.key(head, source.address.ip());
-    headers::prepare_request(head, &virtual_host.authority);
+    headers::prepare_request(head, &virtual_host.authority, found);
     headers::name_caller(head, source);
     if let Some(changes) = changes {
         changes.make(head);
