@@ -147,7 +147,9 @@ async fn connection(
             request,
             respond,
         );
-        tokio::task::spawn_local(exchange);
+        // Boxed, because a task is moved about ten times until it stands where it runs, and once more at each end: that were
+        // some kilobytes for each request.
+        tokio::task::spawn_local(Box::pin(exchange));
     }
 }
 
