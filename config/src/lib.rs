@@ -11,6 +11,7 @@ pub mod actions;
 pub mod bootstrap;
 pub mod discovery;
 pub mod endpoints;
+pub mod join;
 pub mod mesh;
 pub mod pattern;
 pub mod problem;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::join::Revoked;
 use crate::service::{
     Backoff, Balance, Budget, Ejection, HealthCheck, Limits, Protocol, Retry, RetryOn, Route, Service,
     Timeout,
@@ -15,9 +16,16 @@ use crate::units;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Mesh {
+    /// The trust domain, in which every identity is `spiffe://<trust domain>/<service>`. It cannot be changed once a
+    /// certificate was issued. Default: what `outrigger serve --trust-domain` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust_domain: Option<String>,
     /// What a service or route falls back to where it says nothing itself.
     #[serde(default)]
     pub defaults: Defaults,
+    /// What is not to be trusted any more though it has not expired. `outrigger revoke` writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked: Option<Revoked>,
 }
 
 /// What a service or route falls back to where it says nothing itself.

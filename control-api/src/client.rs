@@ -12,6 +12,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use outrigger_config::Problem;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -123,6 +124,13 @@ impl Ask {
             body: Some((media, body)),
             ..Self::of(Method::POST, path.into())
         }
+    }
+
+    /// Posts a value as JSON.
+    pub fn post_json(path: impl Into<String>, value: &impl Serialize) -> Self {
+        // What we send is plain data, which always has a form in JSON; an empty body would be refused.
+        let body = serde_json::to_vec(value).unwrap_or_default();
+        Self::post(path, "application/json", body)
     }
 
     /// Only if what is there is still of this version.

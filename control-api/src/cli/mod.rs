@@ -3,6 +3,8 @@
 //! **Does not** print: `output` is the only place that does. Exit codes are in `Exit`.
 
 mod answers;
+mod audit;
+mod ca;
 mod check;
 mod delete;
 mod demo;
@@ -11,8 +13,10 @@ mod files;
 mod get;
 mod output;
 mod push;
+mod revoke;
 mod serve;
 mod status;
+mod token;
 
 use std::process::ExitCode;
 
@@ -41,6 +45,10 @@ enum Command {
     Diff(diff::Diff),
     Delete(delete::Delete),
     Status(status::Status),
+    Token(token::Token),
+    Ca(ca::Ca),
+    Audit(audit::Audit),
+    Revoke(revoke::Revoke),
     Demo(demo::Demo),
 }
 
@@ -118,6 +126,10 @@ async fn dispatch(arguments: Arguments, output: &mut Output) -> Result<Exit, Cli
         Command::Diff(diff) => diff.run(&api()?, output).await,
         Command::Delete(delete) => delete.run(&api()?, output).await,
         Command::Status(status) => status.run(&api()?, output).await,
+        Command::Token(token) => token.run(&api()?, output).await,
+        Command::Ca(ca) => ca.run(&api()?, output).await,
+        Command::Audit(audit) => audit.run(&api()?, output).await,
+        Command::Revoke(revoke) => revoke.run(&api()?, output).await,
         Command::Demo(demo) => demo.run(output).await,
     }
 }

@@ -8,9 +8,11 @@ mod tests;
 
 use std::collections::BTreeSet;
 
-use outrigger_config::{Document, Problem, check};
+use outrigger_config::{Document, MESH_KEY, Mesh, Problem, check};
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 
+use crate::ca::fixed_trust_domain;
 use crate::store::{Change, Head, Store, StoreError};
 
 /// How many documents a mesh may hold: ten times the largest mesh that is planned for, and few enough that a push
@@ -106,7 +108,8 @@ pub fn push(store: &Store, push: Push) -> Result<Outcome, PushError> {
     if whole.len() > DOCUMENTS_MAX {
         return Err(PushError::TooMany(whole.len()));
     }
-    check(&whole).map_err(PushError::Refused)?;
+    let config = check(&whole).map_err(PushError::Refused)?;
+    hold_trust_domain(store, &config.mesh, &whole)?;
     let (changes, mut outcome) = compare(&head, push.edit);
     outcome.dry_run = push.dry_run;
     if changes.is_empty() {
@@ -125,6 +128,33 @@ pub fn push(store: &Store, push: Push) -> Result<Outcome, PushError> {
         );
     }
     Ok(outcome)
+}
+
+/// Refuses another trust domain while certificates of the one before are alive: their sidecars and those that join
+/// after would not know each other.
+fn hold_trust_domain(store: &Store, mesh: &Mesh, whole: &[Document]) -> Result<(), PushError> {
+    let document = whole.iter().find(|document| document.key() == MESH_KEY);
+    let (Some(wanted), Some(document)) = (&mesh.trust_domain, document) else {
+        return Ok(());
+    };
+    let fixed = fixed_trust_domain(&store.ledger()?, OffsetDateTime::now_utc())?;
+    let Some(fixed) = fixed.filter(|fixed| fixed != wanted) else {
+        return Ok(());
+    };
+    let lines = document
+        .text
+        .lines()
+        .position(|line| line.starts_with("trust_domain"));
+    Err(PushError::Refused(vec![Problem {
+        file: document.file.clone(),
+        line: document.line + lines.unwrap_or_default(),
+        column: 1,
+        path: "trust_domain".to_owned(),
+        message: format!(
+            "`{wanted}` would part the mesh: certificates of `{fixed}` are alive, and sidecars of two trust domains do not \
+             know each other. Leave it as it is, or begin with an empty --data and let every sidecar join again"
+        ),
+    }]))
 }
 
 impl Since {

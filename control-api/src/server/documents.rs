@@ -164,7 +164,7 @@ pub(super) async fn put(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Outcome>, ApiError> {
-    let (file, asker) = asker(query, &headers, peer)?;
+    let (file, asker) = asker(query, &headers, &peer)?;
     let text = text(body, DOCUMENT_BYTES_MAX).await?;
     let read = move || {
         let documents = split(&file, &text).map_err(ApiError::Problems)?;
@@ -191,7 +191,7 @@ pub(super) async fn delete(
     query: Asked<WriteQuery>,
     headers: HeaderMap,
 ) -> Result<Json<Outcome>, ApiError> {
-    let (_, asker) = asker(query, &headers, peer)?;
+    let (_, asker) = asker(query, &headers, &peer)?;
     write(shared, asker, move || {
         Ok((Edit::Delete(name.clone()), Some(name)))
     })
@@ -206,7 +206,7 @@ pub(super) async fn put_all(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Outcome>, ApiError> {
-    let (file, asker) = asker(query, &headers, peer)?;
+    let (file, asker) = asker(query, &headers, &peer)?;
     let json = says(&headers, CONTENT_TYPE, "application/json");
     let text = text(body, PUSH_BYTES_MAX).await?;
     let read = move || {
@@ -286,7 +286,7 @@ where
 }
 
 /// Reads what a write is asked with: the file's name, and the rest.
-fn asker(query: Asked<WriteQuery>, headers: &HeaderMap, peer: Peer) -> Result<(String, Asker), ApiError> {
+fn asker(query: Asked<WriteQuery>, headers: &HeaderMap, peer: &Peer) -> Result<(String, Asker), ApiError> {
     let Query(query) = query.map_err(|error| ApiError::bad_request(error.body_text()))?;
     let dry_run = match query.dry_run.as_deref() {
         None | Some("0" | "false") => false,
@@ -298,17 +298,19 @@ fn asker(query: Asked<WriteQuery>, headers: &HeaderMap, peer: Peer) -> Result<(S
     };
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let if_match = header(IF_MATCH.as_str()).map(|version| version.trim().trim_matches('"').to_owned());
-    let author: String = header(AUTHOR)
-        .unwrap_or("unnamed")
-        .chars()
-        .take(AUTHOR_CHARS_MAX)
-        .collect();
     let asker = Asker {
-        author: format!("{author} from {}", peer.0.ip()),
+        author: author(headers, peer),
         if_match,
         dry_run,
     };
     Ok((query.file, asker))
+}
+
+/// Who asks, as it says of itself, and from which address.
+pub(super) fn author(headers: &HeaderMap, peer: &Peer) -> String {
+    let name = headers.get(AUTHOR).and_then(|value| value.to_str().ok());
+    let name: String = name.unwrap_or("unnamed").chars().take(AUTHOR_CHARS_MAX).collect();
+    format!("{name} from {}", peer.address.ip())
 }
 
 /// Reads a body that is text.

@@ -9,6 +9,7 @@
 
 mod answer;
 mod documents;
+mod identity;
 mod polls;
 mod routes;
 #[cfg(test)]
@@ -33,12 +34,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+use crate::ca::join::{Now, Proof};
+use crate::ca::{self, Ca, CaError};
 use crate::nodes::Nodes;
 use crate::store::{Store, StoreError};
 
 pub(crate) use answer::ErrorBody;
 pub(crate) use documents::{AUTHOR, PUSH_BYTES_MAX, WholeConfig, split_all};
 pub use documents::{PushBody, PushText};
+pub(crate) use identity::{AuditList, TokenList};
 
 /// Connections at a time: every sidecar that one control API serves, and room for those who reconnect before their
 /// old connection is seen to be gone, for operators and for scrapes.
@@ -64,6 +68,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The folder of the store.
     pub data: PathBuf,
+    /// What the operator says of the CA.
+    pub ca: ca::Options,
 }
 
 /// Why the control API did not start.
@@ -72,6 +78,9 @@ pub enum StartError {
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The CA cannot do its work.
+    #[error(transparent)]
+    Ca(#[from] CaError),
     /// The address cannot be bound.
     #[error("cannot listen on {address}: {cause}; name another address with --listen")]
     Listen {
@@ -105,24 +114,37 @@ impl Handle {
 #[derive(Debug)]
 pub(crate) struct Shared {
     store: Store,
+    ca: Ca,
+    /// Turns of making a certificate.
+    joins: Semaphore,
     nodes: Arc<Nodes>,
     fragments: polls::Fragments,
     stop: CancellationToken,
 }
 
 /// Who is at the other end of a connection.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Peer(SocketAddr);
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    /// Its address.
+    address: SocketAddr,
+    /// The certificate of the mesh that it has shown, if it has.
+    proof: Option<Arc<Proof>>,
+}
 
 /// Opens the store, binds the address and serves until [`Handle::shutdown`].
 pub async fn start(config: Config) -> Result<Handle, StartError> {
-    let path = config.data.clone();
-    let opened = tokio::task::spawn_blocking(move || Store::open(&path)).await;
-    let store = opened.unwrap_or_else(|fault| {
-        Err(StoreError::Open {
+    let (path, options) = (config.data.clone(), config.ca);
+    let open = move || {
+        let store = Store::open(&path)?;
+        let ca = Ca::open(&store, &path, options, Now::read().wall)?;
+        Ok((store, ca))
+    };
+    let opened = tokio::task::spawn_blocking(open).await;
+    let (store, ca) = opened.unwrap_or_else(|fault| {
+        Err(StartError::Store(StoreError::Open {
             path: config.data,
             cause: fault.to_string(),
-        })
+        }))
     })?;
     let refused = |cause| StartError::Listen {
         address: config.listen,
@@ -135,9 +157,16 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
     let shared = Arc::new(Shared {
         nodes: Arc::new(Nodes::of_store(store.head().store.clone())),
         store,
+        ca,
+        joins: Semaphore::new(identity::JOINS_MAX),
         fragments: polls::Fragments::default(),
         stop: stop.clone(),
     });
+    let told = shared.clone();
+    let announce = move || told.ca.announce(&told.store, Now::read().wall);
+    if let Ok(announced) = tokio::task::spawn_blocking(announce).await {
+        announced?;
+    }
     let served = tokio::spawn(accept(listener, routes::router(shared), stop.clone()));
     Ok(Handle {
         address,
@@ -176,7 +205,11 @@ async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) 
                 let _ = stream.set_nodelay(true);
                 let (router, stop) = (router.clone(), stop.clone());
                 connections.spawn(async move {
-                    serve(stream, Peer(peer), router, stop).await;
+                    let peer = Peer {
+                        address: peer,
+                        proof: None,
+                    };
+                    serve(stream, peer, router, stop).await;
                     drop(permit);
                 });
             }
@@ -201,8 +234,9 @@ async fn serve<S>(stream: S, peer: Peer, router: Router, stop: CancellationToken
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let address = peer.address;
     let service = service_fn(move |mut request: http::Request<Incoming>| {
-        request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(peer.clone());
         router.clone().oneshot(request)
     });
     let connection = http1::Builder::new()
@@ -218,6 +252,6 @@ where
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, peer = %peer.0, "connection ended early");
+        tracing::debug!(%error, peer = %address, "connection ended early");
     }
 }

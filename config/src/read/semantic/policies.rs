@@ -6,6 +6,7 @@ use super::super::node::{Fault, shown};
 use super::At;
 use super::endpoints::{Shared, endpoints};
 use super::names::is_token;
+use super::revoked::revoked;
 use crate::mesh::Mesh;
 use crate::service::{Backoff, Hedge, Retry, RetryOn, Route, Timeout};
 use crate::units::Duration;
@@ -27,6 +28,7 @@ const FAILURES: std::ops::RangeInclusive<u16> = 400..=599;
 
 /// Checks what holds for every service.
 pub(in super::super) fn mesh(at: &At<'_>, mesh: &Mesh, faults: &mut Vec<Fault>) {
+    revoked(at, mesh, faults);
     let Some(at) = at.field("defaults") else {
         return;
     };
