@@ -31,4 +31,5 @@ pub mod snapshot;
 mod stream;
 pub mod telemetry;
 mod timer;
+pub mod tls;
 pub mod upstream;

@@ -21,13 +21,16 @@ pub mod tokens;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use outrigger_config::join::{TRUST_DOMAIN_DEFAULT, fingerprint_text, trust_domain_problem};
+use outrigger_config::join::{
+    CONTROL_PATH, TRUST_DOMAIN_DEFAULT, fingerprint_text, spiffe_id, trust_domain_problem,
+};
 use outrigger_config::{MESH_KEY, Mesh, check, units};
+use rcgen::{PublicKeyData, SanType};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
 
-use self::authority::Authority;
+use self::authority::{Authority, Signed, Wanted};
 use self::limits::Limits;
 use self::roots::Roots;
 use crate::store::ledger::{AuditRow, Deed, Ledger, Root, RootState};
@@ -222,6 +225,11 @@ impl Ca {
         self.roots_of(store.roots()?)
     }
 
+    /// Word of each change of the roots.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
     fn limits(&self) -> MutexGuard<'_, Limits> {
         // Each change of it is whole before the next can panic.
         self.limits.lock().unwrap_or_else(PoisonError::into_inner)
@@ -256,6 +264,31 @@ impl Ca {
             .trust_domain
             .or_else(|| self.options.trust_domain.clone());
         Ok(said.unwrap_or_else(|| TRUST_DOMAIN_DEFAULT.to_owned()))
+    }
+
+    /// A certificate for the control API itself, with these further names.
+    pub(crate) fn sign_for_control(
+        &self,
+        store: &Store,
+        key: &impl PublicKeyData,
+        mut names: Vec<SanType>,
+        now: OffsetDateTime,
+    ) -> Result<Signed, CaError> {
+        let domain = self.trust_domain(store, &store.ledger()?, now)?;
+        let roots = self.roots(store)?;
+        let failed = |error: rcgen::Error| CaError::Sign(error.to_string());
+        let uri = spiffe_id(&domain, CONTROL_PATH).try_into().map_err(failed)?;
+        names.push(SanType::URI(uri));
+        let wanted = Wanted {
+            common_name: "outrigger control",
+            names,
+            life: self.certificate_life(),
+        };
+        let signed = roots.signs().sign(key, wanted, now);
+        let mut signed = signed.map_err(|error| CaError::Sign(error.to_string()))?;
+        // Whoever knows the root by its fingerprint alone has to be shown it.
+        signed.certificates.push(roots.active().certificate.clone());
+        Ok(signed)
     }
 }
 

@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{CliError, Exit};
 use crate::ca::{CERTIFICATE_LIFE, Given, Options};
-use crate::server::{self, Config};
+use crate::server::{self, Config, TlsOptions};
 
 /// Run the control API.
 #[derive(Debug, Args)]
@@ -32,6 +32,12 @@ pub(super) struct Serve {
         value_name = "FOLDER"
     )]
     data: PathBuf,
+    /// Serve TLS 1.3 on --listen, under a certificate of this API's own CA. Without it: plaintext.
+    #[arg(long, env = "OUTRIGGER_TLS")]
+    tls: bool,
+    /// A DNS name or IP address by which the API is reached, for its certificate; may be given again.
+    #[arg(long, requires = "tls", value_name = "NAME")]
+    name: Vec<String>,
     /// The trust domain, where the Mesh document names none: identities are spiffe://DOMAIN/SERVICE. Default mesh.local.
     #[arg(long, env = "OUTRIGGER_TRUST_DOMAIN", value_name = "DOMAIN")]
     trust_domain: Option<String>,
@@ -74,6 +80,7 @@ impl Serve {
         let config = Config {
             listen: self.listen,
             data: self.data,
+            tls: self.tls.then_some(TlsOptions { names: self.name }),
             ca: Options {
                 trust_domain: self.trust_domain,
                 certificate_life: self.certificate_ttl,

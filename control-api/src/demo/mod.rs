@@ -222,6 +222,7 @@ impl Mesh {
             listen: settings.api,
             data: data.join("control"),
             ca: crate::ca::Options::default(),
+            tls: None,
         };
         let control = server::start(config).await.map_err(|error| match error {
             StartError::Listen { address, cause } => DemoError::Api(address, cause),

@@ -14,6 +14,7 @@ mod polls;
 mod routes;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -27,7 +28,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -39,10 +40,12 @@ use crate::ca::{self, Ca, CaError};
 use crate::nodes::Nodes;
 use crate::store::{Store, StoreError};
 
+use self::tls::Tls;
 pub(crate) use answer::ErrorBody;
 pub(crate) use documents::{AUTHOR, PUSH_BYTES_MAX, WholeConfig, split_all};
 pub use documents::{PushBody, PushText};
 pub(crate) use identity::{AuditList, TokenList};
+pub use tls::TlsOptions;
 
 /// Connections at a time: every sidecar that one control API serves, and room for those who reconnect before their
 /// old connection is seen to be gone, for operators and for scrapes.
@@ -70,6 +73,8 @@ pub struct Config {
     pub data: PathBuf,
     /// What the operator says of the CA.
     pub ca: ca::Options,
+    /// Serve TLS, under a certificate of that CA. Absent: plaintext.
+    pub tls: Option<TlsOptions>,
 }
 
 /// Why the control API did not start.
@@ -152,7 +157,14 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
     };
     let listener = bind(config.listen).map_err(refused)?;
     let address = listener.local_addr().map_err(refused)?;
-    tracing::info!(listener = "api", %address, "listening");
+    tracing::info!(listener = "api", %address, tls = config.tls.is_some(), "listening");
+    if config.tls.is_none() && !address.ip().is_loopback() {
+        tracing::warn!(
+            %address,
+            "the API is served in plaintext beyond this machine: whoever reaches it can push, make join tokens and read \
+             what passes; give --tls, or listen on 127.0.0.1"
+        );
+    }
     let stop = CancellationToken::new();
     let shared = Arc::new(Shared {
         nodes: Arc::new(Nodes::of_store(store.head().store.clone())),
@@ -167,7 +179,11 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
     if let Ok(announced) = tokio::task::spawn_blocking(announce).await {
         announced?;
     }
-    let served = tokio::spawn(accept(listener, routes::router(shared), stop.clone()));
+    let tls = match &config.tls {
+        Some(options) => Some(Tls::start(&shared, options, address, stop.clone()).await?),
+        None => None,
+    };
+    let served = tokio::spawn(accept(listener, tls, routes::router(shared), stop.clone()));
     Ok(Handle {
         address,
         stop,
@@ -187,7 +203,7 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 }
 
 /// Takes connections until stopping begins, then waits for those that are open.
-async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) {
+async fn accept(listener: TcpListener, tls: Option<Tls>, router: Router, stop: CancellationToken) {
     let connections = TaskTracker::new();
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
@@ -203,13 +219,9 @@ async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) 
             Ok((stream, peer)) => {
                 // Answers are small and people wait for them.
                 let _ = stream.set_nodelay(true);
-                let (router, stop) = (router.clone(), stop.clone());
+                let (tls, router, stop) = (tls.clone(), router.clone(), stop.clone());
                 connections.spawn(async move {
-                    let peer = Peer {
-                        address: peer,
-                        proof: None,
-                    };
-                    serve(stream, peer, router, stop).await;
+                    open(stream, peer, tls, router, stop).await;
                     drop(permit);
                 });
             }
@@ -226,6 +238,27 @@ async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) 
         .is_err()
     {
         tracing::warn!(left = connections.len(), "stopped with connections still open");
+    }
+}
+
+/// Shakes hands, if the API is served over TLS, and serves the connection to its end.
+async fn open(
+    stream: TcpStream,
+    address: SocketAddr,
+    tls: Option<Tls>,
+    router: Router,
+    stop: CancellationToken,
+) {
+    let Some(tls) = tls else {
+        return serve(stream, Peer { address, proof: None }, router, stop).await;
+    };
+    let accepted = tokio::select! {
+        () = stop.cancelled() => return,
+        accepted = tls.accept(stream) => accepted,
+    };
+    match accepted {
+        Ok((stream, proof)) => serve(stream, Peer { address, proof }, router, stop).await,
+        Err(error) => tracing::debug!(%error, peer = %address, "no handshake"),
     }
 }
 

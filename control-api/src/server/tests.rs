@@ -33,6 +33,7 @@ impl Running {
             listen: "127.0.0.1:0".parse().unwrap(),
             data: folder.path().to_owned(),
             ca: ca::Options::default(),
+            tls: None,
         };
         let handle = start(config).await.unwrap();
         let api = Api::new(&format!("http://{}", handle.address)).unwrap();
@@ -382,6 +383,7 @@ async fn a_second_server_on_the_same_store_says_what_to_do() {
         listen: "127.0.0.1:0".parse().unwrap(),
         data: running.folder.path().to_owned(),
         ca: ca::Options::default(),
+        tls: None,
     };
     let problem = start(config).await.unwrap_err();
     assert!(

@@ -1,0 +1,3 @@
+//! TLS: the only place that names rustls.
+
+pub mod pin;
