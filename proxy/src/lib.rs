@@ -8,6 +8,7 @@
 //! * `request` is the journey of one request.
 //! * [`snapshot`] is config as it runs, and the routing table.
 //! * [`upstream`] is clusters, endpoints, balancing, discovery, pools.
+//! * [`tls`] is the TLS of the connection to the control API.
 //! * [`telemetry`] is metrics and the access log.
 //! * `arriving` is a body that comes in, whichever version of HTTP it comes by.
 //! * [`error`], [`drain`], `timer`, `stream`, `pump`, `http2` are the ground: the one table of reasons, how everything stops,
@@ -18,7 +19,7 @@ mod admin;
 pub mod app;
 pub mod apply;
 mod arriving;
-mod control;
+pub mod control;
 pub mod drain;
 pub mod error;
 mod frames;

@@ -181,12 +181,14 @@ impl Ca {
         Ok(ca)
     }
 
-    /// Says in the log what an operator compares: under which name and root this mesh stands.
-    pub(crate) fn announce(&self, store: &Store, now: OffsetDateTime) -> Result<(), CaError> {
+    /// Says in the log what an operator compares: under which name and root this mesh stands. Gives the fingerprint of that
+    /// root.
+    pub(crate) fn announce(&self, store: &Store, now: OffsetDateTime) -> Result<[u8; 32], CaError> {
         let domain = self.trust_domain(store, &store.ledger()?, now)?;
         let roots = self.roots(store)?;
         let until = rfc3339(roots.signs().not_after());
-        let fingerprint = fingerprint_text(&self.active_fingerprint(store)?);
+        let root = self.active_fingerprint(store)?;
+        let fingerprint = fingerprint_text(&root);
         tracing::info!(
             trust_domain = domain,
             root = fingerprint,
@@ -204,7 +206,7 @@ impl Ca {
                 "the Mesh document names another trust domain than --trust-domain; it counts"
             );
         }
-        Ok(())
+        Ok(root)
     }
 
     /// The roots of these rows, with what signs.

@@ -101,6 +101,8 @@ pub enum StartError {
 pub struct Handle {
     /// Where it listens.
     pub address: SocketAddr,
+    /// SHA-256 of the mesh's root at the start, by which it is known over TLS.
+    pub root: [u8; 32],
     stop: CancellationToken,
     served: JoinHandle<()>,
 }
@@ -176,9 +178,8 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
     });
     let told = shared.clone();
     let announce = move || told.ca.announce(&told.store, Now::read().wall);
-    if let Ok(announced) = tokio::task::spawn_blocking(announce).await {
-        announced?;
-    }
+    let announced = tokio::task::spawn_blocking(announce).await;
+    let root = announced.unwrap_or_else(|fault| Err(CaError::Sign(fault.to_string())))?;
     let tls = match &config.tls {
         Some(options) => Some(Tls::start(&shared, options, address, stop.clone()).await?),
         None => None,
@@ -186,6 +187,7 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
     let served = tokio::spawn(accept(listener, tls, routes::router(shared), stop.clone()));
     Ok(Handle {
         address,
+        root,
         stop,
         served,
     })

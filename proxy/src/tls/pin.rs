@@ -7,6 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use outrigger_config::join::CONTROL_PATH;
@@ -128,6 +129,17 @@ pub fn public_key(certificate_pem: &str) -> Result<Vec<u8>, String> {
     let der = certificate(certificate_pem)?;
     let (_, parsed) = X509Certificate::from_der(&der).map_err(|error| error.to_string())?;
     Ok(parsed.public_key().raw.to_vec())
+}
+
+/// When a certificate in PEM expires.
+///
+/// # Errors
+/// In words, when it cannot be read.
+pub fn not_after(certificate_pem: &str) -> Result<SystemTime, String> {
+    let der = certificate(certificate_pem)?;
+    let (_, parsed) = X509Certificate::from_der(&der).map_err(|error| error.to_string())?;
+    let seconds = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or_default();
+    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
 }
 
 /// SHA-256 of a certificate in PEM.
