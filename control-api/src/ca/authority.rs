@@ -8,6 +8,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
+    SubjectPublicKeyInfo,
 };
 use time::{Duration, OffsetDateTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -81,19 +82,13 @@ impl Authority {
     pub(super) fn new_root(key: KeyPair, now: OffsetDateTime) -> Result<Self, SignError> {
         let serial = random::serial().map_err(SignError::Failed)?;
         let mut params = CertificateParams::default();
-        let mut name = DistinguishedName::new();
-        name.push(DnType::OrganizationName, "Outrigger");
         // Roots that follow each other have names of their own, so that no verifier takes one for the other.
-        name.push(
-            DnType::CommonName,
-            format!("Outrigger mesh root {}", &serial[..8]),
-        );
-        params.distinguished_name = name;
+        params.distinguished_name = root_name(&format!("Outrigger mesh root {}", &serial[..8]));
         params.serial_number = Some(serial_number(&serial));
         params.not_before = now - SKEW;
         params.not_after = now + ROOT_LIFE;
-        // It signs certificates of workloads only: no CA stands below it.
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        // It signs certificates of workloads, and of one CA below it: the root that follows it.
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key)?.pem();
         Self::own(certificate, key).map_err(SignError::Failed)
@@ -211,6 +206,31 @@ impl Authority {
         })
     }
 
+    /// Vouches for the root that follows this one: who knows this one alone finds a way from what the other signs. PEM.
+    pub(super) fn vouch_for(&self, successor: &str, now: OffsetDateTime) -> Result<String, SignError> {
+        if self.not_after <= now {
+            return Err(SignError::Expired(self.not_after));
+        }
+        let failed = |error: &dyn std::fmt::Display| SignError::Failed(error.to_string());
+        let der = pem::parse(successor)
+            .map_err(|error| failed(&error))?
+            .into_contents();
+        let (_, parsed) = X509Certificate::from_der(&der).map_err(|error| failed(&error))?;
+        let key = SubjectPublicKeyInfo::from_der(parsed.public_key().raw)?;
+        let called = parsed.subject().iter_common_name().next();
+        let called = called.and_then(|name| name.as_str().ok()).unwrap_or_default();
+        let serial = random::serial().map_err(SignError::Failed)?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = root_name(called);
+        params.serial_number = Some(serial_number(&serial));
+        params.not_before = now - SKEW;
+        params.not_after = parsed.validity().not_after.to_datetime().min(self.not_after);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.use_authority_key_identifier_extension = true;
+        Ok(params.signed_by(&key, &self.issuer)?.pem())
+    }
+
     /// The root that everything leads to; PEM.
     pub(super) fn root(&self) -> &str {
         &self.root
@@ -245,6 +265,14 @@ impl Authority {
             own.subject()
         ))
     }
+}
+
+/// The subject of a root of our own.
+fn root_name(called: &str) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    name.push(DnType::OrganizationName, "Outrigger");
+    name.push(DnType::CommonName, called);
+    name
 }
 
 /// SHA-256 of a certificate, by which it is pinned.

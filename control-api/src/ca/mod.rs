@@ -156,7 +156,7 @@ impl Ca {
         let authority = match (&options.given, active) {
             (None, None) => {
                 let (root, authority) = roots::make(&folder, 1, RootState::Active, now)?;
-                add_root(&ledger, &root, now)?;
+                add_root(&ledger, &root, "", now)?;
                 authority
             }
             (None, Some(root)) if root.given => return Err(CaError::GivenBefore),
@@ -288,9 +288,39 @@ impl Ca {
         };
         let signed = roots.signs().sign(key, wanted, now);
         let mut signed = signed.map_err(|error| CaError::Sign(error.to_string()))?;
-        // Whoever knows the root by its fingerprint alone has to be shown it.
+        // Whoever knows a root by its fingerprint alone has to be shown it. The way to the old root comes first: OpenSSL
+        // follows the first issuer that fits, and at a root that it does not trust it does not turn back.
+        signed.certificates.extend(self.old_ways(&roots, now));
         signed.certificates.push(roots.active().certificate.clone());
         Ok(signed)
+    }
+
+    /// What leads from the root that signs to one that is about to go, and that one: tokens and tools that know the API by
+    /// the old root find their way until it is taken away.
+    fn old_ways(&self, roots: &Roots, now: OffsetDateTime) -> Vec<String> {
+        let mut ways = Vec::new();
+        let retiring = |root: &&Root| root.state == RootState::Retiring;
+        for root in roots.rows().iter().filter(retiring) {
+            let vouched = roots::load(&self.folder, root)
+                .map_err(|error| error.to_string())
+                .and_then(|old| {
+                    old.vouch_for(&roots.active().certificate, now)
+                        .map_err(|error| error.to_string())
+                });
+            match vouched {
+                Ok(way) => ways.extend([way, root.certificate.clone()]),
+                // Without it, what knows the new root is served as well.
+                Err(error) => {
+                    tracing::warn!(
+                        root = root.number,
+                        error,
+                        "the old root does not vouch for the new one; who knows \
+                                   the API by the old one alone is not served"
+                    );
+                }
+            }
+        }
+        ways
     }
 }
 
@@ -374,13 +404,15 @@ fn take_given(
         given: true,
         since_ms: millis(now),
     };
-    add_root(ledger, &root, now)?;
+    add_root(ledger, &root, "", now)?;
     Ok(authority)
 }
 
-fn add_root(ledger: &Ledger, root: &Root, now: OffsetDateTime) -> Result<(), CaError> {
+/// Takes a root in. `author` is who asked for it; nobody at a start.
+fn add_root(ledger: &Ledger, root: &Root, author: &str, now: OffsetDateTime) -> Result<(), CaError> {
     ledger.put_root(root)?;
     let mut row = AuditRow::of(Deed::RootAdded, rfc3339(now));
+    author.clone_into(&mut row.who);
     row.serial = root.number.to_string();
     row.note = if root.given {
         "of the operator"

@@ -2,7 +2,8 @@
 //! longer handed out.
 //!
 //! Each step waits for the one before to have reached every sidecar, which shows in the certificates that are alive:
-//! each was handed out together with the roots of its day, and all are renewed at half their life.
+//! each was handed out together with the roots of its day, and all are renewed at half their life. What knows the mesh by
+//! the old root alone, a token or an operator's tool, is served until that is taken away: it vouches for the new one.
 //!
 //! **Does not** rotate a CA that the operator gave: its root is not ours.
 
@@ -11,8 +12,9 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::roots::{self, Roots};
+use super::tokens::TokenState;
 use super::{Ca, CaError, add_root, authority, millis, rfc3339, rfc3339_of};
-use crate::store::ledger::{AuditRow, Deed, Leaf, Ledger, RootState};
+use crate::store::ledger::{AuditRow, Deed, Leaf, Ledger, RootState, Token};
 use crate::store::{Store, StoreError};
 
 /// The CA as it stands.
@@ -32,6 +34,8 @@ pub struct Status {
     pub without_newest_root: usize,
     /// Of those, the ones that do not lead to the root that signs now.
     pub of_older_root: usize,
+    /// Tokens that are good and do not name the root that signs now.
+    pub tokens_of_older_root: usize,
     /// What is to be done next, in words.
     pub next: String,
 }
@@ -58,10 +62,8 @@ pub fn status(ca: &Ca, store: &Store, now: OffsetDateTime) -> Result<Status, CaE
     let ledger = store.ledger()?;
     let roots = ca.roots_of(ledger.roots()?)?;
     let alive = ledger.leaves(millis(now))?;
-    let of_older_root = alive
-        .iter()
-        .filter(|leaf| leaf.root != roots.active().number)
-        .count();
+    let of_older_root = older(&alive, &roots).len();
+    let tokens_of_older_root = older_tokens(&ledger, &roots, now)?.len();
     let without_newest_root = waiting(&alive, roots.newest());
     let mut views = Vec::new();
     for root in roots.rows() {
@@ -81,6 +83,9 @@ pub fn status(ca: &Ca, store: &Store, now: OffsetDateTime) -> Result<Status, CaE
     } else if retiring && of_older_root > 0 {
         "certificates of the old root are still alive; `outrigger ca rotate finish` once there are none"
             .to_owned()
+    } else if retiring && tokens_of_older_root > 0 {
+        "tokens that are good name the old root: revoke them or let them expire, then `outrigger ca rotate finish`"
+            .to_owned()
     } else if retiring {
         "`outrigger ca rotate finish` takes the old root away".to_owned()
     } else {
@@ -94,6 +99,7 @@ pub fn status(ca: &Ca, store: &Store, now: OffsetDateTime) -> Result<Status, CaE
         certificates: alive.len(),
         without_newest_root,
         of_older_root,
+        tokens_of_older_root,
         next,
     })
 }
@@ -112,14 +118,15 @@ pub fn start(ca: &Ca, store: &Store, author: &str, now: OffsetDateTime) -> Resul
         return Err(CaError::NotNow(sentence.to_owned()));
     }
     let (root, _) = roots::make(&ca.folder, roots.newest() + 1, RootState::Next, now)?;
-    add_root(&ledger, &root, now)?;
+    add_root(&ledger, &root, author, now)?;
     ledger.commit()?;
     ca.changes.send_replace(());
     tracing::info!(root = root.number, author, "a new root is handed out from now on");
     Ok(())
 }
 
-/// Takes the old root away. Unless `force` is given, only when no certificate that leads to it is alive.
+/// Takes the old root away. Unless `force` is given, only when no certificate that leads to it is alive, and no good token
+/// names it.
 pub fn finish(ca: &Ca, store: &Store, author: &str, force: bool, now: OffsetDateTime) -> Result<(), CaError> {
     let ledger = store.ledger()?;
     // Where no sidecar is left that does not know the new root, it can sign at once.
@@ -140,18 +147,16 @@ pub fn finish(ca: &Ca, store: &Store, author: &str, force: bool, now: OffsetDate
                 .map_or_else(|| rfc3339(now), |last| rfc3339_of(last.not_after_ms)),
         )));
     }
-    let old: Vec<&Leaf> = alive
-        .iter()
-        .filter(|leaf| leaf.root != roots.active().number)
-        .collect();
-    if let (Some(last), false) = (old.last(), force) {
-        return Err(CaError::NotNow(format!(
-            "{} certificates of the old root are alive, the last until {}: their sidecars would be refused. Wait, or \
-             give --force",
-            old.len(),
-            rfc3339_of(last.not_after_ms)
-        )));
+    let (old, tokens) = (older(&alive, &roots), older_tokens(&ledger, &roots, now)?);
+    if !force {
+        hold_old_root(&old, &tokens)?;
     }
+    let lost = match (old.len(), tokens.len()) {
+        (0, 0) => String::new(),
+        (certificates, tokens) => {
+            format!("by force: {certificates} certificates and {tokens} tokens were good")
+        }
+    };
     let gone: Vec<u64> = roots
         .rows()
         .iter()
@@ -160,7 +165,7 @@ pub fn finish(ca: &Ca, store: &Store, author: &str, force: bool, now: OffsetDate
         .collect();
     for number in &gone {
         ledger.remove_root(*number)?;
-        note(&ledger, Deed::RootRemoved, *number, author, now)?;
+        note(&ledger, Deed::RootRemoved, *number, (author, &lost), now)?;
     }
     ledger.commit()?;
     ca.changes.send_replace(());
@@ -188,7 +193,7 @@ impl Ca {
             };
             ledger.put_root(&root)?;
         }
-        note(ledger, Deed::RootActive, next.number, "", now)?;
+        note(ledger, Deed::RootActive, next.number, ("", ""), now)?;
         let roots = self.roots_of(ledger.roots()?)?;
         // Whoever hears of it before it is committed waits for this transaction, and after one that failed sees what was.
         self.changes.send_replace(());
@@ -196,14 +201,56 @@ impl Ca {
     }
 }
 
+/// Refuses to take the old root away while somebody needs it.
+fn hold_old_root(certificates: &[&Leaf], tokens: &[Token]) -> Result<(), CaError> {
+    if let Some(last) = certificates.last() {
+        return Err(CaError::NotNow(format!(
+            "{} certificates of the old root are alive, the last until {}: their sidecars would be refused. Wait, or \
+             give --force",
+            certificates.len(),
+            rfc3339_of(last.not_after_ms)
+        )));
+    }
+    if let Some(last) = tokens.iter().max_by_key(|token| token.expires_ms) {
+        return Err(CaError::NotNow(format!(
+            "{} tokens that are good name the old root, such as {} until {}: who joins by them would not know the \
+             control API any more. Make new ones and revoke these, or give --force",
+            tokens.len(),
+            last.id,
+            rfc3339_of(last.expires_ms)
+        )));
+    }
+    Ok(())
+}
+
+/// Those certificates that do not lead to the root that signs.
+fn older<'a>(alive: &'a [Leaf], roots: &Roots) -> Vec<&'a Leaf> {
+    let active = roots.active().number;
+    alive.iter().filter(|leaf| leaf.root != active).collect()
+}
+
+/// The good tokens that do not name the root that signs.
+fn older_tokens(ledger: &Ledger, roots: &Roots, now: OffsetDateTime) -> Result<Vec<Token>, StoreError> {
+    let mut tokens = ledger.tokens()?;
+    tokens.retain(|token| token.root != roots.active().number && token.state(now) == TokenState::Good);
+    Ok(tokens)
+}
+
 /// How many of these certificates were handed out without this root.
 fn waiting(alive: &[Leaf], root: u64) -> usize {
     alive.iter().filter(|leaf| leaf.knows_root < root).count()
 }
 
-fn note(ledger: &Ledger, deed: Deed, root: u64, author: &str, now: OffsetDateTime) -> Result<(), StoreError> {
+fn note(
+    ledger: &Ledger,
+    deed: Deed,
+    root: u64,
+    (author, what): (&str, &str),
+    now: OffsetDateTime,
+) -> Result<(), StoreError> {
     let mut row = AuditRow::of(deed, rfc3339(now));
     row.serial = root.to_string();
     author.clone_into(&mut row.who);
+    what.clone_into(&mut row.note);
     ledger.audit(row)
 }

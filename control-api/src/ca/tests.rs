@@ -680,6 +680,47 @@ fn one_root_follows_another_once_every_sidecar_knows_it() {
 }
 
 #[test]
+fn the_old_root_stays_while_a_good_token_names_it_unless_it_is_taken_away_by_force() {
+    let mut desk = Desk::new();
+    let (early, other) = (desk.token("reviews", 9), desk.token("ratings", 1));
+    rotation::start(&desk.ca, &desk.store, "ann", desk.now.wall).unwrap();
+    desk.ask(Some(&early), None, None).unwrap();
+    let late = desk.token("reviews", 9);
+    let roots = |token: &str| {
+        tokens::list(&desk.store, desk.now.wall)
+            .unwrap()
+            .iter()
+            .find(|view| token.contains(&view.id))
+            .map(|view| view.root)
+    };
+    assert_eq!((roots(&early), roots(&late)), (Some(1), Some(2)));
+    let finish =
+        |force: bool, now: OffsetDateTime| rotation::finish(&desk.ca, &desk.store, "ann", force, now);
+    let error = finish(false, desk.now.wall).unwrap_err().to_string();
+    assert!(
+        error.contains("2 tokens that are good name the old root"),
+        "{error}"
+    );
+    // One that was used up holds nothing.
+    desk.ask(Some(&other), None, None).unwrap();
+    let status = rotation::status(&desk.ca, &desk.store, desk.now.wall).unwrap();
+    assert_eq!(status.tokens_of_older_root, 1);
+    assert!(status.next.contains("tokens that are good"), "{}", status.next);
+    finish(true, desk.now.wall).unwrap();
+    let last = desk.store.audit_newest(1).unwrap();
+    assert_eq!((last[0].deed, last[0].who.as_str()), (Deed::RootRemoved, "ann"));
+    assert!(
+        last[0].note.contains("0 certificates and 1 tokens"),
+        "{}",
+        last[0].note
+    );
+    // What has expired holds nothing either.
+    rotation::start(&desk.ca, &desk.store, "ann", desk.now.wall).unwrap();
+    desk.later(Duration::from_secs(25 * 3600));
+    rotation::finish(&desk.ca, &desk.store, "ann", false, desk.now.wall).unwrap();
+}
+
+#[test]
 fn a_token_of_no_service_or_of_no_length_is_not_made() {
     let desk = Desk::new();
     let ttl = units::Duration::from_secs(60);

@@ -14,7 +14,7 @@ use subtle::ConstantTimeEq;
 use time::OffsetDateTime;
 
 use super::join::Refused;
-use super::{Ca, CaError, millis, random, rfc3339, rfc3339_of};
+use super::{Ca, CaError, authority, millis, random, rfc3339, rfc3339_of};
 use crate::store::Store;
 use crate::store::ledger::{AuditRow, Deed, Ledger, Token};
 
@@ -73,6 +73,8 @@ pub struct TokenView {
     pub expires: String,
     /// Who made it.
     pub author: String,
+    /// The number of the root that it names: once that is taken away, who joins by it does not know the control API.
+    pub root: u64,
 }
 
 /// Whether a token is good.
@@ -100,7 +102,7 @@ pub struct MadeToken {
 }
 
 impl Token {
-    fn state(&self, now: OffsetDateTime) -> TokenState {
+    pub(super) fn state(&self, now: OffsetDateTime) -> TokenState {
         if self.revoked {
             TokenState::Revoked
         } else if self.expires_ms <= millis(now) {
@@ -122,6 +124,7 @@ impl Token {
             uses: self.uses,
             uses_max: self.uses_max,
             author: self.author,
+            root: self.root,
         }
     }
 }
@@ -152,6 +155,8 @@ pub fn create(
         )));
     }
     let secret = random::bytes().map_err(CaError::Sign)?;
+    let ledger = store.ledger()?;
+    let roots = ca.roots_of(ledger.roots()?)?;
     let row = Token {
         id: random::token_id().map_err(CaError::Sign)?,
         service: wanted.service,
@@ -162,13 +167,13 @@ pub fn create(
         uses_max: wanted.uses,
         uses: 0,
         revoked: false,
+        root: roots.active().number,
     };
     let token = JoinToken {
         id: row.id.clone(),
         secret,
-        root: ca.active_fingerprint(store)?,
+        root: authority::fingerprint(&roots.active().certificate).map_err(CaError::Sign)?,
     };
-    let ledger = store.ledger()?;
     ledger.forget_tokens(millis(now - REMEMBERED))?;
     if ledger.token_count()? >= TOKENS_MAX {
         return Err(wrong(format!(

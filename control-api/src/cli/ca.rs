@@ -42,7 +42,7 @@ struct Rotate {
 enum Step {
     /// Make a new root, which every sidecar is told of with its next renewal; it signs once all know it.
     Start(Format),
-    /// Take the old root away, once no certificate of it is alive.
+    /// Take the old root away, once no certificate of it is alive and no good token names it.
     Finish(Finish),
     /// Show how far it is.
     Status(Format),
@@ -50,7 +50,7 @@ enum Step {
 
 #[derive(Debug, Args)]
 struct Finish {
-    /// Even if certificates of the old root are alive: their sidecars are refused from then on.
+    /// Even if certificates of the old root are alive or good tokens name it: their sidecars are refused from then on.
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -115,8 +115,11 @@ fn show(status: &Status, output: &mut Output) {
     output.table(&["ROOT", "STATE", "KEY", "SINCE", "FINGERPRINT"], rows);
     if status.roots.len() > 1 {
         output.line(format!(
-            "\n{} of {} certificates are without the newest root, {} of an older root",
-            status.without_newest_root, status.certificates, status.of_older_root
+            "\n{} of {} certificates are without the newest root, {} of an older root; {} good tokens name an older root",
+            status.without_newest_root,
+            status.certificates,
+            status.of_older_root,
+            status.tokens_of_older_root
         ));
         output.line(harmless(&status.next));
     }

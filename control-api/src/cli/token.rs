@@ -103,7 +103,10 @@ impl List {
             output.line("there is no token: `outrigger token create --service NAME` makes one");
         } else {
             let rows = list.tokens.iter().map(|token| row(token, output)).collect();
-            output.table(&["ID", "SERVICE", "STATE", "USES", "EXPIRES", "AUTHOR"], rows);
+            output.table(
+                &["ID", "SERVICE", "STATE", "USES", "EXPIRES", "ROOT", "AUTHOR"],
+                rows,
+            );
         }
         Ok(Exit::Done)
     }
@@ -138,6 +141,7 @@ fn row(token: &TokenView, output: &Output) -> Vec<String> {
         output.paint(tone, word),
         format!("{}/{}", token.uses, token.uses_max),
         harmless(&token.expires),
+        token.root.to_string(),
         harmless(&token.author),
     ]
 }

@@ -83,6 +83,9 @@ pub struct Token {
     pub uses: u32,
     /// It was taken back.
     pub revoked: bool,
+    /// The number of the root that it names.
+    #[serde(default)]
+    pub root: u64,
 }
 
 /// A certificate that has not expired.
@@ -267,6 +270,12 @@ impl Ledger {
     /// How many tokens there are.
     pub fn token_count(&self) -> Result<u64, StoreError> {
         Ok(self.transaction.open_table(TOKENS)?.len()?)
+    }
+
+    /// All tokens that are remembered, in the order of their ids.
+    pub fn tokens(&self) -> Result<Vec<Token>, StoreError> {
+        let table = self.transaction.open_table(TOKENS)?;
+        table.iter()?.map(|row| decode(row?.1.value())).collect()
     }
 
     /// Writes a token, new or changed.

@@ -2,6 +2,7 @@
 
 mod given;
 mod over_tls;
+mod rotation;
 
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt as _;
