@@ -198,8 +198,14 @@ fn issue(
         Credential::Token(_) => None,
         Credential::Proof(proof) => Some(proof.serial.as_str()),
     };
-    hold_revocations(store, &id, serial)?;
-    let (signed, bundle) = sign(ca, &ledger, &key, &service, &id, now)?;
+    let origin = origin(&ledger, &credential)?;
+    hold_revocations(store, &id, [serial, origin.joined.as_deref()])?;
+    let whose = Whose {
+        service: &service,
+        id: &id,
+        origin,
+    };
+    let (signed, bundle) = sign(ca, &ledger, &key, whose, now)?;
     ledger.fix_trust_domain(&domain)?;
     let mut row = AuditRow::of(deed, rfc3339(now.wall));
     row.who.clone_from(&trail.who);
@@ -268,13 +274,54 @@ fn renewing(proof: &Proof, domain: &str, asked: Option<&str>, now: Now) -> Resul
     Ok(service.to_owned())
 }
 
-/// Refuses what the mesh has revoked.
-fn hold_revocations(store: &Store, id: &str, serial: Option<&str>) -> Result<(), Refused> {
+/// How the bearer of a certificate came into the mesh.
+struct Origin {
+    /// The serial number of the certificate that it joined with; none if it joins now.
+    joined: Option<String>,
+    /// The id of the token that it joined by.
+    token: String,
+}
+
+/// Whose certificate it is.
+struct Whose<'a> {
+    service: &'a str,
+    id: &'a str,
+    origin: Origin,
+}
+
+/// How the bearer came into the mesh: by the token that it brings, or as whoever had the certificate that it renews.
+fn origin(ledger: &Ledger, credential: &Credential) -> Result<Origin, StoreError> {
+    let proof = match credential {
+        Credential::Token(token) => {
+            return Ok(Origin {
+                joined: None,
+                token: token.id.clone(),
+            });
+        }
+        Credential::Proof(proof) => proof,
+    };
+    let held = ledger.leaf(millis(proof.not_after), &proof.serial)?;
+    // A store that was put back from a backup may know nothing of it: then its own number is the first that is known.
+    let held = held.filter(|leaf| !leaf.joined.is_empty());
+    let known = held.map(|leaf| (leaf.joined, leaf.token));
+    let (joined, token) = known.unwrap_or_else(|| (proof.serial.clone(), String::new()));
+    Ok(Origin {
+        joined: Some(joined),
+        token,
+    })
+}
+
+/// Refuses what the mesh has revoked: the identity, the certificate that is shown, or the one that its bearer joined with,
+/// so that who has renewed since is not let off.
+fn hold_revocations(store: &Store, id: &str, serials: [Option<&str>; 2]) -> Result<(), Refused> {
     let revoked = super::mesh(&store.head()).revoked.unwrap_or_default();
-    let by_serial = serial.is_some_and(|serial| revoked.serials.iter().any(|revoked| revoked == serial));
+    let by_serial = serials
+        .iter()
+        .flatten()
+        .any(|serial| revoked.serials.iter().any(|revoked| revoked == serial));
     if by_serial || revoked.identities.iter().any(|revoked| revoked == id) {
         let what = if by_serial {
-            "the certificate"
+            "the certificate, or the one that it was renewed from,"
         } else {
             "the identity"
         };
@@ -289,18 +336,19 @@ fn sign(
     ca: &Ca,
     ledger: &Ledger,
     key: &SubjectPublicKeyInfo,
-    service: &str,
-    id: &str,
+    whose: Whose<'_>,
     now: Now,
 ) -> Result<(Signed, Vec<String>), Refused> {
     let roots = ca.advance(ledger, now.wall)?;
-    let signed = roots.sign_for(key, service, id, ca.certificate_life(), now.wall)?;
+    let signed = roots.sign_for(key, whose.service, whose.id, ca.certificate_life(), now.wall)?;
     let leaf = Leaf {
         serial: signed.serial.clone(),
-        service: service.to_owned(),
+        service: whose.service.to_owned(),
         not_after_ms: millis(signed.not_after),
         root: roots.active().number,
         knows_root: roots.newest(),
+        joined: whose.origin.joined.unwrap_or_else(|| signed.serial.clone()),
+        token: whose.origin.token,
     };
     if !ledger.add_leaf(&leaf, millis(now.wall))? {
         tracing::error!(

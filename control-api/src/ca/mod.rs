@@ -2,12 +2,13 @@
 //! workloads join with, and the certificates that they are given.
 //!
 //! [`join::join`] is the journey of one request for a certificate; [`tokens`] makes and takes back what it is proved by;
-//! [`rotation`] lets one root follow another. Only the public key of a request is used: names, usages, lifetime and serial
+//! [`rotation`] lets one root follow another, [`certificates`] finds what is alive. Only the public key of a request is used: names, usages, lifetime and serial
 //! number are this module's, so that nobody is called by a name that was not given to it.
 //!
 //! **Does not** know HTTP or TLS. Calls block, as the store's do.
 
 mod authority;
+pub mod certificates;
 mod csr;
 pub mod join;
 mod limits;

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -6,6 +7,7 @@ use outrigger_config::{Document, Kind};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::certificates::Which;
 use super::join::{Attempt, Now, Proof, Refused, join};
 use super::tokens::{NewToken, TokenState};
 use super::*;
@@ -330,12 +332,20 @@ fn a_certificate_renews_itself_until_it_expires_or_is_revoked() {
         desk.reason(None, None, Some(control)),
         RefusalReason::OtherService
     );
-    desk.mesh(&format!("revoked: {{ serials: [\"{}\"] }}", first.serial));
+    desk.mesh(&format!("revoked: {{ serials: [\"{}\"] }}", second.serial));
     assert_eq!(
-        desk.reason(None, None, Some(proof(&first))),
+        desk.reason(None, None, Some(proof(&second))),
         RefusalReason::IdentityRevoked
     );
-    desk.ask(None, None, Some(proof(&second))).unwrap();
+    let third = desk.ask(None, None, Some(proof(&first))).unwrap();
+    // What it joined with ends all that came of it, and nobody else's.
+    desk.mesh(&format!("revoked: {{ serials: [\"{}\"] }}", first.serial));
+    for held in [&first, &second, &third] {
+        let proof = Some(proof(held));
+        assert_eq!(desk.reason(None, None, proof), RefusalReason::IdentityRevoked);
+    }
+    let other = desk.ask(Some(&desk.token("reviews", 1)), None, None).unwrap();
+    desk.ask(None, None, Some(proof(&other))).unwrap();
     desk.mesh("revoked: { identities: [\"spiffe://mesh.local/reviews\"] }");
     assert_eq!(
         desk.reason(None, None, Some(proof(&second))),
@@ -353,6 +363,47 @@ fn a_certificate_renews_itself_until_it_expires_or_is_revoked() {
         desk.reason(None, None, Some(proof(&second))),
         RefusalReason::NoCredential
     );
+}
+
+#[test]
+fn certificates_are_found_by_their_service_their_token_and_the_join_that_they_came_of() {
+    let mut desk = Desk::new();
+    let (token, other) = (desk.token("reviews", 2), desk.token("ratings", 1));
+    let first = desk.ask(Some(&token), None, None).unwrap();
+    let apart = desk.ask(Some(&token), None, None).unwrap();
+    let ratings = desk.ask(Some(&other), None, None).unwrap();
+    desk.later(Duration::from_secs(12 * 3600));
+    let second = desk.ask(None, None, Some(proof(&first))).unwrap();
+    let found = |desk: &Desk, which: Which| {
+        let list = certificates::list(&desk.store, &which, desk.now.wall).unwrap();
+        assert_eq!(list.total, list.certificates.len());
+        let serials: BTreeSet<String> = list.certificates.into_iter().map(|found| found.serial).collect();
+        serials
+    };
+    let set = |answers: &[&IdentityAnswer]| answers.iter().map(|answer| answer.serial.clone()).collect();
+    let by_service = Which {
+        service: Some("ratings".into()),
+        ..Which::default()
+    };
+    let by_token = Which {
+        token: token.split('.').nth(1).map(str::to_owned),
+        ..Which::default()
+    };
+    let by_serial = |answer: &IdentityAnswer| Which {
+        serial: Some(answer.serial.clone()),
+        ..Which::default()
+    };
+    let all = [&first, &apart, &ratings, &second];
+    assert_eq!(found(&desk, Which::default()), set(&all));
+    assert_eq!(found(&desk, by_service), set(&[&ratings]));
+    assert_eq!(found(&desk, by_token), set(&[&first, &apart, &second]));
+    for held in [&first, &second] {
+        assert_eq!(found(&desk, by_serial(held)), set(&[&first, &second]));
+    }
+    // Once the first has expired, it still names what came of it.
+    desk.later(Duration::from_secs(12 * 3600 + 1));
+    assert_eq!(found(&desk, by_serial(&first)), set(&[&second]));
+    assert_eq!(found(&desk, by_serial(&apart)), set(&[]));
 }
 
 #[test]

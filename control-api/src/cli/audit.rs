@@ -54,6 +54,8 @@ fn cells(row: &AuditRow, output: &Output) -> Vec<String> {
         (Deed::Refused, None) => output.paint(Tone::Bad, "refused"),
         (Deed::TokenCreated, None) => "token-created".to_owned(),
         (Deed::TokenRevoked, None) => "token-revoked".to_owned(),
+        (Deed::Revoked, None) => output.paint(Tone::Attention, "revoked"),
+        (Deed::Restored, None) => output.paint(Tone::Attention, "restored"),
         (Deed::RootAdded, None) => "root-added".to_owned(),
         (Deed::RootActive, None) => "root-active".to_owned(),
         (Deed::RootRemoved, None) => "root-removed".to_owned(),

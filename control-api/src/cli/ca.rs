@@ -4,8 +4,9 @@ use clap::{Args, Subcommand};
 
 use super::output::{Output, Tone, harmless};
 use super::{CliError, Exit};
+use crate::ca::certificates::{CertificateList, Which};
 use crate::ca::rotation::Status;
-use crate::client::{Api, Ask};
+use crate::client::{Api, Ask, escape};
 use crate::store::ledger::RootState;
 
 /// Show the certificate authority of the mesh, print its roots, replace its root.
@@ -21,6 +22,8 @@ enum Command {
     Status(Format),
     /// Print the roots that are to be trusted, in PEM.
     Bundle,
+    /// Show the certificates that are alive, the first to expire first.
+    Certificates(Certificates),
     /// Replace the root without a break.
     Rotate(Rotate),
 }
@@ -30,6 +33,18 @@ struct Format {
     /// Print it as JSON.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Certificates {
+    /// Only those of this service.
+    #[arg(long, value_name = "NAME")]
+    service: Option<String>,
+    /// Only those whose bearer joined by the token of this id.
+    #[arg(long, value_name = "ID")]
+    token: Option<String>,
+    #[command(flatten)]
+    format: Format,
 }
 
 #[derive(Debug, Args)]
@@ -67,6 +82,7 @@ impl Ca {
                 }
                 return Ok(Exit::Done);
             }
+            Command::Certificates(which) => return which.run(api, output).await,
             Command::Status(format) => (Ask::get("/v1/ca"), format.json),
             Command::Rotate(rotate) => match rotate.step {
                 Step::Status(format) => (Ask::get("/v1/ca"), format.json),
@@ -88,6 +104,58 @@ impl Ca {
         }
         Ok(Exit::Done)
     }
+}
+
+impl Certificates {
+    async fn run(self, api: &Api, output: &mut Output) -> Result<Exit, CliError> {
+        let which = Which {
+            service: self.service,
+            token: self.token,
+            serial: None,
+        };
+        let list = certificates(api, &which).await?;
+        if self.format.json {
+            output.json(&list);
+            return Ok(Exit::Done);
+        }
+        let rows = list.certificates.iter().map(|certificate| {
+            vec![
+                harmless(&certificate.serial),
+                harmless(&certificate.service),
+                harmless(&certificate.expires),
+                certificate.root.to_string(),
+                harmless(&certificate.token),
+                harmless(&certificate.joined),
+            ]
+        });
+        let rows = rows.collect();
+        output.table(
+            &["SERIAL", "SERVICE", "EXPIRES", "ROOT", "TOKEN", "JOINED AS"],
+            rows,
+        );
+        if list.total > list.certificates.len() {
+            output.hint(&format!(
+                "{} of {}: ask for one service with --service",
+                list.certificates.len(),
+                list.total
+            ));
+        }
+        Ok(Exit::Done)
+    }
+}
+
+/// The certificates that are alive and meant.
+pub(super) async fn certificates(api: &Api, which: &Which) -> Result<CertificateList, CliError> {
+    let words = [
+        ("service", &which.service),
+        ("token", &which.token),
+        ("serial", &which.serial),
+    ];
+    let words = words
+        .iter()
+        .filter_map(|(key, value)| Some(format!("{key}={}", escape(value.as_deref()?))));
+    let query = words.collect::<Vec<_>>().join("&");
+    Ok(api.json(Ask::get(format!("/v1/certificates?{query}"))).await?)
 }
 
 fn show(status: &Status, output: &mut Output) {

@@ -3,6 +3,7 @@
 //! **Does not** know HTTP, nor wait for sidecars: they learn of it from the store's change, and their answers are
 //! in [`crate::nodes`]. Calls block, as the store's do.
 
+mod revocations;
 #[cfg(test)]
 mod tests;
 
@@ -12,7 +13,8 @@ use outrigger_config::{Document, MESH_KEY, Mesh, Problem, check};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use crate::ca::fixed_trust_domain;
+use self::revocations::Revocations;
+use crate::ca::{self, fixed_trust_domain};
 use crate::store::{Change, Head, Store, StoreError};
 
 /// How many documents a mesh may hold: ten times the largest mesh that is planned for, and few enough that a push
@@ -30,6 +32,8 @@ pub struct Push {
     pub unless_changed_since: Option<Since>,
     /// Answer as if, and store nothing.
     pub dry_run: bool,
+    /// What is revoked may be trusted again by it.
+    pub restore: bool,
 }
 
 /// What a push changes.
@@ -110,6 +114,11 @@ pub fn push(store: &Store, push: Push) -> Result<Outcome, PushError> {
     }
     let config = check(&whole).map_err(PushError::Refused)?;
     hold_trust_domain(store, &config.mesh, &whole)?;
+    let now = OffsetDateTime::now_utc();
+    let revocations = Revocations::between(&ca::mesh(&head), &config.mesh);
+    if !push.restore {
+        revocations.hold(store, &head, &whole, now)?;
+    }
     let (changes, mut outcome) = compare(&head, push.edit);
     outcome.dry_run = push.dry_run;
     if changes.is_empty() {
@@ -126,6 +135,12 @@ pub fn push(store: &Store, push: Push) -> Result<Outcome, PushError> {
             removed = outcome.removed.join(" "),
             "push stored"
         );
+        // The versions of the document tell it too, so that a row that cannot be written does not take the push back.
+        if !revocations.is_empty()
+            && let Err(error) = revocations.note(store, &push.author, now)
+        {
+            tracing::error!(%error, "what was revoked could not be written to the audit log");
+        }
     }
     Ok(outcome)
 }

@@ -21,6 +21,7 @@ use super::answer::ApiError;
 use super::documents::author;
 use super::routes::read_body;
 use super::{Peer, Shared};
+use crate::ca::certificates::{self, CertificateList, Which};
 use crate::ca::join::{Attempt, Now, Refused, join};
 use crate::ca::tokens::{self, MadeToken, NewToken, TokenView};
 use crate::ca::{CaError, rotation};
@@ -173,6 +174,18 @@ pub(super) async fn revoke_token(
         tokens::revoke(&shared.store, &id, &author, Now::read().wall)
     });
     Ok(Json(revoked.await?))
+}
+
+/// `GET /v1/certificates`
+pub(super) async fn certificates(
+    State(shared): State<Arc<Shared>>,
+    query: Asked<Which>,
+) -> Result<Json<CertificateList>, ApiError> {
+    let Query(which) = query.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    let list = blocking(shared, move |shared| {
+        certificates::list(&shared.store, &which, Now::read().wall)
+    });
+    Ok(Json(list.await?))
 }
 
 /// `GET /v1/audit`

@@ -45,6 +45,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         )
         .route("/v1/tokens/{id}", delete(identity::revoke_token))
         .route("/v1/audit", get(identity::audit))
+        .route("/v1/certificates", get(identity::certificates))
         .route("/v1/ca", get(identity::status))
         .route(
             "/v1/ca/rotation",

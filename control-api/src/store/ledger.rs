@@ -101,6 +101,12 @@ pub struct Leaf {
     pub root: u64,
     /// The newest root that was handed out beside it.
     pub knows_root: u64,
+    /// The serial number of the certificate that its bearer joined with, its own or one that led to it by renewals.
+    #[serde(default)]
+    pub joined: String,
+    /// The id of the token that its bearer joined by.
+    #[serde(default)]
+    pub token: String,
 }
 
 /// What was done.
@@ -117,6 +123,10 @@ pub enum Deed {
     TokenCreated,
     /// A token was taken back.
     TokenRevoked,
+    /// Certificates or identities were revoked.
+    Revoked,
+    /// What was revoked is trusted again.
+    Restored,
     /// A root was taken in.
     RootAdded,
     /// A root began to sign.
@@ -228,6 +238,13 @@ impl Store {
         let table = self.database.begin_read()?.open_table(TOKENS)?;
         table.iter()?.map(|row| decode(row?.1.value())).collect()
     }
+
+    /// The certificates that expire after `now_ms`, the first to expire first.
+    pub fn leaves(&self, now_ms: u64) -> Result<Vec<Leaf>, StoreError> {
+        let table = self.database.begin_read()?.open_table(LEAVES)?;
+        let alive = table.range((now_ms, "")..)?;
+        alive.map(|row| decode(row?.1.value())).collect()
+    }
 }
 
 impl Ledger {
@@ -321,6 +338,13 @@ impl Ledger {
         let table = self.transaction.open_table(LEAVES)?;
         let alive = table.range((now_ms, "")..)?;
         alive.map(|row| decode(row?.1.value())).collect()
+    }
+
+    /// The certificate of this serial number that expires then.
+    pub fn leaf(&self, not_after_ms: u64, serial: &str) -> Result<Option<Leaf>, StoreError> {
+        let table = self.transaction.open_table(LEAVES)?;
+        let row = table.get((not_after_ms, serial))?;
+        row.map(|row| decode(row.value())).transpose()
     }
 
     /// The certificate that expires last, if any is alive at `now_ms`.

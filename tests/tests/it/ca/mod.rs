@@ -2,6 +2,7 @@
 
 mod given;
 mod over_tls;
+mod revocation;
 mod rotation;
 
 use std::ffi::OsString;

@@ -1,4 +1,4 @@
-//! The API over TLS: who is known by what, renewal by the certificate itself, and what revocation ends.
+//! The API over TLS: who is known by what, and renewal by the certificate itself.
 
 use std::process::Command;
 
@@ -9,10 +9,10 @@ use serde_json::json;
 use super::Desk;
 
 /// What curl is told to show the certificate that was kept.
-const SHOWN: &str = "--cacert known.pem --cert chain.pem --key key.pem";
+pub(super) const SHOWN: &str = "--cacert known.pem --cert chain.pem --key key.pem";
 
 /// A desk over TLS whose roots stand in `known.pem` and whose first certificate was kept, and its serial number.
-async fn joined() -> (Desk, String) {
+pub(super) async fn joined() -> (Desk, String) {
     let desk = Desk::over_tls(&["--name", "control.example"]).await;
     let roots = desk.run("ca bundle").await.ok().stdout;
     std::fs::write(desk.path().join("known.pem"), &roots).unwrap();
@@ -85,24 +85,5 @@ async fn the_tool_knows_the_api_by_its_root_and_by_nothing_else() {
         ended.code == 1 && ended.stderr.contains(not_meant),
         "{}",
         ended.stderr
-    );
-}
-
-#[tokio::test]
-async fn a_revocation_is_pushed_with_the_mesh_and_ends_renewal() {
-    let (desk, serial) = joined().await;
-    desk.run(&format!("revoke --serial {serial}")).await.ok();
-    let mesh = desk.run("get @mesh").await.ok().stdout;
-    assert!(mesh.contains(&serial), "{mesh}");
-    let (status, refused) = desk.post(&json!({ "csr": desk.csr() }), SHOWN);
-    assert_eq!(
-        (status, &refused["reason"]),
-        (403, &json!("identity-revoked")),
-        "{refused}"
-    );
-    let ended = desk.run("revoke --serial not-hexadecimal").await;
-    assert!(
-        ended.code == 1 && ended.stdout.contains("is not a serial number"),
-        "{ended:?}"
     );
 }
