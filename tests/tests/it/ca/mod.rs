@@ -1,5 +1,6 @@
 //! The certificate authority of the control API, seen by openssl and curl: what it issues, and what it refuses.
 
+mod abuse;
 mod given;
 mod over_tls;
 mod revocation;
