@@ -12,6 +12,7 @@ pub mod bootstrap;
 pub mod discovery;
 pub mod endpoints;
 pub mod identity;
+pub mod join;
 pub mod mesh;
 pub mod pattern;
 pub mod problem;

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::{DefaultPolicy, Tls, TlsMode};
+use crate::join::Revoked;
 use crate::service::{
     Backoff, Balance, Budget, Ejection, HealthCheck, Limits, Protocol, Retry, RetryOn, Route, Service,
     Timeout,
@@ -16,8 +17,10 @@ use crate::units;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Mesh {
-    /// The part of every identity of the mesh before its path, as in `spiffe://<trust domain>/<service>`. Default: that of
-    /// each sidecar's own certificate. A sidecar whose certificate has another is as good as without.
+    /// The part of every identity of the mesh before its path, as in `spiffe://<trust domain>/<service>`. A sidecar whose
+    /// certificate has another is as good as without. It cannot be changed once the control API has issued a certificate.
+    /// Default: that of each sidecar's own certificate; for what the control API issues, what `outrigger serve
+    /// --trust-domain` says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trust_domain: Option<String>,
     /// Who may call a service that says no `allow`.
@@ -26,6 +29,9 @@ pub struct Mesh {
     /// What a service or route falls back to where it says nothing itself.
     #[serde(default)]
     pub defaults: Defaults,
+    /// What is not to be trusted any more though it has not expired. `outrigger revoke` writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked: Option<Revoked>,
 }
 
 /// What a service or route falls back to where it says nothing itself.

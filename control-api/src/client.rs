@@ -11,8 +11,11 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use outrigger_config::Problem;
+use outrigger_proxy::tls::pin::{Pinned, Trust};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -42,6 +45,8 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
 pub struct Api {
     url: String,
     authority: String,
+    /// How it is known, if it is spoken to over TLS.
+    tls: Option<Pinned>,
 }
 
 /// One request.
@@ -62,7 +67,7 @@ pub enum ClientError {
         /// What was given.
         url: String,
         /// What is wrong with it.
-        what: &'static str,
+        what: String,
     },
     /// Nobody answered.
     #[error(
@@ -125,6 +130,13 @@ impl Ask {
         }
     }
 
+    /// Posts a value as JSON.
+    pub fn post_json(path: impl Into<String>, value: &impl Serialize) -> Self {
+        // What we send is plain data, which always has a form in JSON; an empty body would be refused.
+        let body = serde_json::to_vec(value).unwrap_or_default();
+        Self::post(path, "application/json", body)
+    }
+
     /// Only if what is there is still of this version.
     #[must_use]
     pub fn if_match(mut self, version: Option<String>) -> Self {
@@ -175,24 +187,37 @@ fn author() -> HeaderValue {
 impl Api {
     /// Reads an address such as `http://127.0.0.1:9900`.
     pub fn new(url: &str) -> Result<Self, ClientError> {
-        let refuse = |what| ClientError::Address {
+        Self::trusting(url, None)
+    }
+
+    /// Reads an address such as `https://control.example:9900`, of an API that is known by `trust`.
+    pub fn trusting(url: &str, trust: Option<Trust>) -> Result<Self, ClientError> {
+        let refuse = |what: &str| ClientError::Address {
             url: url.to_owned(),
-            what,
+            what: what.to_owned(),
         };
         let uri: Uri = url.parse().map_err(|_| refuse("it is not a URL"))?;
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => return Err(refuse("this release speaks plain http only")),
-            _ => return Err(refuse("it does not begin with http://")),
-        }
+        let tls = match (uri.scheme_str(), trust) {
+            (Some("http"), _) => None,
+            (Some("https"), Some(trust)) => Some(Pinned::new(trust, None).map_err(|what| refuse(&what))?),
+            (Some("https"), None) => {
+                let what = "it is https, and nothing says how to know it: give --ca-fingerprint, which `outrigger serve` \
+                            logs at its start, or --api-ca";
+                return Err(refuse(what));
+            }
+            _ => return Err(refuse("it does not begin with http:// or https://")),
+        };
         if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
             return Err(refuse("it has a path"));
         }
         let authority = uri.authority().ok_or_else(|| refuse("it names no host"))?;
-        let port = authority.port_u16().unwrap_or(80);
+        let port = authority
+            .port_u16()
+            .unwrap_or_else(|| if tls.is_some() { 443 } else { 80 });
         Ok(Self {
             url: url.trim_end_matches('/').to_owned(),
             authority: format!("{}:{port}", authority.host()),
+            tls,
         })
     }
 
@@ -245,6 +270,31 @@ impl Api {
             .await
             .map_err(|_| self.unreachable(format!("no connection within {}s", CONNECT_WITHIN.as_secs())))?
             .map_err(|error| self.unreachable(error.to_string()))?;
+        let Some(tls) = &self.tls else {
+            return self.ask_over(stream, request).await;
+        };
+        let host = self
+            .authority
+            .rsplit_once(':')
+            .map_or(self.authority.as_str(), |(host, _)| host);
+        let stream = timeout(CONNECT_WITHIN, tls.connect(host, stream))
+            .await
+            .map_err(|_| self.unreachable(format!("no TLS within {}s", CONNECT_WITHIN.as_secs())))?
+            .map_err(|error| {
+                self.unreachable(format!("it is not the control API that was meant ({error})"))
+            })?;
+        self.ask_over(stream, request).await
+    }
+
+    /// Sends a request over a new connection, and reads the whole answer.
+    async fn ask_over<S>(
+        &self,
+        stream: S,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(StatusCode, Bytes), ClientError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let broke = |error: hyper::Error| self.unreachable(format!("the connection broke ({error})"));
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broke)?;
         let driver = tokio::spawn(connection);

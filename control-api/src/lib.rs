@@ -1,6 +1,7 @@
 //! The control API and the operator's tool of Outrigger.
 //!
-//! One way through the house, from the ground up: [`store`] keeps the documents, [`push`] is the journey of one
+//! One way through the house, from the ground up: [`store`] keeps the documents, [`ca`] is
+//! the certificate authority of the mesh, [`push`] is the journey of one
 //! push, [`nodes`] remembers who polls and what it answered, [`discovery`] decides what a poll is told,
 //! [`server`] is the edge where all of it meets HTTP, [`client`] speaks to that edge, [`demo`] runs all of it
 //! with sidecars and a shop to look at, and [`cli`] is what a person
@@ -8,6 +9,7 @@
 //!
 //! **Does not** judge a document: `outrigger_config::check` does, and is asked here before anything is stored.
 
+pub mod ca;
 pub mod cli;
 pub mod client;
 mod demo;

@@ -8,7 +8,7 @@
 //! * `request` is the journey of one request.
 //! * [`snapshot`] is config as it runs, and the routing table.
 //! * [`upstream`] is clusters, endpoints, balancing, discovery, pools.
-//! * `stream` is a socket as hyper and h2 are handed it, [`tls`] who is at its two ends.
+//! * `stream` is a socket as hyper and h2 are handed it, [`tls`] who is at its two ends, and at that of the control API.
 //! * [`telemetry`] is metrics and the access log.
 //! * `arriving` is a body that comes in, whichever version of HTTP it comes by.
 //! * [`error`], [`drain`], `timer`, `pump`, `http2` are the ground: the one table of reasons, how everything stops,
@@ -19,7 +19,7 @@ mod admin;
 pub mod app;
 pub mod apply;
 mod arriving;
-mod control;
+pub mod control;
 pub mod drain;
 pub mod error;
 mod frames;

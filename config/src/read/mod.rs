@@ -17,6 +17,7 @@ use self::decode::{decode, options};
 pub use self::node::DOCUMENT_BYTES_MAX;
 use self::node::{Fault, Mark, Node, PROBLEMS_MAX, State, Value, parse, shown};
 use self::pieces::pieces;
+pub use self::semantic::service_name;
 use self::semantic::{At, Hosts};
 use crate::{Bootstrap, Config, Document, Kind, Mesh, Problem, Service};
 

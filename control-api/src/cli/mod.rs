@@ -3,6 +3,8 @@
 //! **Does not** print: `output` is the only place that does. Exit codes are in `Exit`.
 
 mod answers;
+mod audit;
+mod ca;
 mod check;
 mod delete;
 mod demo;
@@ -11,12 +13,17 @@ mod files;
 mod get;
 mod output;
 mod push;
+mod revoke;
 mod serve;
 mod status;
+mod token;
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use outrigger_config::join::read_fingerprint;
+use outrigger_proxy::tls::pin::Trust;
 
 use crate::client::{API_DEFAULT, Api, ClientError};
 use output::Output;
@@ -28,6 +35,20 @@ struct Arguments {
     /// The control API to speak to.
     #[arg(long, global = true, env = "OUTRIGGER_API", default_value = API_DEFAULT, value_name = "URL")]
     api: String,
+    /// For an --api of https://: SHA-256 of the mesh's root, as `outrigger ca status` and the end of a token show it.
+    #[arg(
+        long,
+        global = true,
+        env = "OUTRIGGER_CA_FINGERPRINT",
+        conflicts_with = "api_ca",
+        // One of 64 fingerprints begins with a dash.
+        allow_hyphen_values = true,
+        value_name = "SHA256"
+    )]
+    ca_fingerprint: Option<String>,
+    /// For an --api of https://: a file with the mesh's roots, as `outrigger ca bundle` prints them.
+    #[arg(long, global = true, env = "OUTRIGGER_API_CA", value_name = "FILE")]
+    api_ca: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -41,6 +62,10 @@ enum Command {
     Diff(diff::Diff),
     Delete(delete::Delete),
     Status(status::Status),
+    Token(token::Token),
+    Ca(ca::Ca),
+    Audit(audit::Audit),
+    Revoke(revoke::Revoke),
     Demo(demo::Demo),
 }
 
@@ -109,7 +134,11 @@ fn start(arguments: Arguments, output: &mut Output) -> Result<Exit, CliError> {
 }
 
 async fn dispatch(arguments: Arguments, output: &mut Output) -> Result<Exit, CliError> {
-    let api = || Api::new(&arguments.api);
+    let (fingerprint, roots) = (arguments.ca_fingerprint, arguments.api_ca);
+    let api = || {
+        let trust = trust(fingerprint.as_deref(), roots.as_deref())?;
+        Api::trusting(&arguments.api, trust).map_err(CliError::from)
+    };
     match arguments.command {
         Command::Serve(serve) => serve.run().await,
         Command::Check(check) => check.run(output),
@@ -118,6 +147,33 @@ async fn dispatch(arguments: Arguments, output: &mut Output) -> Result<Exit, Cli
         Command::Diff(diff) => diff.run(&api()?, output).await,
         Command::Delete(delete) => delete.run(&api()?, output).await,
         Command::Status(status) => status.run(&api()?, output).await,
+        Command::Token(token) => token.run(&api()?, output).await,
+        Command::Ca(ca) => ca.run(&api()?, output).await,
+        Command::Audit(audit) => audit.run(&api()?, output).await,
+        Command::Revoke(revoke) => revoke.run(&api()?, output).await,
         Command::Demo(demo) => demo.run(output).await,
     }
+}
+
+/// By what an API of https:// is known, if anything was given.
+fn trust(fingerprint: Option<&str>, roots: Option<&Path>) -> Result<Option<Trust>, CliError> {
+    if let Some(text) = fingerprint {
+        let fingerprint = read_fingerprint(text).map_err(CliError::Sentence)?;
+        return Ok(Some(Trust::Fingerprint(fingerprint)));
+    }
+    let Some(path) = roots else {
+        return Ok(None);
+    };
+    let refused = |what: String| CliError::Sentence(format!("--api-ca {}: {what}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| refused(error.to_string()))?;
+    let blocks = pem::parse_many(text).map_err(|error| refused(format!("not PEM ({error})")))?;
+    let roots: Vec<String> = blocks
+        .iter()
+        .filter(|block| block.tag() == "CERTIFICATE")
+        .map(pem::encode)
+        .collect();
+    if roots.is_empty() {
+        return Err(refused("it holds no certificate".to_owned()));
+    }
+    Ok(Some(Trust::Roots(roots)))
 }

@@ -98,6 +98,12 @@ impl Output {
         let _ = writeln!(stderr(), "error: {sentence}");
     }
 
+    /// Says something to a person that is no part of the answer.
+    pub(super) fn hint(&mut self, sentence: &str) {
+        self.clear_bar();
+        let _ = writeln!(stderr(), "{sentence}");
+    }
+
     /// Prints a table.
     pub(super) fn table(&mut self, header: &[&str], rows: Vec<Vec<String>>) {
         let mut table = Table::new();

@@ -4,12 +4,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
+use outrigger_config::units;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::{CliError, Exit};
-use crate::server::{self, Config};
+use crate::ca::{CERTIFICATE_LIFE, Given, Options};
+use crate::server::{self, Config, TlsOptions};
 
 /// Run the control API.
 #[derive(Debug, Args)]
@@ -30,6 +32,30 @@ pub(super) struct Serve {
         value_name = "FOLDER"
     )]
     data: PathBuf,
+    /// Serve TLS 1.3 on --listen, under a certificate of this API's own CA. Without it: plaintext.
+    #[arg(long, env = "OUTRIGGER_TLS")]
+    tls: bool,
+    /// A DNS name or IP address by which the API is reached, for its certificate; may be given again.
+    #[arg(long, requires = "tls", value_name = "NAME")]
+    name: Vec<String>,
+    /// The trust domain, where the Mesh document names none: identities are spiffe://DOMAIN/SERVICE. Default mesh.local.
+    #[arg(long, env = "OUTRIGGER_TRUST_DOMAIN", value_name = "DOMAIN")]
+    trust_domain: Option<String>,
+    /// How long certificates are good: from 1m to 720h. They are renewed at half their life.
+    #[arg(
+        long,
+        env = "OUTRIGGER_CERTIFICATE_TTL",
+        default_value_t = CERTIFICATE_LIFE,
+        value_name = "DURATION"
+    )]
+    certificate_ttl: units::Duration,
+    /// An intermediate CA that signs instead of a root of our own: its certificate and all that lead to its root, the
+    /// root last, in PEM.
+    #[arg(long, env = "OUTRIGGER_CA_CERT", requires = "ca_key", value_name = "FILE")]
+    ca_cert: Option<PathBuf>,
+    /// The key of the first certificate of --ca-cert, in PEM.
+    #[arg(long, env = "OUTRIGGER_CA_KEY", requires = "ca_cert", value_name = "FILE")]
+    ca_key: Option<PathBuf>,
     /// What to log: error, warn, info, debug or trace, or a filter such as `outrigger_control=debug`.
     #[arg(long, env = "OUTRIGGER_LOG", default_value = "info", value_name = "LEVEL")]
     log: String,
@@ -54,6 +80,15 @@ impl Serve {
         let config = Config {
             listen: self.listen,
             data: self.data,
+            tls: self.tls.then_some(TlsOptions { names: self.name }),
+            ca: Options {
+                trust_domain: self.trust_domain,
+                certificate_life: self.certificate_ttl,
+                given: self
+                    .ca_cert
+                    .zip(self.ca_key)
+                    .map(|(certificates, key)| Given { certificates, key }),
+            },
         };
         let handle = server::start(config).await?;
         tokio::select! {

@@ -221,10 +221,12 @@ impl Mesh {
         let config = server::Config {
             listen: settings.api,
             data: data.join("control"),
+            ca: crate::ca::Options::default(),
+            tls: None,
         };
         let control = server::start(config).await.map_err(|error| match error {
             StartError::Listen { address, cause } => DemoError::Api(address, cause),
-            error @ StartError::Store(_) => DemoError::Store(error),
+            error @ (StartError::Store(_) | StartError::Ca(_)) => DemoError::Store(error),
         })?;
         Ok(Self {
             control,

@@ -3,14 +3,18 @@
 //! **Does not** know HTTP, nor wait for sidecars: they learn of it from the store's change, and their answers are
 //! in [`crate::nodes`]. Calls block, as the store's do.
 
+mod revocations;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeSet;
 
-use outrigger_config::{Document, Problem, check};
+use outrigger_config::{Document, MESH_KEY, Mesh, Problem, check};
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 
+use self::revocations::Revocations;
+use crate::ca::{self, fixed_trust_domain};
 use crate::store::{Change, Head, Store, StoreError};
 
 /// How many documents a mesh may hold: ten times the largest mesh that is planned for, and few enough that a push
@@ -28,6 +32,8 @@ pub struct Push {
     pub unless_changed_since: Option<Since>,
     /// Answer as if, and store nothing.
     pub dry_run: bool,
+    /// What is revoked may be trusted again by it.
+    pub restore: bool,
 }
 
 /// What a push changes.
@@ -106,7 +112,13 @@ pub fn push(store: &Store, push: Push) -> Result<Outcome, PushError> {
     if whole.len() > DOCUMENTS_MAX {
         return Err(PushError::TooMany(whole.len()));
     }
-    check(&whole).map_err(PushError::Refused)?;
+    let config = check(&whole).map_err(PushError::Refused)?;
+    hold_trust_domain(store, &config.mesh, &whole)?;
+    let now = OffsetDateTime::now_utc();
+    let revocations = Revocations::between(&ca::mesh(&head), &config.mesh);
+    if !push.restore {
+        revocations.hold(store, &head, &whole, now)?;
+    }
     let (changes, mut outcome) = compare(&head, push.edit);
     outcome.dry_run = push.dry_run;
     if changes.is_empty() {
@@ -123,8 +135,41 @@ pub fn push(store: &Store, push: Push) -> Result<Outcome, PushError> {
             removed = outcome.removed.join(" "),
             "push stored"
         );
+        // The versions of the document tell it too, so that a row that cannot be written does not take the push back.
+        if !revocations.is_empty()
+            && let Err(error) = revocations.note(store, &push.author, now)
+        {
+            tracing::error!(%error, "what was revoked could not be written to the audit log");
+        }
     }
     Ok(outcome)
+}
+
+/// Refuses another trust domain while certificates of the one before are alive: their sidecars and those that join
+/// after would not know each other.
+fn hold_trust_domain(store: &Store, mesh: &Mesh, whole: &[Document]) -> Result<(), PushError> {
+    let document = whole.iter().find(|document| document.key() == MESH_KEY);
+    let (Some(wanted), Some(document)) = (&mesh.trust_domain, document) else {
+        return Ok(());
+    };
+    let fixed = fixed_trust_domain(&store.ledger()?, OffsetDateTime::now_utc())?;
+    let Some(fixed) = fixed.filter(|fixed| fixed != wanted) else {
+        return Ok(());
+    };
+    let lines = document
+        .text
+        .lines()
+        .position(|line| line.starts_with("trust_domain"));
+    Err(PushError::Refused(vec![Problem {
+        file: document.file.clone(),
+        line: document.line + lines.unwrap_or_default(),
+        column: 1,
+        path: "trust_domain".to_owned(),
+        message: format!(
+            "`{wanted}` would part the mesh: certificates of `{fixed}` are alive, and sidecars of two trust domains do not \
+             know each other. Leave it as it is, or begin with an empty --data and let every sidecar join again"
+        ),
+    }]))
 }
 
 impl Since {

@@ -14,6 +14,7 @@ fn of(edit: Edit) -> Push {
         edit,
         unless_changed_since: None,
         dry_run: false,
+        restore: false,
     }
 }
 
@@ -81,6 +82,7 @@ fn a_dry_run_answers_and_stores_nothing() {
     let (_folder, store) = open();
     let wanted = Push {
         dry_run: true,
+        restore: false,
         ..put(&[service("reviews", 1)])
     };
     let outcome = push(&store, wanted).unwrap();
@@ -109,6 +111,7 @@ fn a_push_is_refused_if_what_it_saw_has_changed_since() {
     let since = |since| Push {
         unless_changed_since: Some(since),
         dry_run: true,
+        restore: false,
         ..put(&[service("reviews", 2)])
     };
     let document = |key: &str, version: &str| Since::Document(key.into(), version.into());

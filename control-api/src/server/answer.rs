@@ -9,6 +9,7 @@ use http::StatusCode;
 use outrigger_config::Problem;
 use serde::{Deserialize, Serialize};
 
+use crate::ca::CaError;
 use crate::nodes::NodeError;
 use crate::push::PushError;
 use crate::store::StoreError;
@@ -37,6 +38,18 @@ impl ApiError {
     /// The request itself is wrong.
     pub(crate) fn bad_request(sentence: impl Into<String>) -> Self {
         Self::Sentence(StatusCode::BAD_REQUEST, sentence.into())
+    }
+
+    /// The words alone.
+    pub(crate) fn into_sentence(self) -> String {
+        match self {
+            Self::Problems(problems) => problems
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("; "),
+            Self::Sentence(_, sentence) => sentence,
+        }
     }
 
     /// There is nothing of that name.
@@ -85,6 +98,24 @@ impl From<PushError> for ApiError {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         Self::from(PushError::Store(error))
+    }
+}
+
+impl From<CaError> for ApiError {
+    fn from(error: CaError) -> Self {
+        let status = match &error {
+            CaError::Wrong(_) => StatusCode::BAD_REQUEST,
+            CaError::Unknown(_) => StatusCode::NOT_FOUND,
+            CaError::NotNow(_) => StatusCode::CONFLICT,
+            CaError::Given(_)
+            | CaError::KeyMissing { .. }
+            | CaError::Key { .. }
+            | CaError::GivenBefore
+            | CaError::OtherRoot { .. }
+            | CaError::Sign(_)
+            | CaError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::Sentence(status, error.to_string())
     }
 }
 

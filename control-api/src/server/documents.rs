@@ -66,6 +66,7 @@ pub(super) struct WriteQuery {
     #[serde(default)]
     file: String,
     dry_run: Option<String>,
+    restore: Option<String>,
 }
 
 /// A query string that may be wrong.
@@ -101,6 +102,7 @@ pub(super) struct Asker {
     author: String,
     if_match: Option<String>,
     dry_run: bool,
+    restore: bool,
 }
 
 /// `GET /v1/services`
@@ -164,7 +166,7 @@ pub(super) async fn put(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Outcome>, ApiError> {
-    let (file, asker) = asker(query, &headers, peer)?;
+    let (file, asker) = asker(query, &headers, &peer)?;
     let text = text(body, DOCUMENT_BYTES_MAX).await?;
     let read = move || {
         let documents = split(&file, &text).map_err(ApiError::Problems)?;
@@ -191,7 +193,7 @@ pub(super) async fn delete(
     query: Asked<WriteQuery>,
     headers: HeaderMap,
 ) -> Result<Json<Outcome>, ApiError> {
-    let (_, asker) = asker(query, &headers, peer)?;
+    let (_, asker) = asker(query, &headers, &peer)?;
     write(shared, asker, move || {
         Ok((Edit::Delete(name.clone()), Some(name)))
     })
@@ -206,7 +208,7 @@ pub(super) async fn put_all(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Outcome>, ApiError> {
-    let (file, asker) = asker(query, &headers, peer)?;
+    let (file, asker) = asker(query, &headers, &peer)?;
     let json = says(&headers, CONTENT_TYPE, "application/json");
     let text = text(body, PUSH_BYTES_MAX).await?;
     let read = move || {
@@ -269,6 +271,7 @@ where
             edit,
             unless_changed_since: since,
             dry_run: asker.dry_run,
+            restore: asker.restore,
         };
         push(&shared.store, wanted).map_err(ApiError::from)
     };
@@ -286,29 +289,37 @@ where
 }
 
 /// Reads what a write is asked with: the file's name, and the rest.
-fn asker(query: Asked<WriteQuery>, headers: &HeaderMap, peer: Peer) -> Result<(String, Asker), ApiError> {
+fn asker(query: Asked<WriteQuery>, headers: &HeaderMap, peer: &Peer) -> Result<(String, Asker), ApiError> {
     let Query(query) = query.map_err(|error| ApiError::bad_request(error.body_text()))?;
-    let dry_run = match query.dry_run.as_deref() {
-        None | Some("0" | "false") => false,
-        Some("1" | "true") => true,
-        Some(other) => {
-            let sentence = format!("dry_run is `{other}`: expected 1 to only ask, or 0 to store");
-            return Err(ApiError::bad_request(sentence));
-        }
+    let is_said = |said: Option<&str>, expected: &str| match said {
+        None | Some("0" | "false") => Ok(false),
+        Some("1" | "true") => Ok(true),
+        Some(other) => Err(ApiError::bad_request(expected.replace("{}", other))),
     };
+    let dry_run = is_said(
+        query.dry_run.as_deref(),
+        "dry_run is `{}`: expected 1 to only ask, or 0 to store",
+    )?;
+    let restore = is_said(
+        query.restore.as_deref(),
+        "restore is `{}`: expected 1 to trust again what is revoked, or 0 to keep it",
+    )?;
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let if_match = header(IF_MATCH.as_str()).map(|version| version.trim().trim_matches('"').to_owned());
-    let author: String = header(AUTHOR)
-        .unwrap_or("unnamed")
-        .chars()
-        .take(AUTHOR_CHARS_MAX)
-        .collect();
     let asker = Asker {
-        author: format!("{author} from {}", peer.0.ip()),
+        author: author(headers, peer),
         if_match,
         dry_run,
+        restore,
     };
     Ok((query.file, asker))
+}
+
+/// Who asks, as it says of itself, and from which address.
+pub(super) fn author(headers: &HeaderMap, peer: &Peer) -> String {
+    let name = headers.get(AUTHOR).and_then(|value| value.to_str().ok());
+    let name: String = name.unwrap_or("unnamed").chars().take(AUTHOR_CHARS_MAX).collect();
+    format!("{name} from {}", peer.address.ip())
 }
 
 /// Reads a body that is text.

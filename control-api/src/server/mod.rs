@@ -9,10 +9,12 @@
 
 mod answer;
 mod documents;
+mod identity;
 mod polls;
 mod routes;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -26,19 +28,24 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+use crate::ca::join::{Now, Proof};
+use crate::ca::{self, Ca, CaError};
 use crate::nodes::Nodes;
 use crate::store::{Store, StoreError};
 
+use self::tls::Tls;
 pub(crate) use answer::ErrorBody;
 pub(crate) use documents::{AUTHOR, PUSH_BYTES_MAX, WholeConfig, split_all};
 pub use documents::{PushBody, PushText};
+pub(crate) use identity::{AuditList, TokenList};
+pub use tls::TlsOptions;
 
 /// Connections at a time: every sidecar that one control API serves, and room for those who reconnect before their
 /// old connection is seen to be gone, for operators and for scrapes.
@@ -64,6 +71,10 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The folder of the store.
     pub data: PathBuf,
+    /// What the operator says of the CA.
+    pub ca: ca::Options,
+    /// Serve TLS, under a certificate of that CA. Absent: plaintext.
+    pub tls: Option<TlsOptions>,
 }
 
 /// Why the control API did not start.
@@ -72,6 +83,9 @@ pub enum StartError {
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The CA cannot do its work.
+    #[error(transparent)]
+    Ca(#[from] CaError),
     /// The address cannot be bound.
     #[error("cannot listen on {address}: {cause}; name another address with --listen")]
     Listen {
@@ -87,6 +101,8 @@ pub enum StartError {
 pub struct Handle {
     /// Where it listens.
     pub address: SocketAddr,
+    /// SHA-256 of the mesh's root at the start, by which it is known over TLS.
+    pub root: [u8; 32],
     stop: CancellationToken,
     served: JoinHandle<()>,
 }
@@ -105,24 +121,37 @@ impl Handle {
 #[derive(Debug)]
 pub(crate) struct Shared {
     store: Store,
+    ca: Ca,
+    /// Turns of making a certificate.
+    joins: Semaphore,
     nodes: Arc<Nodes>,
     fragments: polls::Fragments,
     stop: CancellationToken,
 }
 
 /// Who is at the other end of a connection.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Peer(SocketAddr);
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    /// Its address.
+    address: SocketAddr,
+    /// The certificate of the mesh that it has shown, if it has.
+    proof: Option<Arc<Proof>>,
+}
 
 /// Opens the store, binds the address and serves until [`Handle::shutdown`].
 pub async fn start(config: Config) -> Result<Handle, StartError> {
-    let path = config.data.clone();
-    let opened = tokio::task::spawn_blocking(move || Store::open(&path)).await;
-    let store = opened.unwrap_or_else(|fault| {
-        Err(StoreError::Open {
+    let (path, options) = (config.data.clone(), config.ca);
+    let open = move || {
+        let store = Store::open(&path)?;
+        let ca = Ca::open(&store, &path, options, Now::read().wall)?;
+        Ok((store, ca))
+    };
+    let opened = tokio::task::spawn_blocking(open).await;
+    let (store, ca) = opened.unwrap_or_else(|fault| {
+        Err(StartError::Store(StoreError::Open {
             path: config.data,
             cause: fault.to_string(),
-        })
+        }))
     })?;
     let refused = |cause| StartError::Listen {
         address: config.listen,
@@ -130,17 +159,35 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
     };
     let listener = bind(config.listen).map_err(refused)?;
     let address = listener.local_addr().map_err(refused)?;
-    tracing::info!(listener = "api", %address, "listening");
+    tracing::info!(listener = "api", %address, tls = config.tls.is_some(), "listening");
+    if config.tls.is_none() && !address.ip().is_loopback() {
+        tracing::warn!(
+            %address,
+            "the API is served in plaintext beyond this machine: whoever reaches it can push, make join tokens and read \
+             what passes; give --tls, or listen on 127.0.0.1"
+        );
+    }
     let stop = CancellationToken::new();
     let shared = Arc::new(Shared {
         nodes: Arc::new(Nodes::of_store(store.head().store.clone())),
         store,
+        ca,
+        joins: Semaphore::new(identity::JOINS_MAX),
         fragments: polls::Fragments::default(),
         stop: stop.clone(),
     });
-    let served = tokio::spawn(accept(listener, routes::router(shared), stop.clone()));
+    let told = shared.clone();
+    let announce = move || told.ca.announce(&told.store, Now::read().wall);
+    let announced = tokio::task::spawn_blocking(announce).await;
+    let root = announced.unwrap_or_else(|fault| Err(CaError::Sign(fault.to_string())))?;
+    let tls = match &config.tls {
+        Some(options) => Some(Tls::start(&shared, options, address, stop.clone()).await?),
+        None => None,
+    };
+    let served = tokio::spawn(accept(listener, tls, routes::router(shared), stop.clone()));
     Ok(Handle {
         address,
+        root,
         stop,
         served,
     })
@@ -158,7 +205,7 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 }
 
 /// Takes connections until stopping begins, then waits for those that are open.
-async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) {
+async fn accept(listener: TcpListener, tls: Option<Tls>, router: Router, stop: CancellationToken) {
     let connections = TaskTracker::new();
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
@@ -174,9 +221,9 @@ async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) 
             Ok((stream, peer)) => {
                 // Answers are small and people wait for them.
                 let _ = stream.set_nodelay(true);
-                let (router, stop) = (router.clone(), stop.clone());
+                let (tls, router, stop) = (tls.clone(), router.clone(), stop.clone());
                 connections.spawn(async move {
-                    serve(stream, Peer(peer), router, stop).await;
+                    open(stream, peer, tls, router, stop).await;
                     drop(permit);
                 });
             }
@@ -196,13 +243,35 @@ async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) 
     }
 }
 
+/// Shakes hands, if the API is served over TLS, and serves the connection to its end.
+async fn open(
+    stream: TcpStream,
+    address: SocketAddr,
+    tls: Option<Tls>,
+    router: Router,
+    stop: CancellationToken,
+) {
+    let Some(tls) = tls else {
+        return serve(stream, Peer { address, proof: None }, router, stop).await;
+    };
+    let accepted = tokio::select! {
+        () = stop.cancelled() => return,
+        accepted = tls.accept(stream) => accepted,
+    };
+    match accepted {
+        Ok((stream, proof)) => serve(stream, Peer { address, proof }, router, stop).await,
+        Err(error) => tracing::debug!(%error, peer = %address, "no handshake"),
+    }
+}
+
 /// Serves one connection to its end.
 async fn serve<S>(stream: S, peer: Peer, router: Router, stop: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let address = peer.address;
     let service = service_fn(move |mut request: http::Request<Incoming>| {
-        request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(peer.clone());
         router.clone().oneshot(request)
     });
     let connection = http1::Builder::new()
@@ -218,6 +287,6 @@ where
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, peer = %peer.0, "connection ended early");
+        tracing::debug!(%error, peer = %address, "connection ended early");
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::error_handling::HandleErrorLayer;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use bytes::Bytes;
 use http::{Method, StatusCode, Uri};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -18,7 +18,7 @@ use tower::timeout::error::Elapsed;
 use tower::{BoxError, ServiceBuilder};
 
 use super::answer::ApiError;
-use super::{Shared, documents, polls};
+use super::{Shared, documents, identity, polls};
 
 /// Operators' requests at a time: pushes come one after another anyway, and more than this is a loop gone wrong.
 const OPERATORS_MAX: usize = 64;
@@ -39,11 +39,24 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/services", get(documents::list))
         .route("/v1/services/{name}", one)
         .route("/v1/config", all)
+        .route(
+            "/v1/tokens",
+            get(identity::list_tokens).post(identity::create_token),
+        )
+        .route("/v1/tokens/{id}", delete(identity::revoke_token))
+        .route("/v1/audit", get(identity::audit))
+        .route("/v1/certificates", get(identity::certificates))
+        .route("/v1/ca", get(identity::status))
+        .route(
+            "/v1/ca/rotation",
+            post(identity::start_rotation).delete(identity::finish_rotation),
+        )
         .layer(limits);
     // These wait on purpose, and so stand outside the limits above; the connections are counted instead.
     let polls = Router::new()
         .route("/v1/discovery", post(polls::discovery))
-        .route("/v1/nodes", get(polls::nodes));
+        .route("/v1/nodes", get(polls::nodes))
+        .route("/v1/identity", post(identity::identity));
     let alive = Router::new()
         .route("/live", get(async || "live\n"))
         .route("/ready", get(async || "ready\n"));
@@ -73,7 +86,8 @@ async fn limited(error: BoxError) -> ApiError {
 
 async fn unknown_path(uri: Uri) -> ApiError {
     ApiError::not_found(format!(
-        "there is nothing at {}: the API has /v1/services, /v1/services/NAME, /v1/config, /v1/discovery and /v1/nodes",
+        "there is nothing at {}: the API has /v1/services, /v1/services/NAME, /v1/config, /v1/discovery, /v1/nodes, \
+         /v1/identity, /v1/tokens, /v1/audit and /v1/ca",
         uri.path()
     ))
 }

@@ -32,6 +32,8 @@ impl Running {
         let config = Config {
             listen: "127.0.0.1:0".parse().unwrap(),
             data: folder.path().to_owned(),
+            ca: ca::Options::default(),
+            tls: None,
         };
         let handle = start(config).await.unwrap();
         let api = Api::new(&format!("http://{}", handle.address)).unwrap();
@@ -380,6 +382,8 @@ async fn a_second_server_on_the_same_store_says_what_to_do() {
     let config = Config {
         listen: "127.0.0.1:0".parse().unwrap(),
         data: running.folder.path().to_owned(),
+        ca: ca::Options::default(),
+        tls: None,
     };
     let problem = start(config).await.unwrap_err();
     assert!(

@@ -7,6 +7,7 @@
 //!
 //! **Invariant:** one push is one transaction, on disk before it is acknowledged and before any poll sees it.
 
+pub mod ledger;
 #[cfg(test)]
 mod tests;
 
@@ -285,6 +286,7 @@ fn create_tables(database: &Database) -> Result<(), StoreError> {
         transaction.open_table(CURRENT)?;
         transaction.open_table(VERSIONS)?;
         transaction.open_table(PUSHES)?;
+        ledger::Ledger::create_tables(&transaction)?;
         let mut numbers = transaction.open_table(NUMBERS)?;
         let format = numbers.get(FORMAT)?.map(|row| row.value());
         match format {

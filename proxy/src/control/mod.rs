@@ -26,6 +26,7 @@ use crate::snapshot::Origin;
 use crate::upstream::discovery::Resolver;
 
 pub(crate) mod files;
+pub mod join;
 mod refusal;
 
 /// After a poll that failed, this long is waited, then twice as long, and so on.

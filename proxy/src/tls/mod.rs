@@ -12,6 +12,7 @@
 mod connection;
 pub(crate) mod files;
 pub mod identity;
+pub mod pin;
 #[cfg(test)]
 mod tests;
 mod verify;

@@ -3,19 +3,17 @@
 use super::super::node::{Fault, shown};
 use super::At;
 use super::routes::{methods, path};
-use crate::identity::{SpiffePattern, trust_domain};
+use crate::identity::SpiffePattern;
+use crate::join::trust_domain_problem;
 use crate::mesh::Mesh;
 use crate::service::{Protocol, Service};
 
 /// Checks what the mesh says of itself.
 pub(super) fn mesh(at: &At<'_>, mesh: &Mesh, faults: &mut Vec<Fault>) {
     if let (Some(at), Some(name)) = (at.field("trust_domain"), &mesh.trust_domain)
-        && let Some(why) = trust_domain(name)
+        && let Some(problem) = trust_domain_problem(name)
     {
-        let name = shown(name);
-        faults.push(at.fault(format!(
-            "`{name}` is not a trust domain: {why}, such as shop.internal"
-        )));
+        faults.push(at.fault(problem));
     }
 }
 

@@ -11,12 +11,14 @@ mod hosts;
 mod identity;
 mod names;
 mod policies;
+mod revoked;
 mod routes;
 mod service;
 mod traffic;
 
 pub(super) use self::bootstrap::bootstrap;
 pub(super) use self::hosts::Hosts;
+pub use self::names::service_name;
 pub(super) use self::policies::mesh;
 pub(super) use self::service::service;
 

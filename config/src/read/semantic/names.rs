@@ -10,7 +10,7 @@ const LABEL_BYTES_MAX: usize = 63;
 const HOST_BYTES_MAX: usize = 253;
 
 /// Why a text cannot name a service.
-pub(crate) fn service_name(name: &str) -> Option<String> {
+pub fn service_name(name: &str) -> Option<String> {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     let good = !name.is_empty()
         && name.len() <= LABEL_BYTES_MAX

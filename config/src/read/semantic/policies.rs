@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use super::super::node::{Fault, shown};
 use super::endpoints::{Shared, endpoints};
 use super::names::is_token;
+use super::revoked::revoked;
 use super::{At, identity};
 use crate::mesh::Mesh;
 use crate::service::{Backoff, Hedge, Retry, RetryOn, Route, Timeout};
@@ -28,6 +29,7 @@ const FAILURES: std::ops::RangeInclusive<u16> = 400..=599;
 /// Checks what holds for every service.
 pub(in super::super) fn mesh(at: &At<'_>, mesh: &Mesh, faults: &mut Vec<Fault>) {
     identity::mesh(at, mesh, faults);
+    revoked(at, mesh, faults);
     let Some(at) = at.field("defaults") else {
         return;
     };

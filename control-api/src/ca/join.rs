@@ -1,0 +1,385 @@
+//! The journey of one request for a certificate: limit, read, prove, issue, note. A certificate or a refusal with its
+//! reason, either of them in the audit log.
+//!
+//! **Does not** know HTTP or TLS: who is at the other end was established before. Calls block.
+//!
+//! **Invariant:** the use of a token, the certificate and the row of the audit log are one transaction: of two who bring
+//! a token that is good once more, one gets a certificate.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use outrigger_config::join::{
+    IdentityAnswer, IdentityRequest, JoinToken, RefusalReason, service_of, service_problem, spiffe_id,
+};
+use rcgen::SubjectPublicKeyInfo;
+use time::OffsetDateTime;
+
+use super::authority::{SignError, Signed};
+use super::limits::Verdict;
+use super::{Ca, CaError, csr, millis, rfc3339, tokens};
+use crate::store::ledger::{AuditRow, Deed, LEAVES_MAX, Leaf, Ledger};
+use crate::store::{Store, StoreError};
+
+/// One request and what is known of who sent it.
+#[derive(Debug)]
+pub struct Attempt {
+    /// What was asked, or why it could not be read.
+    pub request: Result<IdentityRequest, String>,
+    /// Where it came from.
+    pub source: IpAddr,
+    /// The client certificate of the connection, which TLS has verified.
+    pub proof: Option<Proof>,
+}
+
+/// A certificate of the mesh whose key the other end of the connection has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// Whose it is.
+    pub spiffe_id: String,
+    /// Its serial number in hexadecimal.
+    pub serial: String,
+    /// When it expires; a connection may live longer.
+    pub not_after: OffsetDateTime,
+}
+
+/// What time it is: on the wall, for certificates, and for measuring.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// The date.
+    pub wall: OffsetDateTime,
+    /// A clock that only goes forward.
+    pub clock: Instant,
+}
+
+impl Now {
+    /// The present.
+    pub fn read() -> Self {
+        Self {
+            wall: OffsetDateTime::now_utc(),
+            clock: Instant::now(),
+        }
+    }
+}
+
+/// Why there is no certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Which of the closed set it is.
+    pub reason: RefusalReason,
+    /// What happened and what to do.
+    pub sentence: String,
+    /// When it is worth asking again, if it is.
+    pub retry_after: Option<Duration>,
+}
+
+impl Refused {
+    pub(super) fn of(reason: RefusalReason, sentence: impl Into<String>) -> Self {
+        Self {
+            reason,
+            sentence: sentence.into(),
+            retry_after: None,
+        }
+    }
+
+    fn limited(retry_after: Duration) -> Self {
+        let seconds = retry_after.as_secs() + 1;
+        let sentence = format!("too many attempts failed: try again in {seconds}s");
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::of(RefusalReason::RateLimited, sentence)
+        }
+    }
+}
+
+impl From<StoreError> for Refused {
+    fn from(error: StoreError) -> Self {
+        tracing::error!(%error, "the store failed; no certificate was issued");
+        Self::of(
+            RefusalReason::CaUnavailable,
+            "the store of the control API failed; its log says more",
+        )
+    }
+}
+
+impl From<CaError> for Refused {
+    fn from(error: CaError) -> Self {
+        tracing::error!(%error, "no certificate was issued");
+        Self::of(
+            RefusalReason::CaUnavailable,
+            "the CA of the control API failed; its log says more",
+        )
+    }
+}
+
+impl From<SignError> for Refused {
+    fn from(error: SignError) -> Self {
+        tracing::error!(%error, "no certificate was issued");
+        Self::of(RefusalReason::CaUnavailable, error.to_string())
+    }
+}
+
+/// What an attempt has shown of itself so far, for the audit log.
+#[derive(Debug, Default)]
+struct Trail {
+    who: String,
+    token: String,
+    service: String,
+}
+
+/// What an attempt is proved by.
+enum Credential {
+    Token(JoinToken),
+    Proof(Proof),
+}
+
+/// Issues a certificate, or says why not.
+pub fn join(ca: &Ca, store: &Store, attempt: Attempt, now: Now) -> Result<IdentityAnswer, Refused> {
+    let source = attempt.source;
+    let mut trail = Trail::default();
+    let before = ca.limits().before(source, now.clock);
+    if let Verdict::Over { retry_after, note } = before {
+        let refused = Refused::limited(retry_after);
+        if note {
+            note_refusal(store, source, trail, &refused, now);
+        }
+        return Err(refused);
+    }
+    let issued = issue(ca, store, attempt, &mut trail, now);
+    issued.map_err(|refused| {
+        if refused.reason == RefusalReason::CaUnavailable {
+            // Not the asker's fault, so nothing is held against it.
+            note_refusal(store, source, trail, &refused, now);
+            return refused;
+        }
+        match ca.limits().failed(source, now.clock) {
+            Verdict::Heard => {
+                note_refusal(store, source, trail, &refused, now);
+                refused
+            }
+            Verdict::Over { retry_after, note } => {
+                let limited = Refused::limited(retry_after);
+                if note {
+                    note_refusal(store, source, trail, &limited, now);
+                }
+                limited
+            }
+        }
+    })
+}
+
+/// From the request to the certificate, the audit log's row included.
+fn issue(
+    ca: &Ca,
+    store: &Store,
+    attempt: Attempt,
+    trail: &mut Trail,
+    now: Now,
+) -> Result<IdentityAnswer, Refused> {
+    let request = attempt
+        .request
+        .map_err(|what| Refused::of(RefusalReason::MalformedRequest, what))?;
+    let asked = request.service.as_deref();
+    trail.service = asked
+        .filter(|name| service_problem(name).is_none())
+        .unwrap_or_default()
+        .to_owned();
+    let credential = credential(request.token.as_deref(), attempt.proof, trail)?;
+    let key = csr::public_key(&request.csr)?;
+    let ledger = store.ledger()?;
+    let domain = ca.trust_domain(store, &ledger, now.wall)?;
+    let (deed, service) = match &credential {
+        Credential::Token(token) => (Deed::Issued, tokens::spend(&ledger, token, asked, now.wall)?),
+        Credential::Proof(proof) => (Deed::Renewed, renewing(proof, &domain, asked, now)?),
+    };
+    trail.service.clone_from(&service);
+    let id = spiffe_id(&domain, &service);
+    let serial = match &credential {
+        Credential::Token(_) => None,
+        Credential::Proof(proof) => Some(proof.serial.as_str()),
+    };
+    let origin = origin(&ledger, &credential)?;
+    hold_revocations(store, &id, [serial, origin.joined.as_deref()])?;
+    let whose = Whose {
+        service: &service,
+        id: &id,
+        origin,
+    };
+    let (signed, bundle) = sign(ca, &ledger, &key, whose, now)?;
+    ledger.fix_trust_domain(&domain)?;
+    let mut row = AuditRow::of(deed, rfc3339(now.wall));
+    row.who.clone_from(&trail.who);
+    row.source = attempt.source.to_string();
+    row.token.clone_from(&trail.token);
+    row.service.clone_from(&service);
+    row.serial.clone_from(&signed.serial);
+    row.note = match serial {
+        Some(old) => format!("instead of {old}; until {}", rfc3339(signed.not_after)),
+        None => format!("until {}", rfc3339(signed.not_after)),
+    };
+    ledger.audit(row)?;
+    ledger.commit()?;
+    tracing::info!(spiffe_id = id, serial = signed.serial, source = %attempt.source, token = trail.token, "certificate issued");
+    let half = (signed.not_after - now.wall) / 2;
+    Ok(IdentityAnswer {
+        bundle,
+        spiffe_id: id,
+        serial: signed.serial,
+        not_after: rfc3339(signed.not_after),
+        renew_after: rfc3339(now.wall + half),
+        certificates: signed.certificates,
+    })
+}
+
+/// What the attempt is proved by. A token goes before a certificate: whoever pastes one means it.
+fn credential(token: Option<&str>, proof: Option<Proof>, trail: &mut Trail) -> Result<Credential, Refused> {
+    match (token, proof) {
+        (Some(text), _) => {
+            let token: JoinToken = text
+                .parse()
+                .map_err(|what: String| Refused::of(RefusalReason::TokenMalformed, what))?;
+            trail.token.clone_from(&token.id);
+            Ok(Credential::Token(token))
+        }
+        (None, Some(proof)) => {
+            trail.who.clone_from(&proof.spiffe_id);
+            Ok(Credential::Proof(proof))
+        }
+        (None, None) => {
+            let sentence = "the request brings neither a token nor a client certificate: join with a token from \
+                            `outrigger token create`, or renew over TLS with the certificate that is to be renewed";
+            Err(Refused::of(RefusalReason::NoCredential, sentence))
+        }
+    }
+}
+
+/// The service whose certificate is renewed.
+fn renewing(proof: &Proof, domain: &str, asked: Option<&str>, now: Now) -> Result<String, Refused> {
+    if proof.not_after <= now.wall {
+        let sentence = "the certificate expired while the connection was open: join again with a token";
+        return Err(Refused::of(RefusalReason::NoCredential, sentence));
+    }
+    let service = service_of(&proof.spiffe_id, domain);
+    let Some(service) = service.filter(|service| asked.is_none_or(|asked| asked == *service)) else {
+        let sentence = format!(
+            "the certificate is of `{}`: it cannot be renewed as {}",
+            proof.spiffe_id,
+            asked.map_or_else(
+                || format!("one of a service of `{domain}`"),
+                |asked| format!("`{}`", asked.escape_default())
+            )
+        );
+        return Err(Refused::of(RefusalReason::OtherService, sentence));
+    };
+    Ok(service.to_owned())
+}
+
+/// How the bearer of a certificate came into the mesh.
+struct Origin {
+    /// The serial number of the certificate that it joined with; none if it joins now.
+    joined: Option<String>,
+    /// The id of the token that it joined by.
+    token: String,
+}
+
+/// Whose certificate it is.
+struct Whose<'a> {
+    service: &'a str,
+    id: &'a str,
+    origin: Origin,
+}
+
+/// How the bearer came into the mesh: by the token that it brings, or as whoever had the certificate that it renews.
+fn origin(ledger: &Ledger, credential: &Credential) -> Result<Origin, StoreError> {
+    let proof = match credential {
+        Credential::Token(token) => {
+            return Ok(Origin {
+                joined: None,
+                token: token.id.clone(),
+            });
+        }
+        Credential::Proof(proof) => proof,
+    };
+    let held = ledger.leaf(millis(proof.not_after), &proof.serial)?;
+    // A store that was put back from a backup may know nothing of it: then its own number is the first that is known.
+    let held = held.filter(|leaf| !leaf.joined.is_empty());
+    let known = held.map(|leaf| (leaf.joined, leaf.token));
+    let (joined, token) = known.unwrap_or_else(|| (proof.serial.clone(), String::new()));
+    Ok(Origin {
+        joined: Some(joined),
+        token,
+    })
+}
+
+/// Refuses what the mesh has revoked: the identity, the certificate that is shown, or the one that its bearer joined with,
+/// so that who has renewed since is not let off.
+fn hold_revocations(store: &Store, id: &str, serials: [Option<&str>; 2]) -> Result<(), Refused> {
+    let revoked = super::mesh(&store.head()).revoked.unwrap_or_default();
+    let by_serial = serials
+        .iter()
+        .flatten()
+        .any(|serial| revoked.serials.iter().any(|revoked| revoked == serial));
+    if by_serial || revoked.identities.iter().any(|revoked| revoked == id) {
+        let what = if by_serial {
+            "the certificate, or the one that it was renewed from,"
+        } else {
+            "the identity"
+        };
+        let sentence = format!("{what} is revoked: the `revoked` of the Mesh document names it");
+        return Err(Refused::of(RefusalReason::IdentityRevoked, sentence));
+    }
+    Ok(())
+}
+
+/// Signs, and notes the certificate as alive. Gives the roots to trust along with it.
+fn sign(
+    ca: &Ca,
+    ledger: &Ledger,
+    key: &SubjectPublicKeyInfo,
+    whose: Whose<'_>,
+    now: Now,
+) -> Result<(Signed, Vec<String>), Refused> {
+    let roots = ca.advance(ledger, now.wall)?;
+    let signed = roots.sign_for(key, whose.service, whose.id, ca.certificate_life(), now.wall)?;
+    let leaf = Leaf {
+        serial: signed.serial.clone(),
+        service: whose.service.to_owned(),
+        not_after_ms: millis(signed.not_after),
+        root: roots.active().number,
+        knows_root: roots.newest(),
+        joined: whose.origin.joined.unwrap_or_else(|| signed.serial.clone()),
+        token: whose.origin.token,
+    };
+    if !ledger.add_leaf(&leaf, millis(now.wall))? {
+        tracing::error!(
+            LEAVES_MAX,
+            "too many certificates are alive; something joins in a loop"
+        );
+        let sentence =
+            format!("{LEAVES_MAX} certificates are alive, which is the most: something joins in a loop");
+        return Err(Refused::of(RefusalReason::CaUnavailable, sentence));
+    }
+    Ok((signed, roots.bundle()))
+}
+
+/// Writes a refusal into the audit log. That it cannot be written changes nothing for the asker.
+fn note_refusal(store: &Store, source: IpAddr, trail: Trail, refused: &Refused, now: Now) {
+    tracing::warn!(
+        reason = refused.reason.word(), %source, token = trail.token, service = trail.service,
+        "no certificate: {}", refused.sentence
+    );
+    let mut row = AuditRow::of(Deed::Refused, rfc3339(now.wall));
+    row.reason = Some(refused.reason);
+    row.who = trail.who;
+    row.source = source.to_string();
+    row.token = trail.token;
+    row.service = trail.service;
+    row.note.clone_from(&refused.sentence);
+    let written = store.ledger().and_then(|ledger| {
+        ledger.audit(row)?;
+        ledger.commit()
+    });
+    if let Err(error) = written {
+        tracing::error!(%error, "a refusal could not be written to the audit log");
+    }
+}

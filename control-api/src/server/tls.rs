@@ -1,0 +1,194 @@
+//! The API over TLS 1.3, under a certificate of its own CA; the only place of this crate that names rustls.
+//!
+//! A client certificate is asked for and not demanded: with one, a workload renews it. It is verified here, whoever it may
+//! be; what it may do is decided where it is used. Sessions are not resumed: rustls would restore what was verified once.
+//!
+//! **Does not** keep the key of the API on disk: it is made anew with each certificate.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rcgen::{KeyPair, SanType};
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig, version};
+use time::OffsetDateTime;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::{Shared, StartError};
+use crate::ca::CaError;
+use crate::ca::join::Proof;
+
+/// How long a handshake may take: two round trips across the world with a lost packet.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long to wait before a certificate that could not be made is tried again.
+const AGAIN_AFTER: Duration = Duration::from_secs(30);
+
+/// What the operator says of it.
+#[derive(Clone, Debug, Default)]
+pub struct TlsOptions {
+    /// DNS names and IP addresses by which the API is reached, for clients that verify such names.
+    pub names: Vec<String>,
+}
+
+/// The certificate and the roots that new connections are made with.
+#[derive(Clone, Debug)]
+pub(super) struct Tls {
+    current: watch::Receiver<Arc<ServerConfig>>,
+}
+
+impl Tls {
+    /// Makes the first certificate, and sees to it that another follows in time and whenever the roots change.
+    pub(super) async fn start(
+        shared: &Arc<Shared>,
+        options: &TlsOptions,
+        listen: SocketAddr,
+        stop: CancellationToken,
+    ) -> Result<Self, StartError> {
+        let names = names(options, listen)?;
+        let mut changes = shared.ca.changes();
+        let (first, mut renew_in) = make(shared, &names).await?;
+        let (sender, current) = watch::channel(first);
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(renew_in) => {}
+                    changed = changes.changed() => if changed.is_err() { return },
+                }
+                match make(&shared, &names).await {
+                    Ok((next, wait)) => {
+                        renew_in = wait;
+                        sender.send_replace(next);
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "the API's own certificate could not be renewed; trying again");
+                        renew_in = AGAIN_AFTER;
+                    }
+                }
+            }
+        });
+        Ok(Self { current })
+    }
+
+    /// Shakes hands. Gives the stream, and the certificate that the other end has shown.
+    pub(super) async fn accept(
+        &self,
+        stream: TcpStream,
+    ) -> io::Result<(TlsStream<TcpStream>, Option<Arc<Proof>>)> {
+        let config = self.current.borrow().clone();
+        let handshake = TlsAcceptor::from(config).accept(stream);
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no handshake in time");
+        let stream = tokio::time::timeout(HANDSHAKE_WITHIN, handshake)
+            .await
+            .map_err(late)??;
+        let shown = stream
+            .get_ref()
+            .1
+            .peer_certificates()
+            .and_then(|chain| chain.first());
+        let proof = shown.and_then(|certificate| proof(certificate)).map(Arc::new);
+        Ok((stream, proof))
+    }
+}
+
+/// What a verified certificate proves; nothing if it names not exactly one workload (X509-SVID, section 2).
+fn proof(certificate: &[u8]) -> Option<Proof> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    let names = parsed.subject_alternative_name().ok()??;
+    let mut uris = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    let (Some(spiffe_id), None) = (uris.next(), uris.next()) else {
+        return None;
+    };
+    Some(Proof {
+        spiffe_id: spiffe_id.to_owned(),
+        serial: parsed.raw_serial_as_string().replace(':', ""),
+        not_after: parsed.validity().not_after.to_datetime(),
+    })
+}
+
+/// The names of the certificate: what the operator says, where it listens, and this machine for itself.
+fn names(options: &TlsOptions, listen: SocketAddr) -> Result<Vec<SanType>, StartError> {
+    let mut all: Vec<String> = options.names.clone();
+    if !listen.ip().is_unspecified() {
+        all.push(listen.ip().to_string());
+    }
+    all.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
+    let mut names = Vec::new();
+    for name in all {
+        let san = match name.parse::<IpAddr>() {
+            Ok(address) => SanType::IpAddress(address),
+            Err(_) => {
+                let wrong = |_| {
+                    CaError::Wrong(format!(
+                        "--name `{}` is neither a DNS name nor an IP address",
+                        name.escape_default()
+                    ))
+                };
+                SanType::DnsName(name.as_str().try_into().map_err(wrong)?)
+            }
+        };
+        if !names.contains(&san) {
+            names.push(san);
+        }
+    }
+    Ok(names)
+}
+
+/// A new key, its certificate, and the roots of today. Says also when the next is due.
+async fn make(shared: &Arc<Shared>, names: &[SanType]) -> Result<(Arc<ServerConfig>, Duration), CaError> {
+    let (shared, names) = (shared.clone(), names.to_vec());
+    let work = move || {
+        let failed = |error: &dyn std::fmt::Display| CaError::Sign(error.to_string());
+        let now = OffsetDateTime::now_utc();
+        let key = KeyPair::generate().map_err(|error| failed(&error))?;
+        let signed = shared.ca.sign_for_control(&shared.store, &key, names, now)?;
+        let half: time::Duration = (signed.not_after - now) / 2;
+        tracing::debug!(serial = signed.serial, "a certificate for the API itself");
+        let read =
+            |pem: &String| CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| failed(&error));
+        let mut roots = RootCertStore::empty();
+        for root in &shared.ca.bundle(&shared.store)? {
+            roots.add(read(root)?).map_err(|error| failed(&error))?;
+        }
+        let chain = signed
+            .certificates
+            .iter()
+            .map(read)
+            .collect::<Result<Vec<_>, _>>()?;
+        let key =
+            PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).map_err(|error| failed(&error))?;
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+            .allow_unauthenticated()
+            .build()
+            .map_err(|error| failed(&error))?;
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&version::TLS13])
+            .map_err(|error| failed(&error))?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain, key)
+            .map_err(|error| failed(&error))?;
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok((Arc::new(config), half.try_into().unwrap_or(AGAIN_AFTER)))
+    };
+    let made = tokio::task::spawn_blocking(work).await;
+    made.unwrap_or_else(|fault| Err(CaError::Sign(fault.to_string())))
+}

@@ -1,0 +1,372 @@
+//! A sidecar's identity from the control API: joins by a token, renews by the certificate that it was given.
+//!
+//! The key is made here and never leaves the memory of this process; a sidecar that starts again joins again. At first
+//! the control API is known by the root's fingerprint at the end of the token, later by the roots that came with the
+//! certificate. An answer is looked at before it is used: for our key, our service, and led to by a root that is known.
+//!
+//! **Does not** use the certificate: whoever asks is handed the PEM of all of it. Does not write anything to disk.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::{Request, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use outrigger_config::join::{
+    IdentityAnswer, IdentityRefusal, IdentityRequest, JoinToken, RefusalReason, service_of,
+};
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::tls::pin::{Pinned, Shown, Trust, fingerprint, not_after, public_key, verify_chain};
+use crate::upstream::discovery::Resolver;
+
+/// How long one attempt may take in all: the control API itself makes a request wait for its turn for 20 s at most.
+const ATTEMPT_WITHIN: Duration = Duration::from_secs(30);
+
+/// How long connecting to one address may take.
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+
+/// The longest answer that is read: two chains of eight certificates of 4 KiB, and some roots.
+const ANSWER_BYTES_MAX: usize = 128 * 1024;
+
+/// After an attempt that failed, this long is waited, then twice as long, and so on.
+const BACKOFF_FIRST: Duration = Duration::from_secs(1);
+
+/// The longest wait after an attempt that failed: with certificates of a day there are a hundred tries in the second half
+/// of its life.
+const BACKOFF_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// By how much the moment of renewal is drawn about half the life: sidecars that started together part.
+const JITTER: f64 = 0.1;
+
+/// Where the control API is, and who we are to be.
+#[derive(Clone, Debug)]
+pub struct Asker {
+    host: String,
+    port: u16,
+    service: String,
+    resolver: Resolver,
+}
+
+/// An identity, whole: PEM throughout.
+#[derive(Clone)]
+pub struct Joined {
+    /// Our certificate, then every intermediate.
+    pub certificates: Vec<String>,
+    /// Its private key.
+    pub key: String,
+    /// The roots that are to be trusted.
+    pub bundle: Vec<String>,
+    /// Our name.
+    pub spiffe_id: String,
+    /// When it was received.
+    pub since: SystemTime,
+    /// When the certificate expires.
+    pub not_after: SystemTime,
+}
+
+impl std::fmt::Debug for Joined {
+    /// Without the key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Joined")
+            .field("spiffe_id", &self.spiffe_id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why there is no certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JoinError {
+    /// The control API refused.
+    Refused(RefusalReason, String),
+    /// It was not reached, was another, or answered something else.
+    Failed(String),
+}
+
+impl std::fmt::Display for JoinError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Refused(reason, sentence) => write!(f, "{sentence} ({})", reason.word()),
+            Self::Failed(what) => f.write_str(what),
+        }
+    }
+}
+
+impl std::error::Error for JoinError {}
+
+impl JoinError {
+    /// Whether the same may succeed later.
+    pub const fn is_passing(&self) -> bool {
+        match self {
+            Self::Refused(reason, _) => reason.is_passing(),
+            Self::Failed(_) => true,
+        }
+    }
+}
+
+impl Asker {
+    /// One who is to be this service, at a control API such as `https://control.example:9900`.
+    ///
+    /// # Errors
+    /// In words, when the URL is none or not `https`: a token is not sent in plaintext.
+    pub fn new(url: &str, service: &str, resolver: Resolver) -> Result<Self, String> {
+        let uri: http::Uri = url
+            .parse()
+            .map_err(|_| format!("`{url}` is not a URL: expected https://host:port"))?;
+        if uri.scheme_str() != Some("https") {
+            return Err(format!(
+                "`{url}` is not https: a token and a certificate are asked for over TLS only; start the control API with \
+                 --tls"
+            ));
+        }
+        let host = uri
+            .host()
+            .ok_or_else(|| format!("`{url}` names no host: expected https://host:port"))?;
+        Ok(Self {
+            host: host.trim_matches(['[', ']']).to_owned(),
+            port: uri.port_u16().unwrap_or(443),
+            service: service.to_owned(),
+            resolver,
+        })
+    }
+
+    /// Joins by a token.
+    ///
+    /// # Errors
+    /// When it is refused, not reached, or answered with what is not for us.
+    pub async fn join(&self, token: &JoinToken) -> Result<Joined, JoinError> {
+        let joined = self
+            .ask(Trust::Fingerprint(token.root), None, Some(token.to_string()))
+            .await?;
+        // The roots came over a connection that the pinned one vouches for; it must be among them.
+        if joined
+            .bundle
+            .iter()
+            .any(|root| fingerprint(root) == Ok(token.root))
+        {
+            Ok(joined)
+        } else {
+            Err(JoinError::Failed(
+                "the root that the token names is not among those of the answer".to_owned(),
+            ))
+        }
+    }
+
+    /// Renews by what is held, with a new key.
+    ///
+    /// # Errors
+    /// When it is refused, not reached, or answered with what is not for us.
+    pub async fn renew(&self, held: &Joined) -> Result<Joined, JoinError> {
+        let shown = Shown {
+            certificates: &held.certificates,
+            key: &held.key,
+        };
+        self.ask(Trust::Roots(held.bundle.clone()), Some(shown), None)
+            .await
+    }
+
+    /// Joins, hands over what it was given, and renews it at half its life for as long as it is polled.
+    ///
+    /// # Errors
+    /// Only before the first certificate, when the token is refused for good: another is needed.
+    pub async fn keep_current(
+        &self,
+        token: &JoinToken,
+        mut put: impl FnMut(&Joined),
+    ) -> Result<(), JoinError> {
+        let mut held: Option<Joined> = None;
+        let mut failures = 0;
+        loop {
+            let now = SystemTime::now();
+            let alive = held.as_ref().filter(|held| held.not_after > now);
+            let asked = match alive {
+                Some(alive) => self.renew(alive).await,
+                None => self.join(token).await,
+            };
+            let wait = match asked {
+                Ok(joined) => {
+                    failures = 0;
+                    tracing::info!(
+                        spiffe_id = joined.spiffe_id,
+                        renewed = held.is_some(),
+                        "a certificate of the mesh"
+                    );
+                    put(&joined);
+                    let wait = renew_in(joined.since, joined.not_after, fastrand::f64());
+                    held = Some(joined);
+                    wait
+                }
+                Err(error) if held.is_none() && !error.is_passing() => return Err(error),
+                Err(error) => {
+                    let left = alive
+                        .and_then(|held| held.not_after.duration_since(now).ok())
+                        .unwrap_or_default();
+                    tracing::warn!(%error, left_s = left.as_secs(), "no new certificate; trying again");
+                    failures += 1;
+                    backoff(failures, fastrand::f64())
+                }
+            };
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn ask(
+        &self,
+        trust: Trust,
+        shown: Option<Shown<'_>>,
+        token: Option<String>,
+    ) -> Result<Joined, JoinError> {
+        let failed = |what: String| JoinError::Failed(what);
+        let key =
+            KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| failed(error.to_string()))?;
+        let csr = CertificateParams::default()
+            .serialize_request(&key)
+            .and_then(|request| request.pem());
+        let request = IdentityRequest {
+            csr: csr.map_err(|error| failed(error.to_string()))?,
+            token,
+            service: Some(self.service.clone()),
+        };
+        let body = serde_json::to_vec(&request).map_err(|error| failed(error.to_string()))?;
+        let pinned = Pinned::new(trust, shown).map_err(failed)?;
+        let exchanged = timeout(ATTEMPT_WITHIN, self.exchange(&pinned, body)).await;
+        let late = |_| failed(format!("no answer within {ATTEMPT_WITHIN:?}"));
+        let (is_good, body) = exchanged.map_err(late)?.map_err(failed)?;
+        if is_good {
+            let answer = serde_json::from_slice(&body);
+            let answer = answer.map_err(|error| failed(format!("the answer is not understood ({error})")))?;
+            return accept(answer, &key, &self.service, SystemTime::now()).map_err(failed);
+        }
+        match serde_json::from_slice::<IdentityRefusal>(&body) {
+            Ok(refusal) => Err(JoinError::Refused(refusal.reason, refusal.error)),
+            Err(_) => Err(failed(
+                "the answer is neither a certificate nor a refusal".to_owned(),
+            )),
+        }
+    }
+
+    /// One request over a connection of its own. Says whether the answer is a success, and its body.
+    async fn exchange(&self, pinned: &Pinned, body: Vec<u8>) -> Result<(bool, Bytes), String> {
+        let stream = pinned.connect(&self.host, self.connect().await?).await;
+        let stream = stream
+            .map_err(|error| format!("{} is not the control API that was meant ({error})", self.host))?;
+        let broke = |error: hyper::Error| format!("the connection broke ({error})");
+        let (mut sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(broke)?;
+        let driver = tokio::spawn(driver);
+        let request = Request::post("/v1/identity")
+            .header(header::HOST, format!("{}:{}", self.host, self.port))
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| error.to_string())?;
+        let response = sender.send_request(request).await.map_err(broke)?;
+        let is_good = response.status().is_success();
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+            .collect()
+            .await;
+        driver.abort();
+        let body = body.map_err(|error| format!("the answer broke off ({error})"))?;
+        Ok((is_good, body.to_bytes()))
+    }
+
+    async fn connect(&self) -> Result<TcpStream, String> {
+        let addresses = match self.host.parse::<IpAddr>() {
+            Ok(address) => vec![address],
+            Err(_) => self
+                .resolver
+                .addresses(&self.host)
+                .await
+                .map_err(|error| format!("{error:#}"))?,
+        };
+        let mut failed = format!("`{}` has no address", self.host);
+        for address in addresses {
+            let address = SocketAddr::new(address, self.port);
+            match timeout(CONNECT_WITHIN, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => failed = format!("connect to {address}: {error}"),
+                Err(_) => failed = format!("connect to {address}: no answer within {CONNECT_WITHIN:?}"),
+            }
+        }
+        Err(failed)
+    }
+}
+
+/// Looks at an answer: it must be for our key and our service, and lead to one of the roots that come with it.
+fn accept(answer: IdentityAnswer, key: &KeyPair, service: &str, now: SystemTime) -> Result<Joined, String> {
+    let first = answer
+        .certificates
+        .first()
+        .ok_or("the answer holds no certificate")?;
+    if public_key(first)? != key.subject_public_key_info() {
+        return Err("the certificate of the answer is for another key".to_owned());
+    }
+    let spiffe_id = verify_chain(&answer.certificates, &answer.bundle)?;
+    let domain = spiffe_id
+        .strip_prefix("spiffe://")
+        .and_then(|rest| rest.split_once('/'));
+    let ours = domain.is_some_and(|(domain, _)| service_of(&spiffe_id, domain) == Some(service));
+    if !ours || spiffe_id != answer.spiffe_id {
+        return Err(format!(
+            "the certificate of the answer is of `{spiffe_id}`, and not of `{service}`"
+        ));
+    }
+    Ok(Joined {
+        not_after: not_after(first)?,
+        certificates: answer.certificates,
+        key: key.serialize_pem(),
+        bundle: answer.bundle,
+        spiffe_id,
+        since: now,
+    })
+}
+
+/// How long after it was received a certificate is renewed: half its life, drawn a little by `draw` of 0 to 1.
+fn renew_in(since: SystemTime, not_after: SystemTime, draw: f64) -> Duration {
+    let life = not_after.duration_since(since).unwrap_or_default();
+    let wait = life.mul_f64(0.5 * (1.0 + JITTER * (2.0 * draw - 1.0)));
+    // Of a certificate with no time left there would be no end of asking.
+    wait.max(BACKOFF_FIRST)
+}
+
+/// How long is waited after so many failures in a row: half fixed, half drawn.
+fn backoff(failures: u32, draw: f64) -> Duration {
+    let wait = BACKOFF_FIRST
+        .saturating_mul(1 << failures.saturating_sub(1).min(16))
+        .min(BACKOFF_MAX);
+    wait / 2 + wait.mul_f64(draw / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_renewed_about_half_its_life_whatever_is_drawn() {
+        let since = SystemTime::UNIX_EPOCH;
+        let day = Duration::from_secs(24 * 3600);
+        assert_eq!(renew_in(since, since + day, 0.5), day / 2);
+        assert_eq!(renew_in(since, since + day, 0.0), Duration::from_secs(38_880));
+        assert_eq!(renew_in(since, since + day, 1.0), Duration::from_secs(47_520));
+        assert_eq!(renew_in(since + day, since, 0.5), BACKOFF_FIRST);
+    }
+
+    #[test]
+    fn waits_grow_to_their_bound_and_are_never_nothing() {
+        assert_eq!(backoff(1, 0.0), Duration::from_millis(500));
+        assert_eq!(backoff(1, 1.0), BACKOFF_FIRST);
+        assert_eq!(backoff(4, 1.0), BACKOFF_FIRST * 8);
+        for failures in [20, 40, u32::MAX] {
+            assert_eq!(backoff(failures, 1.0), BACKOFF_MAX);
+        }
+    }
+
+    #[test]
+    fn a_token_is_not_sent_in_plaintext() {
+        let resolver = Resolver::new(&[]).unwrap();
+        let error = Asker::new("http://127.0.0.1:9900", "reviews", resolver).unwrap_err();
+        assert!(error.contains("over TLS only"), "{error}");
+    }
+}

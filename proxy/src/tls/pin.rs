@@ -1,0 +1,282 @@
+//! The TLS of a connection to the control API: known by the fingerprint of the mesh's root, or by roots, and by its
+//! SPIFFE ID, never by its DNS name.
+//!
+//! That the chain leads to the root is not enough: every workload's does. So the certificate must be the control API's.
+//!
+//! **Does not** open sockets or speak HTTP. Sessions are never resumed, so that each connection is verified anew.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use outrigger_config::join::CONTROL_PATH;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
+use rustls::crypto::{CryptoProvider, aws_lc_rs as provider, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme, version,
+};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// By what the control API is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// SHA-256 of the root's certificate, which the control API sends along.
+    Fingerprint([u8; 32]),
+    /// Roots, in PEM.
+    Roots(Vec<String>),
+}
+
+/// A certificate and its key, in PEM, to be shown to the control API.
+#[derive(Clone, Copy, Debug)]
+pub struct Shown<'a> {
+    /// The certificate, then every intermediate.
+    pub certificates: &'a [String],
+    /// The key of the first.
+    pub key: &'a str,
+}
+
+/// How connections to the control API are made.
+#[derive(Clone, Debug)]
+pub struct Pinned {
+    config: Arc<ClientConfig>,
+}
+
+/// A connection to the control API.
+pub type PinnedStream = TlsStream<TcpStream>;
+
+impl Pinned {
+    /// Connections to a control API that is known by this, which are shown a certificate if there is one.
+    ///
+    /// # Errors
+    /// In words, when a certificate or key cannot be read.
+    pub fn new(trust: Trust, shown: Option<Shown<'_>>) -> Result<Self, String> {
+        let provider = Arc::new(provider::default_provider());
+        let known = match trust {
+            Trust::Fingerprint(fingerprint) => Known::Fingerprint(fingerprint),
+            Trust::Roots(roots) => Known::Roots(Arc::new(root_store(&roots)?)),
+        };
+        let verifier = Arc::new(ControlApi {
+            known,
+            provider: provider.clone(),
+        });
+        let failed = |error: Error| format!("TLS cannot be set up: {error}");
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&version::TLS13])
+            .map_err(failed)?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier);
+        let mut config = match shown {
+            None => builder.with_no_client_auth(),
+            Some(shown) => {
+                let chain = shown
+                    .certificates
+                    .iter()
+                    .map(|pem| certificate(pem))
+                    .collect::<Result<_, _>>()?;
+                let key = PrivateKeyDer::from_pem_slice(shown.key.as_bytes());
+                let key = key.map_err(|error| format!("the key cannot be read: {error}"))?;
+                builder.with_client_auth_cert(chain, key).map_err(failed)?
+            }
+        };
+        config.resumption = Resumption::disabled();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Self {
+            config: Arc::new(config),
+        })
+    }
+
+    /// Shakes hands on a connection. `host` is sent along for whoever routes by it, and is not verified. Unbounded in time:
+    /// the caller sets the bound.
+    pub async fn connect(&self, host: &str, stream: TcpStream) -> io::Result<PinnedStream> {
+        let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let name = ServerName::try_from(bare).map_err(io::Error::other)?;
+        TlsConnector::from(self.config.clone())
+            .connect(name, stream)
+            .await
+    }
+}
+
+/// Whether a chain of certificates leads to one of these roots today, and the SPIFFE ID of the first: its only URI name.
+///
+/// # Errors
+/// In words, when it does not.
+pub fn verify_chain(certificates: &[String], roots: &[String]) -> Result<String, String> {
+    let chain: Vec<CertificateDer<'static>> = certificates
+        .iter()
+        .map(|pem| certificate(pem))
+        .collect::<Result<_, _>>()?;
+    let (first, rest) = chain.split_first().ok_or("there is no certificate")?;
+    let provider = provider::default_provider();
+    verify(first, rest, &root_store(roots)?, UnixTime::now(), &provider)
+        .map_err(|error| format!("the certificate does not lead to the root: {error}"))?;
+    spiffe_id(first).ok_or_else(|| "the certificate has not exactly one URI name".to_owned())
+}
+
+/// The public key of a certificate in PEM, as SubjectPublicKeyInfo in DER.
+///
+/// # Errors
+/// In words, when it cannot be read.
+pub fn public_key(certificate_pem: &str) -> Result<Vec<u8>, String> {
+    let der = certificate(certificate_pem)?;
+    let (_, parsed) = X509Certificate::from_der(&der).map_err(|error| error.to_string())?;
+    Ok(parsed.public_key().raw.to_vec())
+}
+
+/// When a certificate in PEM expires.
+///
+/// # Errors
+/// In words, when it cannot be read.
+pub fn not_after(certificate_pem: &str) -> Result<SystemTime, String> {
+    let der = certificate(certificate_pem)?;
+    let (_, parsed) = X509Certificate::from_der(&der).map_err(|error| error.to_string())?;
+    let seconds = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or_default();
+    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+}
+
+/// SHA-256 of a certificate in PEM.
+///
+/// # Errors
+/// In words, when it cannot be read.
+pub fn fingerprint(certificate_pem: &str) -> Result<[u8; 32], String> {
+    Ok(sha256(&certificate(certificate_pem)?))
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let hash = digest(&SHA256, bytes);
+    let mut copy = [0; 32];
+    copy.copy_from_slice(hash.as_ref());
+    copy
+}
+
+fn certificate(pem: &str) -> Result<CertificateDer<'static>, String> {
+    let read = CertificateDer::from_pem_slice(pem.as_bytes());
+    read.map_err(|error| format!("a certificate cannot be read: {error}"))
+}
+
+fn root_store(roots: &[String]) -> Result<RootCertStore, String> {
+    let mut store = RootCertStore::empty();
+    for root in roots {
+        store
+            .add(certificate(root)?)
+            .map_err(|error| format!("a root cannot be used: {error}"))?;
+    }
+    Ok(store)
+}
+
+fn verify(
+    first: &CertificateDer<'_>,
+    rest: &[CertificateDer<'_>],
+    roots: &RootCertStore,
+    now: UnixTime,
+    provider: &CryptoProvider,
+) -> Result<(), Error> {
+    let parsed = ParsedCertificate::try_from(first)?;
+    let algorithms = provider.signature_verification_algorithms.all;
+    verify_server_cert_signed_by_trust_anchor(&parsed, roots, rest, now, algorithms)
+}
+
+/// The URI name of a certificate, if it has exactly one (X509-SVID, section 2).
+fn spiffe_id(certificate: &CertificateDer<'_>) -> Option<String> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    let names = parsed.subject_alternative_name().ok()??;
+    let mut uris = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => Some((*uri).to_owned()),
+        _ => None,
+    });
+    let first = uris.next()?;
+    uris.next().is_none().then_some(first)
+}
+
+#[derive(Debug)]
+enum Known {
+    Fingerprint([u8; 32]),
+    Roots(Arc<RootCertStore>),
+}
+
+/// Verifies that the other end is the control API of the mesh.
+#[derive(Debug)]
+struct ControlApi {
+    known: Known,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ControlApi {
+    /// The roots, which a fingerprint finds in what was sent.
+    fn roots(&self, sent: &[CertificateDer<'_>]) -> Result<Arc<RootCertStore>, Error> {
+        match &self.known {
+            Known::Roots(roots) => Ok(roots.clone()),
+            Known::Fingerprint(fingerprint) => {
+                let root = sent
+                    .iter()
+                    .find(|certificate| sha256(certificate) == *fingerprint);
+                let root = root.ok_or(Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
+                let mut store = RootCertStore::empty();
+                store.add(root.clone().into_owned())?;
+                Ok(Arc::new(store))
+            }
+        }
+    }
+}
+
+impl ServerCertVerifier for ControlApi {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let roots = self.roots(intermediates)?;
+        verify(end_entity, intermediates, &roots, now, &self.provider)?;
+        let id = spiffe_id(end_entity);
+        let path = id
+            .as_deref()
+            .and_then(|id| id.strip_prefix("spiffe://")?.split_once('/'));
+        if path.is_some_and(|(_, path)| path == CONTROL_PATH) {
+            Ok(ServerCertVerified::assertion())
+        } else {
+            Err(Error::InvalidCertificate(CertificateError::NotValidForName))
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General(
+            "TLS 1.2 is not spoken to the control API".to_owned(),
+        ))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
