@@ -13,6 +13,7 @@ pub mod discovery;
 pub mod endpoints;
 pub mod identity;
 pub mod mesh;
+pub mod outside;
 pub mod pattern;
 pub mod problem;
 pub mod read;

@@ -168,10 +168,21 @@ impl Admin {
     }
 
     fn certs(&self) -> Response<Full<Bytes>> {
+        let snapshot = self.snapshots.load();
+        let mut trusts: Vec<_> = snapshot
+            .clusters
+            .iter()
+            .filter_map(|cluster| cluster.trust())
+            .collect();
+        // Clusters that name the same roots share them.
+        trusts.sort_by_key(|trust| Arc::as_ptr(trust));
+        trusts.dedup_by_key(|trust| Arc::as_ptr(trust));
+        let outside: Vec<_> = trusts.iter().map(|trust| trust.report()).collect();
         let page = serde_json::json!({
             "configured": self.identities.is_configured(),
             "identity": self.identities.current().map(|identity| identity.report()),
             "refused": self.identities.refused(),
+            "outside": outside,
         });
         json("certificates", &page)
     }

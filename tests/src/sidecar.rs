@@ -49,6 +49,8 @@ pub struct SidecarSpec {
     pub identity: Option<PathBuf>,
     /// Further arguments.
     pub arguments: Vec<String>,
+    /// Variables of its environment.
+    pub environment: Vec<(String, String)>,
 }
 
 impl SidecarSpec {
@@ -64,6 +66,7 @@ impl SidecarSpec {
             dns: Vec::new(),
             identity: None,
             arguments: Vec::new(),
+            environment: Vec::new(),
         }
     }
 
@@ -123,6 +126,13 @@ impl SidecarSpec {
     #[must_use]
     pub fn with(mut self, flag: &str, value: &str) -> Self {
         self.arguments.extend([flag.to_owned(), value.to_owned()]);
+        self
+    }
+
+    /// Sets a variable of its environment.
+    #[must_use]
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -203,7 +213,8 @@ impl Sidecar {
             std::fs::write(folder.path().join(BOOTSTRAP), text).expect("a file in it");
         }
         let arguments = spec.command_line(folder.path());
-        let program = Program::start(&format!("sidecar {}", spec.id), "outrigger-proxy", &arguments);
+        let name = format!("sidecar {}", spec.id);
+        let program = Program::start_in(&name, "outrigger-proxy", &arguments, &spec.environment);
         let inbound = match spec.service {
             Some(_) => Some(program.listening("inbound").await),
             None => None,

@@ -68,7 +68,8 @@ async fn every_service_of_the_examples_is_loaded_by_a_sidecar_and_answers() {
     let mut answered = 0;
     for path in files(&folder(), "yaml") {
         let text = std::fs::read_to_string(&path).unwrap();
-        if !values(&text, "kind").any(|kind| kind == "Service") {
+        // What speaks TLS takes servers of its own: `outside` runs it.
+        if !values(&text, "kind").any(|kind| kind == "Service") || text.contains("server_name:") {
             continue;
         }
         let (upstream, grpc) = (Upstream::start("a").await, GrpcUpstream::start("a").await);

@@ -48,6 +48,7 @@ mod mtls_refused;
 mod mtls_rotation;
 mod observability;
 mod other_store;
+mod outside;
 mod paths;
 mod peers;
 mod postgres;

@@ -10,6 +10,7 @@ mod endpoints;
 mod hosts;
 mod identity;
 mod names;
+mod outside;
 mod policies;
 mod routes;
 mod service;

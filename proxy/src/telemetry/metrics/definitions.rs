@@ -168,6 +168,12 @@ pub(super) const IDENTITY_LOADS: Definition = Definition {
     help: "Identities that the source brought, by what became of them: loaded, refused.",
     labels: &["result"],
 };
+pub(super) const TLS_FILE_LOADS: Definition = Definition {
+    name: "outrigger_tls_file_loads_total",
+    help: "Files of TLS beside the identity that changed, by what they are (roots: for servers outside) and what became of \
+           them: loaded, refused.",
+    labels: &["what", "result"],
+};
 pub(super) const PLAINTEXT_CONNECTIONS: Definition = Definition {
     name: "outrigger_plaintext_connections_total",
     help: "Connections in plaintext to a sidecar that has an identity: who must learn mTLS before the service can be strict.",
@@ -181,7 +187,7 @@ pub(super) const INBOUND_REQUESTS: Definition = Definition {
 };
 
 /// Every metric of the sidecar; those of the process (`process_*`) come beside.
-pub const ALL: [Definition; 30] = [
+pub const ALL: [Definition; 31] = [
     REQUESTS,
     REQUEST_DURATION,
     GRPC_CALLS,
@@ -210,6 +216,7 @@ pub const ALL: [Definition; 30] = [
     TLS_HANDSHAKES,
     CERTIFICATE_NOT_AFTER,
     IDENTITY_LOADS,
+    TLS_FILE_LOADS,
     PLAINTEXT_CONNECTIONS,
     INBOUND_REQUESTS,
 ];
