@@ -20,7 +20,7 @@ use crate::snapshot::routes::{
     Header, Hedge, HostTable, Matcher, Path, Query, Route, Target, Text, VirtualHost, Weights,
 };
 use crate::snapshot::traffic::{self, Traffic};
-use crate::snapshot::{Origin, Snapshot, Standing};
+use crate::snapshot::{Origin, Snapshot, Standing, gateways};
 use crate::telemetry::metrics::{ClusterLabels, Metrics, RetryLabels, RouteLabels};
 use crate::tls;
 use crate::tls::outside::{self, Trust};
@@ -65,6 +65,10 @@ pub fn compile(
             compiler.inbound(service);
         }
     }
+    let gateways = gateways::tables(config, &compiler.services).unwrap_or_else(|problems| {
+        compiler.problems.extend(problems);
+        HashMap::new()
+    });
     if !compiler.problems.is_empty() {
         return Err(compiler.problems);
     }
@@ -84,6 +88,7 @@ pub fn compile(
         virtual_hosts: compiler.virtual_hosts,
         hosts: compiler.hosts,
         services: compiler.services,
+        gateways,
         inbound: compiler.inbound,
         unmatched_inbound: unmatched(INBOUND),
         unmatched_outbound: unmatched(OUTBOUND),
@@ -108,6 +113,7 @@ pub fn nothing(metrics: &Arc<Metrics>) -> Snapshot {
         virtual_hosts: Vec::new(),
         hosts: HostTable::default(),
         services: HashMap::new(),
+        gateways: HashMap::new(),
         inbound: None,
         unmatched_inbound: unmatched(INBOUND),
         unmatched_outbound: unmatched(OUTBOUND),

@@ -11,6 +11,7 @@
 
 mod connection;
 pub(crate) mod files;
+pub(crate) mod gateway;
 pub mod identity;
 pub mod outside;
 #[cfg(test)]

@@ -28,6 +28,7 @@ mod exhaustion;
 mod expect;
 mod faults;
 mod framing;
+mod gateway;
 mod headers;
 mod health_checks;
 mod hedging;

@@ -7,6 +7,7 @@
 mod actions;
 mod bootstrap;
 mod endpoints;
+mod gateway;
 mod hosts;
 mod identity;
 mod names;
@@ -17,6 +18,7 @@ mod service;
 mod traffic;
 
 pub(super) use self::bootstrap::bootstrap;
+pub(super) use self::gateway::{Exposures, gateway};
 pub(super) use self::hosts::Hosts;
 pub(super) use self::policies::mesh;
 pub(super) use self::service::service;

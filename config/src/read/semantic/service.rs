@@ -46,7 +46,7 @@ pub(in super::super) fn service(at: &At<'_>, service: &Service, faults: &mut Vec
     routes(at, service, faults);
 }
 
-fn hosts(at: &At<'_>, faults: &mut Vec<Fault>) {
+pub(super) fn hosts(at: &At<'_>, faults: &mut Vec<Fault>) {
     for at in at.items_of("hosts") {
         let Some(name) = at.node.text() else {
             continue;

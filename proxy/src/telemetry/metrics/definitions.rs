@@ -160,7 +160,7 @@ pub(super) const TLS_HANDSHAKES: Definition = Definition {
 };
 pub(super) const CERTIFICATE_NOT_AFTER: Definition = Definition {
     name: "outrigger_certificate_not_after_seconds",
-    help: "When this sidecar's certificate, and the first of its roots, expires, in seconds since 1970: certificate, roots.",
+    help: "When this sidecar's certificate, the first of its roots, and the first of its gateway's certificates, expires, in seconds since 1970: certificate, roots, gateway:<name>.",
     labels: &["what"],
 };
 pub(super) const IDENTITY_LOADS: Definition = Definition {
@@ -170,7 +170,7 @@ pub(super) const IDENTITY_LOADS: Definition = Definition {
 };
 pub(super) const TLS_FILE_LOADS: Definition = Definition {
     name: "outrigger_tls_file_loads_total",
-    help: "Files of TLS beside the identity that changed, by what they are (roots: for servers outside) and what became of \
+    help: "Files of TLS beside the identity that changed, by what they are (roots: for servers outside; gateway: certificates and keys of a port at the edge) and what became of \
            them: loaded, refused.",
     labels: &["what", "result"],
 };

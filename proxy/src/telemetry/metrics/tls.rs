@@ -46,6 +46,8 @@ impl Side {
 pub enum FileSet {
     /// Roots for servers outside.
     Roots,
+    /// What a port at the edge shows.
+    Gateway,
 }
 
 impl FileSet {
@@ -53,6 +55,7 @@ impl FileSet {
     pub const fn word(self) -> &'static str {
         match self {
             Self::Roots => "roots",
+            Self::Gateway => "gateway",
         }
     }
 }
@@ -107,6 +110,12 @@ impl TlsMetrics {
     pub(crate) fn files(&self, which: FileSet, taken: bool) {
         let result = if taken { "loaded" } else { "refused" };
         self.files.with_label_values(&[which.word(), result]).inc();
+    }
+
+    /// The first of the certificates of a gateway expires then, in seconds since 1970.
+    pub(crate) fn gateway_not_after(&self, gateway: &str, not_after: i64) {
+        let what = format!("gateway:{gateway}");
+        self.not_after.with_label_values(&[what.as_str()]).set(not_after);
     }
 
     /// A caller came in plaintext where it could have come by mTLS.
