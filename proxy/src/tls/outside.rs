@@ -60,7 +60,7 @@ pub struct Source {
     pub min_version: TlsVersion,
 }
 
-/// What a source of roots holds now. One writer: [`keep_current`].
+/// What a source of roots holds now. One writer: `keep_current`.
 #[derive(Debug)]
 pub struct Trust {
     source: Source,
