@@ -1,4 +1,4 @@
-# Both programs in one image that holds nothing else: no shell, no C library, no package to update.
+# Both programs in one image that holds nothing else but the roots of the web: no shell, no C library, no package to update.
 #
 #   docker build -t outrigger .
 #   docker run outrigger --config /proxy.yaml                      the sidecar
@@ -27,6 +27,9 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 
 FROM scratch
 COPY --from=build /out/outrigger-proxy /out/outrigger /
+# The roots of the web, for backends with `tls: { roots: system }`. As old as this image: to have others, mount a bundle over
+# it or name one in SSL_CERT_FILE.
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 # Where the control API keeps its store (--data) and a sidecar its last good configuration (--last-good), writable for
 # the user below: mount a volume over it to keep them.
 COPY --from=build --chown=65532:65532 /out/data /data

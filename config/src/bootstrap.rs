@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::gateway::GatewayListener;
 use crate::identity::IdentitySource;
 use crate::units::Duration;
 
@@ -82,6 +83,8 @@ pub struct Listeners {
     pub outbound: SocketAddr,
     /// Ports that stand for one service each, for an application that can set neither.
     pub local: Vec<LocalListener>,
+    /// Ports for callers outside of the mesh, each for the hosts of one `Gateway`.
+    pub gateways: Vec<GatewayListener>,
     /// How long the head of a request may take to come once it has begun; then its connection is closed. 1 s to 1 h.
     pub head_timeout: Duration,
     /// How long a connection of a caller may have no request; then it is closed. 1 s to 1 h. Default 75 s: above the 60 s
@@ -99,6 +102,7 @@ impl Default for Listeners {
             inbound: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 15000),
             outbound: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15001),
             local: Vec::new(),
+            gateways: Vec::new(),
             head_timeout: Duration::from_secs(75),
             idle_timeout: Duration::from_secs(75),
             proxy_protocol: Vec::new(),
@@ -139,7 +143,8 @@ pub struct Source {
     /// A YAML file, or a folder of them, that is watched.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
-    /// The services this sidecar calls, where its table should be small. Default: all.
+    /// The services this sidecar calls, where its table should be small; gateways that it serves as `@NAME`, with their
+    /// services. Default: all.
     pub want: Vec<String>,
     /// Where the last good configuration is kept, for a start while the control API is away. Without it nothing
     /// is kept.

@@ -154,14 +154,6 @@ pub enum TlsMode {
     Disabled,
 }
 
-/// How the endpoints of one backend are spoken to, where they are no sidecars of this mesh.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum BackendTls {
-    /// In plaintext, whatever the service's mode.
-    None,
-}
-
 /// Callers, and what they may ask for: all that is given must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

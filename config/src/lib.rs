@@ -11,9 +11,11 @@ pub mod actions;
 pub mod bootstrap;
 pub mod discovery;
 pub mod endpoints;
+pub mod gateway;
 pub mod identity;
 pub mod join;
 pub mod mesh;
+pub mod outside;
 pub mod pattern;
 pub mod problem;
 pub mod read;
@@ -24,6 +26,7 @@ pub mod traffic;
 pub mod units;
 
 pub use bootstrap::Bootstrap;
+pub use gateway::Gateway;
 pub use mesh::Mesh;
 pub use problem::Problem;
 pub use read::{check, is_bootstrap, read_bootstrap, split};
@@ -38,6 +41,8 @@ pub enum Kind {
     Service,
     /// What holds for every service of the mesh. There is at most one.
     Mesh,
+    /// Hosts that are served to callers outside of the mesh.
+    Gateway,
 }
 
 /// One YAML document as its author wrote it, comments included, and where it was written.
@@ -48,7 +53,7 @@ pub enum Kind {
 pub struct Document {
     /// What it is about.
     pub kind: Kind,
-    /// The service's name; `mesh` for the [`Mesh`] document.
+    /// The service's name; `mesh` for the [`Mesh`] document; the name of a [`Gateway`] with `@` before it.
     pub name: String,
     /// The file it came from, as the author named it.
     pub file: String,
@@ -60,16 +65,17 @@ pub struct Document {
 
 impl Document {
     /// The name under which the store, the discovery messages and the person know this document: the service's
-    /// name, or [`MESH_KEY`], which no service can bear.
+    /// name, or [`MESH_KEY`] or the `@` name of a gateway, which no service can bear.
     pub fn key(&self) -> &str {
         match self.kind {
-            Kind::Service => &self.name,
+            Kind::Service | Kind::Gateway => &self.name,
             Kind::Mesh => MESH_KEY,
         }
     }
 }
 
-/// The key of the one `Mesh` document. A service name is a DNS label and so cannot begin with `@`.
+/// The key of the one `Mesh` document. A service name is a DNS label and so cannot begin with `@`;
+/// no gateway may be called `mesh`.
 pub const MESH_KEY: &str = "@mesh";
 
 /// Everything that was said, decoded and checked: plain data, ready to be compiled.
@@ -79,4 +85,6 @@ pub struct Config {
     pub mesh: Mesh,
     /// The services, in the order of their names.
     pub services: Vec<Service>,
+    /// The gateways, in the order of their names.
+    pub gateways: Vec<Gateway>,
 }

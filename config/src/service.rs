@@ -9,7 +9,8 @@ pub use crate::actions::{HeaderEdits, Redirect, RegexRewrite, Respond, Rewrite, 
 pub use crate::endpoints::{
     Balance, Ejection, GrpcCheck, HashOn, HealthCheck, Limits, StaticEndpoint, TcpCheck,
 };
-pub use crate::identity::{Allow, BackendTls, Tls, TlsMode};
+pub use crate::identity::{Allow, Tls, TlsMode};
+pub use crate::outside::{BackendTls, OutsideTls, Roots, TlsVersion};
 pub use crate::retry::{Backoff, Budget, Hedge, Retry, RetryOn};
 pub use crate::traffic::{Fault, Mirror, RateLimit};
 use crate::units::Duration;
@@ -137,6 +138,19 @@ pub struct Backend {
     /// How its endpoints are spoken to. Default: they are sidecars of this service, and so as its `tls` says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<BackendTls>,
+}
+
+impl Backend {
+    /// The name for which the certificate of its endpoints must be good, where they are servers outside of the mesh.
+    pub fn server_name(&self) -> Option<&str> {
+        let Some(BackendTls::Outside(tls)) = &self.tls else {
+            return None;
+        };
+        let found = self.discover.dns.as_deref();
+        tls.server_name
+            .as_deref()
+            .or_else(|| found.map(|name| name.strip_suffix('.').unwrap_or(name)))
+    }
 }
 
 /// Where the endpoints of a backend are found: `static`, or `dns` with `port`.

@@ -25,6 +25,7 @@ use crate::snapshot::{Origin, Refused, Snapshots};
 use crate::telemetry::metrics::Metrics;
 use crate::timer::Timer;
 use crate::tls::Identities;
+use crate::tls::gateway::Server;
 
 /// How many connections are served at once on each address: scrapers and probes are few, and more than this are
 /// a fault of someone that must not cost the sidecar its memory.
@@ -43,6 +44,8 @@ pub(crate) struct Admin {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) refused: Arc<Mutex<Option<Refused>>>,
     pub(crate) identities: Arc<Identities>,
+    /// What ports at the edge of the mesh show.
+    pub(crate) servers: Vec<Arc<Server>>,
     pub(crate) drain: Drain,
 }
 
@@ -142,6 +145,12 @@ impl Admin {
                 "not ready: no identity has been loaded yet; /certs says why\n",
             );
         }
+        if self.servers.iter().any(|server| server.is_awaited()) {
+            return text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "not ready: no certificate of a gateway has been loaded yet; /certs says why\n",
+            );
+        }
         text(StatusCode::OK, "ready\n")
     }
 
@@ -168,10 +177,23 @@ impl Admin {
     }
 
     fn certs(&self) -> Response<Full<Bytes>> {
+        let snapshot = self.snapshots.load();
+        let mut trusts: Vec<_> = snapshot
+            .clusters
+            .iter()
+            .filter_map(|cluster| cluster.trust())
+            .collect();
+        // Clusters that name the same roots share them.
+        trusts.sort_by_key(|trust| Arc::as_ptr(trust));
+        trusts.dedup_by_key(|trust| Arc::as_ptr(trust));
+        let outside: Vec<_> = trusts.iter().map(|trust| trust.report()).collect();
+        let gateways: Vec<_> = self.servers.iter().map(|server| server.report()).collect();
         let page = serde_json::json!({
             "configured": self.identities.is_configured(),
             "identity": self.identities.current().map(|identity| identity.report()),
             "refused": self.identities.refused(),
+            "outside": outside,
+            "gateways": gateways,
         });
         json("certificates", &page)
     }

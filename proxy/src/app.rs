@@ -20,8 +20,9 @@ use crate::control::{ControlApi, Source};
 use crate::drain::Drain;
 use crate::listener::{self, Listener, Silence, Workers};
 use crate::snapshot::{Entry, Snapshots, Standing, compile};
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{Metrics, TlsMetrics};
 use crate::telemetry::request_log::AccessLogger;
+use crate::tls::gateway::Server;
 use crate::tls::{self, Identities};
 use crate::upstream::discovery::Resolver;
 
@@ -89,6 +90,12 @@ impl Sidecar {
                 local.proxy_protocol,
             )?);
         }
+        for gateway in &bootstrap.listeners.gateways {
+            let entry = Entry::Gateway(gateway.name.as_str().into());
+            let server = gateway.tls.clone().map(|files| Server::new(&gateway.name, files));
+            let listener = Listener::bind(entry, gateway.address, gateway.proxy_protocol)?;
+            listeners.push(listener.showing(server));
+        }
         let page = |name: &str, address: SocketAddr| {
             let socket = listener::bind(address).with_context(|| {
                 format!("cannot listen on {address} for {name}: is another program using it? set another address in the bootstrap")
@@ -106,7 +113,7 @@ impl Sidecar {
         })
     }
 
-    /// The addresses of the traffic listeners by name: `inbound`, `outbound`, `local:<service>`.
+    /// The addresses of the traffic listeners by name: `inbound`, `outbound`, `local:<service>`, `gateway:<name>`.
     pub fn addresses(&self) -> Vec<(String, SocketAddr)> {
         self.listeners
             .iter()
@@ -164,11 +171,13 @@ impl Sidecar {
         };
         let applier = Applier::new(Arc::clone(&snapshots), Arc::clone(&metrics), resolver, standing);
 
+        let servers = shown(&listeners, metrics.tls());
         let pages = Rc::new(Admin {
             snapshots,
             metrics: Arc::clone(&metrics),
             refused: Arc::clone(&applier.refused),
             identities: Arc::clone(&identities),
+            servers,
             drain: drain.clone(),
         });
         for (socket, which) in [(scrape, Pages::Scrape), (admin, Pages::Admin)] {
@@ -188,6 +197,18 @@ impl Sidecar {
         last_words(workers.into_threads().into_iter().chain([writing]).collect()).await;
         Ok(())
     }
+}
+
+/// Reads what the ports at the edge show of themselves, and keeps it as its files are.
+fn shown(listeners: &[Listener], metrics: &Arc<TlsMetrics>) -> Vec<Arc<Server>> {
+    let servers = listeners.iter().filter_map(|listener| listener.server.clone());
+    let servers: Vec<_> = servers.collect();
+    for server in &servers {
+        server.look(metrics);
+        let keeping = tls::gateway::keep_current(Arc::clone(server), Arc::clone(metrics));
+        tokio::task::spawn_local(keeping);
+    }
+    servers
 }
 
 /// The one writer of the configuration. Waiting for the next push is never broken off: a poll that is cut short loses

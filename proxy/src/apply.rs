@@ -14,6 +14,7 @@ use crate::control::{Push, Verdict};
 use crate::snapshot::compile::{self, Said};
 use crate::snapshot::{Refused, Snapshot, Snapshots, Standing};
 use crate::telemetry::metrics::{Metrics, PushResult};
+use crate::tls::outside;
 use crate::upstream;
 use crate::upstream::discovery::Resolver;
 use crate::upstream::health::active::Checker;
@@ -153,7 +154,7 @@ fn unplaced(message: String) -> Problem {
     }
 }
 
-/// Begins discovery and health checks for the clusters that are new, and waits for the first answers of
+/// Reads the roots that are new, begins discovery and health checks for the clusters that are, and waits for the first answers of
 /// discovery, within bounds.
 async fn warm(to: &Applier, next: &Snapshot, current: &Snapshot) {
     let mut first_answers = Vec::new();
@@ -161,6 +162,10 @@ async fn warm(to: &Applier, next: &Snapshot, current: &Snapshot) {
         let known = current.clusters.iter().any(|known| Arc::ptr_eq(known, cluster));
         if known {
             continue;
+        }
+        if let Some(trust) = cluster.trust().filter(|trust| trust.is_to_be_kept()) {
+            trust.look();
+            tokio::task::spawn_local(outside::keep_current(Arc::downgrade(trust)));
         }
         if cluster.policy.health_check.is_some() {
             let checking = to.checker.clone().keep_checked(Arc::downgrade(cluster));

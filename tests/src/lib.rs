@@ -27,6 +27,7 @@ pub mod pki;
 pub mod program;
 pub mod service_file;
 pub mod sidecar;
+pub mod tls_servers;
 pub mod upstream;
 pub mod wait;
 pub mod wire;

@@ -28,6 +28,8 @@ pub struct Pki {
 pub struct Leaf {
     /// Its URI names.
     pub uris: Vec<String>,
+    /// Its DNS names and addresses.
+    pub hosts: Vec<String>,
     /// From when on it is valid.
     pub not_before: OffsetDateTime,
     /// Until when.
@@ -42,6 +44,7 @@ impl Leaf {
         let now = OffsetDateTime::now_utc();
         Self {
             uris: uris.iter().map(|uri| (*uri).to_owned()).collect(),
+            hosts: Vec::new(),
             not_before: now - SKEW,
             not_after: now + DAY,
             is_ca: false,
@@ -51,6 +54,15 @@ impl Leaf {
     /// The good one of a service of the trust domain `shop`.
     pub fn service(name: &str) -> Self {
         Self::of(&[&format!("spiffe://shop/{name}")])
+    }
+
+    /// The good one of a server of the web with these names or addresses.
+    pub fn host(names: &[&str]) -> Self {
+        let hosts = names.iter().map(|name| (*name).to_owned()).collect();
+        Self {
+            hosts,
+            ..Self::of(&[])
+        }
     }
 
     /// One that is valid for so long from now.
@@ -82,6 +94,13 @@ impl Leaf {
         for uri in &self.uris {
             let uri = uri.as_str().try_into().expect("a URI of ASCII");
             params.subject_alt_names.push(SanType::URI(uri));
+        }
+        for host in &self.hosts {
+            let name = host.parse().map_or_else(
+                |_| SanType::DnsName(host.as_str().try_into().expect("a name of ASCII")),
+                SanType::IpAddress,
+            );
+            params.subject_alt_names.push(name);
         }
         (params.not_before, params.not_after) = (self.not_before, self.not_after);
         params.extended_key_usages = vec![

@@ -61,6 +61,16 @@ struct Lines {
 impl Program {
     /// Starts a program of this workspace. `name` is what the output of a failed test calls it.
     pub fn start(name: &str, binary_name: &str, arguments: &[OsString]) -> Self {
+        Self::start_in(name, binary_name, arguments, &[])
+    }
+
+    /// The same, with these variables in its environment.
+    pub fn start_in(
+        name: &str,
+        binary_name: &str,
+        arguments: &[OsString],
+        environment: &[(String, String)],
+    ) -> Self {
         let mut command = Command::new(binary(binary_name));
         command.args(arguments);
         // A developer's own settings must not decide a test.
@@ -69,6 +79,7 @@ impl Program {
                 command.env_remove(key);
             }
         }
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         Self::spawn(name, command)
     }
 

@@ -47,8 +47,12 @@ pub struct SidecarSpec {
     pub dns: Vec<SocketAddr>,
     /// Where its certificate, key and roots are.
     pub identity: Option<PathBuf>,
+    /// More of its bootstrap, in YAML.
+    pub bootstrap: Option<String>,
     /// Further arguments.
     pub arguments: Vec<String>,
+    /// Variables of its environment.
+    pub environment: Vec<(String, String)>,
 }
 
 impl SidecarSpec {
@@ -63,7 +67,9 @@ impl SidecarSpec {
             last_good: None,
             dns: Vec::new(),
             identity: None,
+            bootstrap: None,
             arguments: Vec::new(),
+            environment: Vec::new(),
         }
     }
 
@@ -126,6 +132,20 @@ impl SidecarSpec {
         self
     }
 
+    /// Has this in its bootstrap too.
+    #[must_use]
+    pub fn bootstrap(mut self, yaml: &str) -> Self {
+        self.bootstrap = Some(yaml.to_owned());
+        self
+    }
+
+    /// Sets a variable of its environment.
+    #[must_use]
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     fn command_line(&self, folder: &Path) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = Vec::new();
         let mut flag = |name: &str, value: OsString| arguments.extend([name.into(), value]);
@@ -148,7 +168,7 @@ impl SidecarSpec {
         if let Some(path) = &self.last_good {
             flag("--last-good", path.into());
         }
-        if self.identity.is_some() {
+        if self.identity.is_some() || self.bootstrap.is_some() {
             flag("--config", folder.join(BOOTSTRAP).into());
         }
         if !self.dns.is_empty() {
@@ -198,12 +218,15 @@ impl Sidecar {
         if let Source::Text(text) = &spec.source {
             std::fs::write(folder.path().join(OWN_FILE), text).expect("a file in it");
         }
-        if let Some(identity) = &spec.identity {
-            let text = IdentityFiles::bootstrap(identity);
+        if spec.identity.is_some() || spec.bootstrap.is_some() {
+            let identity = spec.identity.as_deref().map(IdentityFiles::bootstrap);
+            let text = identity.unwrap_or_else(|| "kind: Proxy\n".to_owned());
+            let text = text + spec.bootstrap.as_deref().unwrap_or_default();
             std::fs::write(folder.path().join(BOOTSTRAP), text).expect("a file in it");
         }
         let arguments = spec.command_line(folder.path());
-        let program = Program::start(&format!("sidecar {}", spec.id), "outrigger-proxy", &arguments);
+        let name = format!("sidecar {}", spec.id);
+        let program = Program::start_in(&name, "outrigger-proxy", &arguments, &spec.environment);
         let inbound = match spec.service {
             Some(_) => Some(program.listening("inbound").await),
             None => None,
@@ -251,6 +274,11 @@ impl Sidecar {
     /// Where it takes requests for this service alone.
     pub fn local(&self, service: &str) -> SocketAddr {
         self.local[service]
+    }
+
+    /// Where it takes callers from outside for this gateway.
+    pub async fn gateway(&self, name: &str) -> SocketAddr {
+        self.program.listening(&format!("gateway:{name}")).await
     }
 
     /// Where Prometheus asks.

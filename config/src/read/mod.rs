@@ -18,8 +18,8 @@ pub use self::node::DOCUMENT_BYTES_MAX;
 use self::node::{Fault, Mark, Node, PROBLEMS_MAX, State, Value, parse, shown};
 use self::pieces::pieces;
 pub use self::semantic::service_name;
-use self::semantic::{At, Hosts};
-use crate::{Bootstrap, Config, Document, Kind, Mesh, Problem, Service};
+use self::semantic::{At, Exposures, Hosts};
+use crate::{Bootstrap, Config, Document, Gateway, Kind, Mesh, Problem, Service};
 
 /// Splits a file into its documents, reading no more of each than its kind and name.
 ///
@@ -137,6 +137,8 @@ struct Taken {
     /// Where the mesh document stands.
     mesh: Option<String>,
     hosts: Hosts,
+    /// What gateways say of services, which may stand in later documents.
+    exposures: Exposures,
 }
 
 /// Reads and checks all documents together.
@@ -152,7 +154,9 @@ fn judge(sheets: &[Sheet<'_>]) -> (Config, Vec<Problem>) {
                 .map(|fault| fault.in_file(sheet.file)),
         );
     }
+    taken.exposures.judge(&config, &mut problems);
     config.services.sort_by(|left, right| left.name.cmp(&right.name));
+    config.gateways.sort_by(|left, right| left.name.cmp(&right.name));
     (config, problems)
 }
 
@@ -174,7 +178,7 @@ fn judge_one(sheet: &Sheet<'_>, config: &mut Config, taken: &mut Taken) -> Vec<F
         return faults;
     };
     if let (Some((kind, name)), Some(kept_as)) = (identify(&root), sheet.kept_as)
-        && (kind != kept_as.0 || kind == Kind::Service && name != kept_as.1)
+        && (kind != kept_as.0 || kind != Kind::Mesh && name != kept_as.1)
     {
         let kept_as = format!("{} `{}`", kept_as.0.word(), shown(kept_as.1));
         faults.push(At::root(&root).fault(format!(
@@ -189,6 +193,17 @@ fn judge_one(sheet: &Sheet<'_>, config: &mut Config, taken: &mut Taken) -> Vec<F
             if let Some(read) = read {
                 judge_service(&root, sheet, &read, taken, &mut faults);
                 config.services.push(read);
+            } else {
+                taken.exposures.is_blind = true;
+            }
+        }
+        Some(Kind::Gateway) => {
+            let read: Option<Gateway> = decode(&mut root, true, &mut faults);
+            if let Some(read) = read {
+                let at = At::root(&root);
+                semantic::gateway(&at, &read, &mut faults);
+                taken.exposures.take(&at, sheet.file, &read, &mut faults);
+                config.gateways.push(read);
             }
         }
         Some(Kind::Mesh) => {
@@ -206,7 +221,7 @@ fn judge_one(sheet: &Sheet<'_>, config: &mut Config, taken: &mut Taken) -> Vec<F
                 config.mesh = read;
             }
         }
-        None => {}
+        None => taken.exposures.is_blind = true,
     }
     faults
 }
@@ -245,10 +260,11 @@ fn identify(root: &Node) -> Option<(Kind, String)> {
     };
     let kind = Kind::of(whole("kind")?)?;
     let name = match kind {
-        Kind::Service => whole("name")?,
-        Kind::Mesh => "mesh",
+        Kind::Service => whole("name")?.to_owned(),
+        Kind::Mesh => "mesh".to_owned(),
+        Kind::Gateway => format!("@{}", whole("name")?),
     };
-    Some((kind, name.to_owned()))
+    Some((kind, name))
 }
 
 /// The kind of a document. If it is missing or misspelt, that is noted, and what was probably meant is read on.
@@ -266,6 +282,8 @@ fn document_kind(root: &mut Node, faults: &mut Vec<Fault>) -> Option<Kind> {
         .any(|key| root.get(key).is_some());
     let guess = if guess {
         Some(Kind::Service)
+    } else if root.get("services").is_some() {
+        Some(Kind::Gateway)
     } else {
         root.get("defaults").map(|_| Kind::Mesh)
     };
@@ -280,7 +298,7 @@ fn document_kind(root: &mut Node, faults: &mut Vec<Fault>) -> Option<Kind> {
                 shown(&entry.key),
             ),
             None => (
-                "the field `kind` is missing (allowed: Service, Mesh)",
+                "the field `kind` is missing (allowed: Service, Mesh, Gateway)",
                 root.mark,
                 String::new(),
             ),
@@ -341,17 +359,18 @@ fn proxy_kind(root: &Node, faults: &mut Vec<Fault>) {
 
 impl Kind {
     /// The words for the kinds.
-    const WORDS: [&'static str; 2] = ["Service", "Mesh"];
+    const WORDS: [&'static str; 3] = ["Service", "Mesh", "Gateway"];
 
     const fn word(self) -> &'static str {
         match self {
             Self::Service => "Service",
             Self::Mesh => "Mesh",
+            Self::Gateway => "Gateway",
         }
     }
 
     fn of(word: &str) -> Option<Self> {
-        [Self::Service, Self::Mesh]
+        [Self::Service, Self::Mesh, Self::Gateway]
             .into_iter()
             .find(|kind| kind.word() == word)
     }

@@ -10,23 +10,24 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
-use crate::{Bootstrap, Mesh, Service};
+use crate::{Bootstrap, Gateway, Mesh, Service};
 
-/// The schema of a document of kind `Service` or `Mesh`, in the draft that editors know best.
+/// The schema of a document of kind `Service`, `Mesh` or `Gateway`, in the draft that editors know best.
 pub fn documents() -> Value {
     let mut definitions = Map::new();
     let kinds = [
         named::<Service>("Service", &mut definitions),
         named::<Mesh>("Mesh", &mut definitions),
+        named::<Gateway>("Gateway", &mut definitions),
     ];
     json!({
         "$schema": "http://json-schema.org/draft-07/schema#",
-        "title": "Outrigger service and mesh documents",
+        "title": "Outrigger service, mesh and gateway documents",
         "type": "object",
         "properties": {
             "kind": {
-                "description": "What the document is about: one service, or what holds for all of them.",
-                "enum": ["Service", "Mesh"],
+                "description": "What the document is about: one service, what holds for all of them, or what is served to callers outside.",
+                "enum": ["Service", "Mesh", "Gateway"],
             },
         },
         "required": ["kind"],

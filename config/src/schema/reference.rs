@@ -12,8 +12,8 @@ This page is made from the types that read the configuration (`UPDATE=1 cargo te
 here does not exist. Examples stand in [config-examples](../config-examples), and beside them a JSON Schema for \
 editors: begin a file with `# yaml-language-server: $schema=schema.json`.
 
-A file holds one or more YAML documents, parted by lines `---`. Each is a `Service` or the one `Mesh`; its field `kind` \
-says which. Reading is strict, so that a slip never becomes a silent default:
+A file holds one or more YAML documents, parted by lines `---`. Each is a `Service`, a `Gateway` or the one `Mesh`; its \
+field `kind` says which. Reading is strict, so that a slip never becomes a silent default:
 
 - Unknown fields, duplicate fields, anchors, aliases and tags are refused.
 - Text that looks like a number, `true`, `false` or `null` must stand in quotes: `exact: \"1\"`.
@@ -27,13 +27,11 @@ pub(super) fn page() -> String {
     let mut page = HEAD.to_owned();
     let documents = super::documents();
     let definitions = &documents["definitions"];
-    for kind in ["Service", "Mesh"] {
+    let kinds = ["Service", "Mesh", "Gateway"];
+    for (place, kind) in kinds.into_iter().enumerate() {
         let _ = write!(page, "\n# `kind: {kind}`\n");
-        let shared = if kind == "Mesh" {
-            reached(definitions, vec!["Service".to_owned()])
-        } else {
-            Vec::new()
-        };
+        let before = kinds[..place].iter().map(|kind| (*kind).to_owned());
+        let shared = reached(definitions, before.collect());
         for name in reached(definitions, vec![kind.to_owned()]) {
             if !shared.contains(&name) {
                 section(&mut page, &name, &definitions[&name]);
@@ -48,7 +46,7 @@ pub(super) fn page() -> String {
     section(&mut page, "Proxy", &bootstrap);
     let definitions = &bootstrap["definitions"];
     for name in reached(definitions, used(&bootstrap)) {
-        if name != "Duration" {
+        if name != "Duration" && name != "TlsVersion" {
             section(&mut page, &name, &definitions[&name]);
         }
     }

@@ -12,7 +12,7 @@ use crate::push::Outcome;
 /// Delete a document. Its versions stay in the history.
 #[derive(Debug, Args)]
 pub(super) struct Delete {
-    /// The service's name; @mesh for the mesh document.
+    /// The service's name; @NAME for a gateway, @mesh for the mesh document.
     name: String,
     #[command(flatten)]
     wait: Wait,

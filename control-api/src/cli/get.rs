@@ -10,7 +10,7 @@ use crate::client::{Api, Ask, escape};
 /// Print what was pushed: one document, or all as a stream that `push` takes back.
 #[derive(Debug, Args)]
 pub(super) struct Get {
-    /// The service's name; @mesh for the mesh document. Without one: everything.
+    /// The service's name; @NAME for a gateway, @mesh for the mesh document. Without one: everything.
     name: Option<String>,
     /// Print it as JSON, with its version.
     #[arg(long)]

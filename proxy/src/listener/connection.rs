@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 
 use crate::listener::callers::{Callers, Joined, Order, UnderWay};
 use crate::listener::opening::{self, Speaks};
-use crate::listener::{Arrival, announced, http1, http2};
+use crate::listener::{Arrival, announced, edge, http1, http2};
 use crate::request::body::ResponseBody;
 use crate::request::{Worker, tcp};
 use crate::snapshot::Entry;
@@ -25,6 +25,7 @@ use crate::snapshot::access::{Opens, Source};
 use crate::stream::Stream;
 use crate::telemetry::metrics::Cut;
 use crate::tls::Alpn;
+use crate::tls::gateway::Server;
 
 /// A silent connection is asked after this long whether its peer still lives, then this often, so many times: one
 /// minute until a peer that vanished is noticed.
@@ -54,6 +55,7 @@ pub(super) async fn serve(
         source,
         announced,
         entry,
+        server,
         open,
     } = arrival;
     let (_counted, open) = (Counted(connections), open.open());
@@ -78,7 +80,10 @@ pub(super) async fn serve(
         serve_raw(&worker, &entry, (stream, source)).await;
         return;
     }
-    let opening = unless_silent(&callers, open_with(&worker, &entry, (stream, source)));
+    let opening = unless_silent(
+        &callers,
+        open_with(&worker, (&entry, server.as_deref()), (stream, source)),
+    );
     let Opened {
         speaks,
         stream,
@@ -198,10 +203,13 @@ struct Opened {
 /// Finds out who calls and what it speaks.
 async fn open_with(
     worker: &Rc<Worker>,
-    entry: &Entry,
+    (entry, server): (&Entry, Option<&Server>),
     stream: (TcpStream, SocketAddr),
 ) -> io::Result<Opened> {
-    let (stream, source, alpn) = secure(worker, entry, stream, None).await?;
+    let (stream, source, alpn) = match server {
+        Some(server) => edge::secure(worker, server, stream).await?,
+        None => secure(worker, entry, stream, None).await?,
+    };
     let (speaks, stream) = match alpn {
         Alpn::Http1 => (Speaks::Http1, stream.of_caller(Bytes::new())),
         Alpn::Http2 => (Speaks::Http2, stream.of_caller(Bytes::new())),

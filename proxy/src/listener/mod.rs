@@ -7,6 +7,7 @@
 mod announced;
 mod callers;
 mod connection;
+mod edge;
 mod http1;
 mod http2;
 mod opening;
@@ -26,6 +27,7 @@ pub(crate) use worker::Workers;
 use crate::drain::Drain;
 use crate::snapshot::Entry;
 use crate::telemetry::metrics::Connections;
+use crate::tls::gateway::Server;
 
 /// Connections that the kernel may hold for us while the accepting thread is busy: Linux's own default ceiling.
 const BACKLOG: i32 = 4096;
@@ -42,6 +44,8 @@ pub(crate) struct Listener {
     pub(crate) address: SocketAddr,
     /// Whether its connections begin with the PROXY protocol.
     announced: bool,
+    /// What it shows of itself, where callers from outside of the mesh speak TLS to it.
+    pub(crate) server: Option<Arc<Server>>,
     socket: std::net::TcpListener,
 }
 
@@ -55,6 +59,7 @@ impl Listener {
             Entry::Inbound => "inbound".to_owned(),
             Entry::Outbound => "outbound".to_owned(),
             Entry::Local(service) => format!("local:{service}"),
+            Entry::Gateway(name) => format!("gateway:{name}"),
         };
         let socket = bind(address).with_context(|| {
             format!("cannot listen on {address} for {name}: is another program using it? set another address in the bootstrap")
@@ -66,8 +71,15 @@ impl Listener {
             name,
             address,
             announced,
+            server: None,
             socket,
         })
+    }
+
+    /// The same, which shows this of itself.
+    pub(crate) fn showing(self, server: Option<Server>) -> Self {
+        let server = server.map(Arc::new);
+        Self { server, ..self }
     }
 }
 
@@ -92,6 +104,8 @@ struct Arrival {
     /// Whether it says first where it really comes from.
     announced: bool,
     entry: Arc<Entry>,
+    /// What is shown to it, where it comes from outside of the mesh to speak TLS.
+    server: Option<Arc<Server>>,
     open: Connections,
 }
 
@@ -107,7 +121,7 @@ struct Seat {
 /// refused.
 async fn accept(
     listener: tokio::net::TcpListener,
-    (entry, announced): (Arc<Entry>, bool),
+    (entry, announced, server): (Arc<Entry>, bool, Option<Arc<Server>>),
     open: Connections,
     seats: Vec<Seat>,
     drain: Drain,
@@ -151,6 +165,7 @@ async fn accept(
             source,
             announced,
             entry: Arc::clone(&entry),
+            server: server.clone(),
             open: open.clone(),
         };
         // If it dies just now this connection is lost with its others; the next goes elsewhere.
@@ -180,7 +195,7 @@ pub(crate) fn start_accepting(
             for (listener, open) in listeners.into_iter().zip(opened) {
                 match tokio::net::TcpListener::from_std(listener.socket) {
                     Ok(socket) => {
-                        let entry = (Arc::new(listener.entry), listener.announced);
+                        let entry = (Arc::new(listener.entry), listener.announced, listener.server);
                         accepting.spawn(accept(socket, entry, open, seats.clone(), drain.clone()));
                     }
                     Err(error) => {

@@ -8,6 +8,7 @@ pub(crate) mod attempt;
 mod authority;
 pub(crate) mod body;
 mod crossing;
+mod edge;
 pub(crate) mod grpc;
 pub(crate) mod headers;
 mod path;
@@ -138,6 +139,9 @@ async fn serve(
     let place = lease.virtual_host(entry, asked.host.unwrap_or(""))?;
     let virtual_host = &lease.virtual_hosts[place];
     log.counts_as(&virtual_host.unrouted);
+    if let Some(secure) = source.edge {
+        edge::arrive(head, source.address.ip(), secure);
+    }
     if virtual_host.raw {
         authorize(virtual_host, source, head)?;
         let route = Matched::of_raw(lease, place);

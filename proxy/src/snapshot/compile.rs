@@ -20,9 +20,10 @@ use crate::snapshot::routes::{
     Header, Hedge, HostTable, Matcher, Path, Query, Route, Target, Text, VirtualHost, Weights,
 };
 use crate::snapshot::traffic::{self, Traffic};
-use crate::snapshot::{Origin, Snapshot, Standing};
+use crate::snapshot::{Origin, Snapshot, Standing, gateways};
 use crate::telemetry::metrics::{ClusterLabels, Metrics, RetryLabels, RouteLabels};
 use crate::tls;
+use crate::tls::outside::{self, Trust};
 use crate::upstream::health::Budget;
 use crate::upstream::{Cluster, Words};
 
@@ -64,6 +65,10 @@ pub fn compile(
             compiler.inbound(service);
         }
     }
+    let gateways = gateways::tables(config, &compiler.services).unwrap_or_else(|problems| {
+        compiler.problems.extend(problems);
+        HashMap::new()
+    });
     if !compiler.problems.is_empty() {
         return Err(compiler.problems);
     }
@@ -83,6 +88,7 @@ pub fn compile(
         virtual_hosts: compiler.virtual_hosts,
         hosts: compiler.hosts,
         services: compiler.services,
+        gateways,
         inbound: compiler.inbound,
         unmatched_inbound: unmatched(INBOUND),
         unmatched_outbound: unmatched(OUTBOUND),
@@ -107,6 +113,7 @@ pub fn nothing(metrics: &Arc<Metrics>) -> Snapshot {
         virtual_hosts: Vec::new(),
         hosts: HostTable::default(),
         services: HashMap::new(),
+        gateways: HashMap::new(),
         inbound: None,
         unmatched_inbound: unmatched(INBOUND),
         unmatched_outbound: unmatched(OUTBOUND),
@@ -122,6 +129,8 @@ pub(super) struct Compiler<'a> {
     previous_clusters: HashMap<ClusterKey, Arc<Cluster>>,
     previous_budgets: HashMap<(String, String, String), Arc<Budget>>,
     pub(super) previous_traffic: HashMap<RouteLabels, Arc<Traffic>>,
+    /// What is trusted of servers outside, by where it is.
+    pub(super) trusts: HashMap<outside::Source, Arc<Trust>>,
     clusters: BTreeMap<ClusterKey, Arc<Cluster>>,
     virtual_hosts: Vec<VirtualHost>,
     hosts: HostTable,
@@ -149,10 +158,13 @@ impl<'a> Compiler<'a> {
                 (key, Arc::clone(&route.budget))
             })
         });
+        let trusts = clusters.clone().filter_map(|cluster| cluster.trust());
+        let trusts = trusts.map(|trust| (trust.source().clone(), Arc::clone(trust)));
         Self {
             config,
             standing,
             metrics,
+            trusts: trusts.collect(),
             previous_clusters: clusters
                 .map(|cluster| {
                     (
@@ -289,7 +301,11 @@ impl<'a> Compiler<'a> {
                 ));
                 continue;
             };
-            let words = (&backend.discover, self.mtls(service, backend), endpoints.clone());
+            let words = (
+                &backend.discover,
+                self.words_of_tls(service, backend),
+                endpoints.clone(),
+            );
             let cluster = self.cluster(service, &backend.name, words);
             let mut target = self.target(OUTBOUND, service, &route.name, cluster);
             match HeaderPairs::of_target(to) {
@@ -414,13 +430,14 @@ impl<'a> Compiler<'a> {
                     backend: backend.to_owned(),
                 };
                 let metrics = self.metrics.cluster(labels);
-                let identities = &self.standing.identities;
-                Arc::new(Cluster::new(
-                    words,
-                    identities,
-                    metrics,
-                    previous.map(Arc::as_ref),
-                ))
+                let previous = previous.map(Arc::clone);
+                let security = words.tls.clone().and_then(|words| {
+                    let security = self.security(words);
+                    security
+                        .map_err(|why| self.problems.push(format!("{}/{backend}: {why}", service.name)))
+                        .ok()
+                });
+                Arc::new(Cluster::new(words, security, metrics, previous.as_deref()))
             }
         };
         self.clusters.insert(key, Arc::clone(&cluster));

@@ -7,6 +7,7 @@
 pub(crate) mod access;
 pub(crate) mod actions;
 pub mod compile;
+mod gateways;
 pub mod routes;
 #[cfg(test)]
 mod tests;
@@ -72,6 +73,8 @@ pub enum Entry {
     Outbound,
     /// From the application, for this service whatever its host.
     Local(Arc<str>),
+    /// From outside of the mesh, for the hosts of this gateway.
+    Gateway(Arc<str>),
 }
 
 /// What a sidecar is, whatever its configuration.
@@ -109,6 +112,7 @@ pub struct Snapshot {
     pub(crate) virtual_hosts: Vec<VirtualHost>,
     hosts: HostTable,
     services: HashMap<String, usize>,
+    gateways: HashMap<String, HostTable>,
     inbound: Option<usize>,
     /// The series of requests that found no service, by listener.
     unmatched_inbound: Arc<RouteMetrics>,
@@ -126,7 +130,7 @@ impl Snapshot {
         let place = match entry {
             Entry::Inbound => self.inbound,
             Entry::Local(service) => self.services.get(&**service).copied(),
-            Entry::Outbound => None,
+            Entry::Outbound | Entry::Gateway(_) => None,
         };
         place.filter(|place| self.virtual_hosts[*place].raw)
     }
@@ -136,7 +140,9 @@ impl Snapshot {
         let place = match entry {
             Entry::Inbound => self.inbound,
             Entry::Local(service) => self.services.get(&**service).copied(),
-            Entry::Outbound => return self.virtual_hosts.iter().any(|host| host.keeps_case),
+            Entry::Outbound | Entry::Gateway(_) => {
+                return self.virtual_hosts.iter().any(|host| host.keeps_case);
+            }
         };
         place.is_some_and(|place| self.virtual_hosts[place].keeps_case)
     }
@@ -163,6 +169,7 @@ impl Snapshot {
     pub(crate) fn source(&self, entry: &Entry, address: SocketAddr, peer: Option<Peer>) -> Source {
         match self.access(entry) {
             Some(access) => access.source(address, peer),
+            None if matches!(entry, Entry::Gateway(_)) => Source::of_edge(address, false),
             None => Source::of_address(address),
         }
     }
@@ -171,7 +178,7 @@ impl Snapshot {
     pub(crate) fn unmatched(&self, entry: &Entry) -> &Arc<RouteMetrics> {
         match entry {
             Entry::Inbound => &self.unmatched_inbound,
-            Entry::Outbound | Entry::Local(_) => &self.unmatched_outbound,
+            Entry::Outbound | Entry::Local(_) | Entry::Gateway(_) => &self.unmatched_outbound,
         }
     }
 
@@ -194,6 +201,16 @@ impl Snapshot {
                         Reason::NoService,
                         format!("there is no service `{service}`, for which this port stands"),
                     )
+                });
+            }
+            Entry::Gateway(name) => {
+                let table = self.gateways.get(&**name);
+                return table.and_then(|table| table.find(host)).ok_or_else(|| {
+                    let detail = match table {
+                        Some(_) => format!("the gateway `{name}` has no host `{host}`"),
+                        None => format!("there is no gateway `{name}`, for which this port stands"),
+                    };
+                    Failure::new(Reason::NoService, detail)
                 });
             }
             Entry::Inbound => (self.inbound, |_| {

@@ -3,7 +3,7 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
-use crate::tls::{Identities, verify};
+use crate::tls::verify;
 
 /// What the other end said of our certificate, if it did not accept it.
 type Refusal = Arc<OnceLock<String>>;
@@ -86,19 +86,20 @@ impl AsyncWrite for Connection {
 }
 
 /// How long a connection may be used for something new: as long as both certificates are valid, and the identity under
-/// which it was made goes on.
+/// which it was made goes on; of servers outside, as long as the roots that were trusted are.
 #[derive(Clone, Debug)]
 pub(crate) struct Session {
     pub(super) until: Instant,
     pub(super) epoch: u64,
-    pub(super) identities: Arc<Identities>,
+    /// What `epoch` is compared with.
+    pub(super) era: Arc<AtomicU64>,
     pub(super) refusal: Refusal,
 }
 
 impl Session {
     /// Whether it is over.
     pub(crate) fn is_over(&self, now: Instant) -> bool {
-        now >= self.until || self.epoch != self.identities.epoch.load(Ordering::Acquire)
+        now >= self.until || self.epoch != self.era.load(Ordering::Acquire)
     }
 
     /// When one of the certificates expires.

@@ -14,7 +14,7 @@ use crate::tls::Identities;
 use crate::tls::identity::{Identity, IdentityProblem};
 
 /// How often the files are looked at. They change every few hours and have a few kilobytes.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// A certificate, a key or a bundle has a few kilobytes; what is larger is another file.
 const FILE_MAX: u64 = 1024 * 1024;
@@ -54,7 +54,7 @@ fn load([chain, key, roots]: &Contents) -> Result<Identity, IdentityProblem> {
     Identity::from_pem(chain?, key?, roots?, SystemTime::now())
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, IdentityProblem> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, IdentityProblem> {
     let unreadable = |why: String| IdentityProblem::Unreadable(format!("{}: {why}", path.display()));
     let size = std::fs::metadata(path)
         .map_err(|error| unreadable(error.to_string()))?

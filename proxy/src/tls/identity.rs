@@ -255,7 +255,10 @@ fn own_chain(
     Ok(())
 }
 
-fn certificates(what: &'static str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, IdentityProblem> {
+pub(super) fn certificates(
+    what: &'static str,
+    pem: &[u8],
+) -> Result<Vec<CertificateDer<'static>>, IdentityProblem> {
     let mut found = Vec::new();
     for certificate in CertificateDer::pem_slice_iter(pem) {
         if found.len() == CERTIFICATES_MAX {

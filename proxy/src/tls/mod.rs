@@ -1,5 +1,5 @@
-//! mTLS between sidecars: who this one is, who the other end is, and the streams in between. The only place that names
-//! rustls.
+//! mTLS between sidecars: who this one is, who the other end is, and the streams in between; and TLS to servers outside of
+//! the mesh ([`outside`]). The only place that names rustls.
 //!
 //! [`Identities`] holds the one [`Identity`] that serves, with one writer, its source; a handshake takes the one that is
 //! there when it begins. Connections are made under it and end with it: see [`Session`]. Who may ask for what is not
@@ -11,7 +11,9 @@
 
 mod connection;
 pub(crate) mod files;
+pub(crate) mod gateway;
 pub mod identity;
+pub mod outside;
 pub mod pin;
 #[cfg(test)]
 mod tests;
@@ -35,6 +37,7 @@ use crate::error::{Failure, Reason};
 use crate::telemetry::metrics::{Side, TlsMetrics};
 pub(crate) use crate::tls::connection::{Connection, Session};
 use crate::tls::identity::{Certificate, Identity, IdentityProblem, sha256};
+use crate::tls::outside::Trust;
 pub(crate) use crate::tls::verify::refused_us;
 
 /// The first byte of a TLS record that opens a handshake (RFC 8446 section 5.1). No method of HTTP begins with it.
@@ -52,7 +55,7 @@ const CONNECT_MAX: Duration = Duration::from_secs(2);
 pub struct Identities {
     current: ArcSwapOption<Identity>,
     /// Counted up when connections made before are not to be used for requests any more.
-    epoch: AtomicU64,
+    epoch: Arc<AtomicU64>,
     /// Whether there is a source at all.
     configured: bool,
     /// Why the source's last word was not taken, if it was not.
@@ -71,7 +74,7 @@ impl Identities {
     pub fn new(configured: bool, metrics: Arc<TlsMetrics>) -> Self {
         Self {
             current: ArcSwapOption::empty(),
-            epoch: AtomicU64::new(0),
+            epoch: Arc::default(),
             configured,
             refused: Mutex::default(),
             told: std::array::from_fn(|_| AtomicU64::new(0)),
@@ -222,7 +225,7 @@ impl Identities {
         Session {
             until: Instant::now() + left.min(SESSION_MAX),
             epoch,
-            identities: Arc::clone(self),
+            era: Arc::clone(&self.epoch),
             refusal: Arc::default(),
         }
     }
@@ -247,12 +250,20 @@ impl Identities {
     }
 }
 
-/// How the endpoints of a cluster are spoken to: by mTLS, as this service of the mesh. Two clusters of which the same is
-/// said may share connections.
+/// How the endpoints of a cluster are spoken to. Two clusters of which the same is said may share connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Words {
-    /// The service whose name their certificates must bear.
-    pub service: String,
+pub enum Words {
+    /// By mTLS, as sidecars of the mesh.
+    Mesh(Service),
+    /// By TLS, as servers outside.
+    Outside(outside::Words),
+}
+
+/// A service of the mesh, as its certificates name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// The service whose name the certificates must bear.
+    pub name: String,
     /// The trust domain of the mesh, where it is said.
     pub trust_domain: Option<String>,
 }
@@ -260,14 +271,54 @@ pub struct Words {
 /// The same, ready to be used.
 #[derive(Debug)]
 pub struct Security {
-    words: Words,
+    how: How,
     identities: Arc<Identities>,
 }
 
+#[derive(Debug)]
+enum How {
+    Mesh(Service),
+    Outside(outside::Outside),
+}
+
 impl Security {
-    /// Endpoints that are spoken to as these words say, under this sidecar's identity.
-    pub fn new(words: Words, identities: Arc<Identities>) -> Self {
-        Self { words, identities }
+    /// Sidecars of the mesh, under this one's identity.
+    pub(crate) fn mesh(service: Service, identities: &Arc<Identities>) -> Self {
+        Self {
+            how: How::Mesh(service),
+            identities: Arc::clone(identities),
+        }
+    }
+
+    /// Servers outside, under these roots.
+    ///
+    /// # Errors
+    /// When a name cannot be a server's.
+    pub(crate) fn outside(
+        words: outside::Words,
+        trust: Arc<Trust>,
+        identities: &Arc<Identities>,
+    ) -> Result<Self, String> {
+        Ok(Self {
+            how: How::Outside(outside::Outside::new(words, trust)?),
+            identities: Arc::clone(identities),
+        })
+    }
+
+    /// The name of the server, where it is outside.
+    pub(crate) fn server_name(&self) -> Option<&str> {
+        match &self.how {
+            How::Mesh(_) => None,
+            How::Outside(outside) => Some(&outside.name),
+        }
+    }
+
+    /// The roots that are trusted, where they are not the identity's.
+    pub(crate) fn trust(&self) -> Option<&Arc<Trust>> {
+        match &self.how {
+            How::Mesh(_) => None,
+            How::Outside(outside) => Some(&outside.trust),
+        }
     }
 
     /// Whether this sidecar has what a handshake takes, before anybody is connected to.
@@ -275,14 +326,17 @@ impl Security {
     /// # Errors
     /// When it has not, which has been counted and told.
     pub(crate) fn is_ready(&self) -> Result<(), Failure> {
-        let ready = self.identities.ready(self.words.trust_domain.as_deref());
+        let ready = match &self.how {
+            How::Mesh(service) => self.identities.ready(service.trust_domain.as_deref()).map(|_| ()),
+            How::Outside(outside) => outside.is_ready(),
+        };
         if let Err(failure) = &ready {
             self.identities.tell(Side::Outbound, Some(failure), None);
         }
-        ready.map(|_| ())
+        ready
     }
 
-    /// Shakes hands with an endpoint, which proves to be the service, at most until the deadline.
+    /// Shakes hands with an endpoint, which proves to be who is meant, at most until the deadline.
     pub(crate) async fn connect(
         &self,
         stream: TcpStream,
@@ -290,7 +344,10 @@ impl Security {
         deadline: Option<Instant>,
     ) -> Result<(Connection, Session), Failure> {
         let address = stream.peer_addr().ok();
-        let connected = self.shake_endpoint(stream, alpn, deadline).await;
+        let connected = match &self.how {
+            How::Mesh(service) => self.shake_endpoint(service, (stream, alpn), deadline).await,
+            How::Outside(outside) => outside.shake(stream, alpn, deadline).await,
+        };
         self.identities
             .tell(Side::Outbound, connected.as_ref().err(), address);
         connected
@@ -298,16 +355,18 @@ impl Security {
 
     async fn shake_endpoint(
         &self,
-        stream: TcpStream,
-        alpn: Alpn,
+        Service {
+            name: service,
+            trust_domain,
+        }: &Service,
+        (stream, alpn): (TcpStream, Alpn),
         deadline: Option<Instant>,
     ) -> Result<(Connection, Session), Failure> {
         let epoch = self.identities.epoch.load(Ordering::Acquire);
-        let identity = self.identities.ready(self.words.trust_domain.as_deref())?;
+        let identity = self.identities.ready(trust_domain.as_deref())?;
         let limit = deadline.map_or(CONNECT_MAX, |deadline| {
             CONNECT_MAX.min(deadline.saturating_duration_since(Instant::now()))
         });
-        let service = &self.words.service;
         // The name is sent as it is: it is no secret in the mesh. The verifier makes the SPIFFE ID of it.
         let name = ServerName::try_from(service.clone())
             .map_err(|_| Failure::new(Reason::Internal, format!("`{service}` cannot be a server's name")))?;

@@ -178,6 +178,10 @@ fn of_certificate(why: &CertificateError) -> Reason {
         CertificateError::Other(OtherError(other)) if other.is::<WrongIdentity>() => {
             Reason::PeerWrongIdentity
         }
+        // Of a server outside, whose name is a DNS name.
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            Reason::PeerWrongIdentity
+        }
         _ => Reason::PeerUntrusted,
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use http::uri::Scheme;
 use outrigger_config::service::StaticEndpoint;
 
 use crate::tls::Security;
@@ -50,6 +51,13 @@ impl Endpoint {
             load: Arc::clone(load),
             security: security.clone(),
         }
+    }
+
+    /// The scheme of the URLs of what it serves (RFC 9110 section 4.2). A sidecar's is that of the application behind it.
+    pub(super) fn scheme(&self) -> Scheme {
+        let security = self.security.as_ref();
+        let outside = security.and_then(|security| security.server_name());
+        outside.map_or(Scheme::HTTP, |_| Scheme::HTTPS)
     }
 
     /// Requests under way.

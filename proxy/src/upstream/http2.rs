@@ -60,6 +60,8 @@ pub(crate) struct Trunk {
     retires_at: Instant,
     /// How long it may be used, where it speaks TLS.
     session: Option<Session>,
+    /// Of the URLs of its requests.
+    scheme: Scheme,
     /// Dropped last, which wakes the task that moves the frames to say goodbye: `h2` does not notice by itself.
     _in_use: oneshot::Sender<()>,
 }
@@ -121,6 +123,7 @@ impl Trunk {
             idle_since: Cell::new(now),
             retires_at: age::retires_at(now, fastrand::f64()),
             session,
+            scheme: endpoint.scheme(),
             _in_use: in_use,
         }))
     }
@@ -232,7 +235,7 @@ impl Stream {
         }
         let (mut head, body) = request.into_parts();
         let nothing = body.is_end_stream();
-        dress(&mut head)?;
+        dress(&mut head, &self.trunk.scheme)?;
         let head = Request::from_parts(head, ());
         let begun = self.trunk.sender.borrow_mut().send_request(head, nothing);
         let (mut answer, stream) = begun.map_err(refused_or_reset)?;
@@ -278,7 +281,7 @@ impl Stream {
             let detail = "the endpoint takes no extended CONNECT (RFC 8441), which this needs over HTTP/2";
             return Err(SendError::Unsendable(Reason::UpstreamProtocol, detail.into()));
         }
-        dress(&mut head)?;
+        dress(&mut head, &self.trunk.scheme)?;
         head.method = Method::CONNECT;
         head.extensions.insert(h2::ext::Protocol::from(protocol));
         let head = Request::from_parts(head, ());
@@ -364,7 +367,7 @@ impl Drop for Stream {
 }
 
 /// Gives an HTTP/1.1 head the form that HTTP/2 has (RFC 9113 section 8.3.1): the host becomes `:authority`.
-fn dress(head: &mut request::Parts) -> Result<(), SendError> {
+fn dress(head: &mut request::Parts, scheme: &Scheme) -> Result<(), SendError> {
     let bad = |detail: String| SendError::Unsendable(Reason::BadRequest, detail);
     head.headers.remove(TRANSFER_ENCODING);
     head.version = Version::HTTP_2;
@@ -374,7 +377,7 @@ fn dress(head: &mut request::Parts) -> Result<(), SendError> {
         Authority::try_from(host).map_err(|error| bad(format!("its host is no authority: {error}")))?;
     let path = std::mem::take(&mut head.uri).into_parts().path_and_query;
     let mut uri = http::uri::Parts::default();
-    uri.scheme = Some(Scheme::HTTP);
+    uri.scheme = Some(scheme.clone());
     uri.authority = Some(authority);
     uri.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
     head.uri = Uri::from_parts(uri).map_err(|error| bad(error.to_string()))?;

@@ -20,7 +20,7 @@ pub mod outgoing;
 pub mod pool;
 pub mod report;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -34,7 +34,8 @@ use tokio::sync::Notify;
 
 use crate::error::{Failure, Reason};
 use crate::telemetry::metrics::ClusterMetrics;
-use crate::tls::{self, Alpn, Identities, Security};
+use crate::tls::outside::Trust;
+use crate::tls::{self, Alpn, Security};
 use crate::upstream::balance::{Rule, Wanted};
 pub(crate) use crate::upstream::dial::Dialled;
 use crate::upstream::endpoint::Shared;
@@ -58,7 +59,7 @@ pub struct Words {
     pub http2: bool,
     /// Whether the names in its answers keep their case.
     pub keeps_case: bool,
-    /// Whom they must prove to be, where they are spoken to by mTLS.
+    /// How they are spoken to, where it is by TLS.
     pub tls: Option<tls::Words>,
     /// This sidecar's own listeners, which would send a request round for ever.
     pub doors: Vec<SocketAddr>,
@@ -92,9 +93,10 @@ impl std::ops::Deref for Cluster {
 impl Cluster {
     /// A cluster with the endpoints that its configuration names; those that must be discovered come later. What the
     /// same cluster has learnt under an earlier configuration is taken over: its endpoints and all they know.
+    /// `security` is what `words.tls` says.
     pub fn new(
         words: Words,
-        identities: &Arc<Identities>,
+        security: Option<Arc<Security>>,
         metrics: Arc<ClusterMetrics>,
         previous: Option<&Self>,
     ) -> Self {
@@ -107,10 +109,6 @@ impl Cluster {
             },
             |previous| Arc::clone(&previous.shared.0),
         );
-        let security = words.tls.clone().map(|words| {
-            let security = Security::new(words, Arc::clone(identities));
-            Arc::new(security)
-        });
         let cluster = Self {
             rule: Rule::new(words.policy.balance.clone(), words.policy.slow_start),
             endpoints: ArcSwap::default(),
@@ -139,6 +137,21 @@ impl Cluster {
     /// Whether this is what is said of it, so that it may go on as it is.
     pub fn is_said_in(&self, words: &Words) -> bool {
         self.words == *words
+    }
+
+    /// The roots that are trusted of its endpoints, where they are servers outside of the mesh.
+    pub(crate) fn trust(&self) -> Option<&Arc<Trust>> {
+        self.shared.1.as_ref()?.trust()
+    }
+
+    /// The host that its endpoints know the service by: of servers outside their own.
+    pub(crate) fn known_as(&self) -> String {
+        let security = self.shared.1.as_ref();
+        let name = security.and_then(|security| security.server_name());
+        match name.map(str::parse::<Ipv6Addr>) {
+            Some(Ok(address)) => format!("[{address}]"),
+            _ => name.unwrap_or(&self.host).to_owned(),
+        }
     }
 
     /// Discovery found these. There is one writer for a cluster: its discovery.

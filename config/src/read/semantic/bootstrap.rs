@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use super::super::node::{Fault, shown};
 use super::At;
-use super::names::{host, service_name};
+use super::names::{gateway_name, host, service_name};
 use crate::bootstrap::{Bootstrap, Listeners, Source};
 use crate::units::Duration;
 
@@ -27,6 +27,7 @@ pub(in super::super) fn bootstrap(at: &At<'_>, bootstrap: &Bootstrap, faults: &m
     if let Some(at) = at.field("listeners") {
         local(&at, &bootstrap.listeners, faults);
         silences(&at, &bootstrap.listeners, faults);
+        gateways(&at, &bootstrap.listeners, faults);
     }
     if let Some(at) = at.field("config") {
         source(&at, &bootstrap.config, faults);
@@ -43,6 +44,19 @@ fn local(at: &At<'_>, listeners: &Listeners, faults: &mut Vec<Fault>) {
     for (at, listener) in at.items_of("local").iter().zip(&listeners.local) {
         if let Some(at) = at.field("service") {
             faults.extend(service_name(&listener.service).map(|why| at.fault(why)));
+        }
+    }
+}
+
+fn gateways(at: &At<'_>, listeners: &Listeners, faults: &mut Vec<Fault>) {
+    for (at, listener) in at.items_of("gateways").iter().zip(&listeners.gateways) {
+        if let Some(at) = at.field("name") {
+            faults.extend(gateway_name(&listener.name).map(|why| at.fault(why)));
+        }
+        if let Some(at) = at.field("tls").and_then(|tls| tls.field("certificates"))
+            && at.node.items().is_empty()
+        {
+            faults.push(at.fault("the list is empty; TLS takes at least one certificate with its key"));
         }
     }
 }
@@ -71,7 +85,7 @@ fn source(at: &At<'_>, source: &Source, faults: &mut Vec<Fault>) {
     }
     for (at, want) in at.items_of("want").iter().zip(&source.want) {
         faults.extend(
-            service_name(want)
+            service_name(want.strip_prefix('@').unwrap_or(want))
                 .filter(|_| want != "*")
                 .map(|why| at.fault(why)),
         );
@@ -132,6 +146,13 @@ fn addresses(at: &At<'_>, bootstrap: &Bootstrap, faults: &mut Vec<Fault>) {
                 listener.address,
                 Some(at),
             ));
+        }
+    }
+    let gateways = group.map(|at| at.items_of("gateways")).unwrap_or_default();
+    for (at, listener) in gateways.iter().zip(&bootstrap.listeners.gateways) {
+        if let Some(at) = at.field("address") {
+            let name = format!("`gateways` for {}", shown(&listener.name));
+            all.push((name, listener.address, Some(at)));
         }
     }
     let mut taken: HashMap<SocketAddr, String> = HashMap::new();

@@ -7,9 +7,11 @@
 mod actions;
 mod bootstrap;
 mod endpoints;
+mod gateway;
 mod hosts;
 mod identity;
 mod names;
+mod outside;
 mod policies;
 mod revoked;
 mod routes;
@@ -17,6 +19,7 @@ mod service;
 mod traffic;
 
 pub(super) use self::bootstrap::bootstrap;
+pub(super) use self::gateway::{Exposures, gateway};
 pub(super) use self::hosts::Hosts;
 pub use self::names::service_name;
 pub(super) use self::policies::mesh;

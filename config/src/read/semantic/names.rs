@@ -26,6 +26,14 @@ pub fn service_name(name: &str) -> Option<String> {
     })
 }
 
+/// Why a text cannot name a gateway. Operators read it as `@NAME`, and `@mesh` is taken.
+pub(super) fn gateway_name(name: &str) -> Option<String> {
+    if name == "mesh" {
+        return Some("`mesh` cannot name a gateway: `@mesh` is the name of the Mesh document".to_owned());
+    }
+    service_name(name).map(|why| why.replace("cannot name a service", "cannot name a gateway"))
+}
+
 /// Why a text cannot name a route or a backend. Both become values of metric labels.
 pub(super) fn part_name(name: &str, what: &str) -> Option<String> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);

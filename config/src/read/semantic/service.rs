@@ -4,10 +4,11 @@ use super::super::node::{Fault, shown};
 use super::endpoints::{Shared, endpoints, health_check, listed};
 use super::identity::allow;
 use super::names::{host, part_name, service_name, unique};
+use super::outside::outside;
 use super::routes::routes;
 use super::traffic::of_service;
 use super::{At, exactly_one};
-use crate::service::{Backend, Service};
+use crate::service::{Backend, BackendTls, Service};
 
 /// Checks a service by itself.
 pub(in super::super) fn service(at: &At<'_>, service: &Service, faults: &mut Vec<Fault>) {
@@ -45,7 +46,7 @@ pub(in super::super) fn service(at: &At<'_>, service: &Service, faults: &mut Vec
     routes(at, service, faults);
 }
 
-fn hosts(at: &At<'_>, faults: &mut Vec<Fault>) {
+pub(super) fn hosts(at: &At<'_>, faults: &mut Vec<Fault>) {
     for at in at.items_of("hosts") {
         let Some(name) = at.node.text() else {
             continue;
@@ -65,6 +66,14 @@ fn hosts(at: &At<'_>, faults: &mut Vec<Fault>) {
 fn backend(at: &At<'_>, backend: &Backend, faults: &mut Vec<Fault>) {
     if let Some(at) = at.field("name") {
         faults.extend(part_name(&backend.name, "backend").map(|why| at.fault(why)));
+    }
+    if let (Some(tls), Some(BackendTls::Outside(said))) = (at.field("tls"), &backend.tls) {
+        outside(
+            &tls,
+            said,
+            at.given(&["discover"]) == 1 && backend.discover.dns.is_some(),
+            faults,
+        );
     }
     let Some(at) = at.field("discover") else {
         return;

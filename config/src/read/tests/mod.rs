@@ -307,13 +307,13 @@ fn a_document_handed_over_under_another_name_is_refused() {
 #[test]
 fn a_file_without_kinds_is_refused_with_all_its_problems() {
     let found = refusal(&format!(
-        "name: a\n{BACKEND}\n---\nkind: Mesh\ndefaults: 5\n---\nkind: Gateway\n"
+        "name: a\n{BACKEND}\n---\nkind: Mesh\ndefaults: 5\n---\nkind: Ingress\n"
     ));
     assert_eq!(
         found,
-        "f.yaml:1:1: the field `kind` is missing (allowed: Service, Mesh)\n\
+        "f.yaml:1:1: the field `kind` is missing (allowed: Service, Mesh, Gateway)\n\
          f.yaml:6:11: defaults: found the number 5; expected a mapping with the fields balance, limits, ejection, slow_start, timeout, retry, tls\n\
-         f.yaml:8:7: kind: `Gateway` is not known here (allowed: Service, Mesh)\n"
+         f.yaml:8:7: kind: `Ingress` is not known here (allowed: Service, Mesh, Gateway)\n"
     );
     assert_eq!(
         refusal("knid: Service\nname: a\n"),

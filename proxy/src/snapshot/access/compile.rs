@@ -1,31 +1,65 @@
 //! Configuration → [`Access`], and whom endpoints must prove to be.
 
+use std::sync::Arc;
+
 use outrigger_config::identity::{DefaultPolicy, SpiffePattern, TlsMode};
-use outrigger_config::service::{self, Service};
+use outrigger_config::service::{self, BackendTls, Service};
 
 use crate::snapshot::access::{Access, Rule, Said};
 use crate::snapshot::compile::Compiler;
-use crate::tls;
+use crate::tls::outside::{self, Trust};
+use crate::tls::{self, Security};
 
 impl Compiler<'_> {
-    /// Whom the endpoints of a backend must prove to be, if they are spoken to by mTLS. A service of which no mode is said
-    /// is not: its sidecars may not have an identity yet. Where it is only permissive, a sidecar without one goes on in
-    /// plaintext; one that is to have one does not, even while it has none.
-    pub(in crate::snapshot) fn mtls(
+    /// How the endpoints of a backend are spoken to: as it says itself, else as its service's mode does; `None`: in
+    /// plaintext. A service of which no mode is said is not spoken to by mTLS: its sidecars may not have an identity yet.
+    /// Where it is only permissive, a sidecar without one goes on in plaintext; one that is to have one does not, even
+    /// while it has none.
+    pub(in crate::snapshot) fn words_of_tls(
         &self,
         service: &Service,
         backend: &service::Backend,
     ) -> Option<tls::Words> {
-        let mode = self.config.mesh.tls_mode(service)?;
-        let speaks = match mode {
+        match &backend.tls {
+            Some(BackendTls::None) => return None,
+            Some(BackendTls::Outside(said)) => {
+                return Some(tls::Words::Outside(outside::Words {
+                    server_name: backend.server_name().unwrap_or_default().to_owned(),
+                    source: outside::Source {
+                        roots: said.roots.clone(),
+                        min_version: said.min_version,
+                    },
+                }));
+            }
+            None => {}
+        }
+        let speaks = match self.config.mesh.tls_mode(service)? {
             TlsMode::Strict => true,
             TlsMode::Permissive => self.standing.identities.is_configured(),
             TlsMode::Disabled => false,
         };
-        (speaks && backend.tls.is_none()).then(|| tls::Words {
-            service: service.name.clone(),
-            trust_domain: self.config.mesh.trust_domain.clone(),
+        speaks.then(|| {
+            tls::Words::Mesh(tls::Service {
+                name: service.name.clone(),
+                trust_domain: self.config.mesh.trust_domain.clone(),
+            })
         })
+    }
+
+    /// The same, ready to be used. Clusters that trust the same roots share them, with those of the last snapshot too, so
+    /// that they are read once and connections are not lost by a push.
+    pub(in crate::snapshot) fn security(&mut self, words: tls::Words) -> Result<Arc<Security>, String> {
+        let identities = &self.standing.identities;
+        let security = match words {
+            tls::Words::Mesh(service) => Security::mesh(service, identities),
+            tls::Words::Outside(words) => {
+                let trust = self.trusts.entry(words.source.clone());
+                let trust =
+                    trust.or_insert_with_key(|source| Arc::new(Trust::new(source.clone(), identities)));
+                Security::outside(words, Arc::clone(trust), identities)?
+            }
+        };
+        Ok(Arc::new(security))
     }
 
     /// Who may ask a service for what, on the application's side.

@@ -25,6 +25,8 @@ pub(crate) struct Source {
     pub(crate) address: SocketAddr,
     /// `None`: it speaks plaintext.
     pub(crate) peer: Option<Rc<Peer>>,
+    /// By a port at the edge of the mesh: whether that speaks TLS.
+    pub(crate) edge: Option<bool>,
     /// Its SPIFFE ID, for the log.
     id: Option<Rc<str>>,
     /// The series of its requests, where access is kept.
@@ -37,6 +39,18 @@ impl Source {
         Self {
             address,
             peer: None,
+            edge: None,
+            id: None,
+            series: None,
+        }
+    }
+
+    /// Somebody outside of the mesh, who has come by a port at its edge. `secure`: that speaks TLS.
+    pub(crate) const fn of_edge(address: SocketAddr, secure: bool) -> Self {
+        Self {
+            address,
+            peer: None,
+            edge: Some(secure),
             id: None,
             series: None,
         }
@@ -152,6 +166,7 @@ impl Access {
             address,
             id: peer.as_ref().map(|peer| peer.id.as_str().into()),
             peer: peer.map(Rc::new),
+            edge: None,
             series: Some(series),
         }
     }

@@ -80,7 +80,11 @@ impl Compiler<'_> {
                 ));
                 continue;
             };
-            let words = (&backend.discover, self.mtls(service, backend), endpoints.clone());
+            let words = (
+                &backend.discover,
+                self.words_of_tls(service, backend),
+                endpoints.clone(),
+            );
             let cluster = self.cluster(service, &backend.name, words);
             let room = previous
                 .as_ref()

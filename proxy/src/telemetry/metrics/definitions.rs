@@ -160,13 +160,19 @@ pub(super) const TLS_HANDSHAKES: Definition = Definition {
 };
 pub(super) const CERTIFICATE_NOT_AFTER: Definition = Definition {
     name: "outrigger_certificate_not_after_seconds",
-    help: "When this sidecar's certificate, and the first of its roots, expires, in seconds since 1970: certificate, roots.",
+    help: "When this sidecar's certificate, the first of its roots, and the first of its gateway's certificates, expires, in seconds since 1970: certificate, roots, gateway:<name>.",
     labels: &["what"],
 };
 pub(super) const IDENTITY_LOADS: Definition = Definition {
     name: "outrigger_identity_loads_total",
     help: "Identities that the source brought, by what became of them: loaded, refused.",
     labels: &["result"],
+};
+pub(super) const TLS_FILE_LOADS: Definition = Definition {
+    name: "outrigger_tls_file_loads_total",
+    help: "Files of TLS beside the identity that changed, by what they are (roots: for servers outside; gateway: certificates and keys of a port at the edge) and what became of \
+           them: loaded, refused.",
+    labels: &["what", "result"],
 };
 pub(super) const PLAINTEXT_CONNECTIONS: Definition = Definition {
     name: "outrigger_plaintext_connections_total",
@@ -181,7 +187,7 @@ pub(super) const INBOUND_REQUESTS: Definition = Definition {
 };
 
 /// Every metric of the sidecar; those of the process (`process_*`) come beside.
-pub const ALL: [Definition; 30] = [
+pub const ALL: [Definition; 31] = [
     REQUESTS,
     REQUEST_DURATION,
     GRPC_CALLS,
@@ -210,6 +216,7 @@ pub const ALL: [Definition; 30] = [
     TLS_HANDSHAKES,
     CERTIFICATE_NOT_AFTER,
     IDENTITY_LOADS,
+    TLS_FILE_LOADS,
     PLAINTEXT_CONNECTIONS,
     INBOUND_REQUESTS,
 ];

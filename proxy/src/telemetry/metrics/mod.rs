@@ -33,7 +33,7 @@ use definitions::{
 };
 pub use seconds::{HedgeMetrics, HedgeResult, RetryMetrics, RetryResult};
 pub use tcp::TcpMetrics;
-pub use tls::{Side, SourceMetrics, TlsMetrics};
+pub use tls::{FileSet, Side, SourceMetrics, TlsMetrics};
 pub use traffic::{FaultMetrics, MirrorMetrics, MirrorResult};
 
 /// Labels of a status class; the last stands for a request that never had a status.

@@ -7,7 +7,8 @@ use prometheus::{IntCounter, IntCounterVec, IntGaugeVec};
 
 use super::Metrics;
 use super::definitions::{
-    CERTIFICATE_NOT_AFTER, IDENTITY_LOADS, INBOUND_REQUESTS, PLAINTEXT_CONNECTIONS, TLS_HANDSHAKES,
+    CERTIFICATE_NOT_AFTER, IDENTITY_LOADS, INBOUND_REQUESTS, PLAINTEXT_CONNECTIONS, TLS_FILE_LOADS,
+    TLS_HANDSHAKES,
 };
 use crate::error::Reason;
 
@@ -40,12 +41,32 @@ impl Side {
     }
 }
 
+/// Files of TLS beside those of the identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileSet {
+    /// Roots for servers outside.
+    Roots,
+    /// What a port at the edge shows.
+    Gateway,
+}
+
+impl FileSet {
+    /// The label.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Roots => "roots",
+            Self::Gateway => "gateway",
+        }
+    }
+}
+
 /// The metrics of identity.
 #[derive(Debug)]
 pub struct TlsMetrics {
     handshakes: IntCounterVec,
     not_after: IntGaugeVec,
     loads: IntCounterVec,
+    files: IntCounterVec,
     plaintext: IntCounterVec,
     requests: IntCounterVec,
     /// By service and caller. Asked when a connection is made, never by a request.
@@ -58,6 +79,7 @@ impl TlsMetrics {
             handshakes: TLS_HANDSHAKES.counters(registry)?,
             not_after: CERTIFICATE_NOT_AFTER.gauges(registry)?,
             loads: IDENTITY_LOADS.counters(registry)?,
+            files: TLS_FILE_LOADS.counters(registry)?,
             plaintext: PLAINTEXT_CONNECTIONS.counters(registry)?,
             requests: INBOUND_REQUESTS.counters(registry)?,
             sources: Mutex::default(),
@@ -82,6 +104,18 @@ impl TlsMetrics {
     /// One was not.
     pub(crate) fn load_refused(&self) {
         self.loads.with_label_values(&["refused"]).inc();
+    }
+
+    /// Files were looked at that had changed, and taken or not.
+    pub(crate) fn files(&self, which: FileSet, taken: bool) {
+        let result = if taken { "loaded" } else { "refused" };
+        self.files.with_label_values(&[which.word(), result]).inc();
+    }
+
+    /// The first of the certificates of a gateway expires then, in seconds since 1970.
+    pub(crate) fn gateway_not_after(&self, gateway: &str, not_after: i64) {
+        let what = format!("gateway:{gateway}");
+        self.not_after.with_label_values(&[what.as_str()]).set(not_after);
     }
 
     /// A caller came in plaintext where it could have come by mTLS.

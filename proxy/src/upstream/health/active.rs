@@ -79,7 +79,7 @@ impl Checker {
         let mut row = Row::default();
         loop {
             let Some(asked) = endpoint.upgrade() else { return };
-            let Some(host) = cluster.upgrade().map(|cluster| cluster.host.clone()) else {
+            let Some(host) = cluster.upgrade().map(|cluster| cluster.known_as()) else {
                 return;
             };
             let found = {
@@ -175,7 +175,7 @@ async fn ask(endpoint: &Endpoint, host: &str, check: &HealthCheck) -> Result<(),
         };
         match (&check.path, &check.grpc) {
             (Some(path), _) => get(stream, host, path).await,
-            (None, Some(grpc)) => grpc::check(stream, host, &grpc.service).await,
+            (None, Some(grpc)) => grpc::check(stream, (endpoint.scheme(), host), &grpc.service).await,
             (None, None) => Ok(()),
         }
     };

@@ -1,6 +1,7 @@
 //! The question of gRPC's health protocol: one call of `grpc.health.v1.Health/Check` on a connection of its own.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use http::uri::Scheme;
 use http::{HeaderMap, Request, Version, header};
 use prost::Message;
 
@@ -39,12 +40,16 @@ const ANSWER_MAX: usize = 1024;
 const PREFIX: usize = 5;
 
 /// Asks after a service; with an empty name, after the server as a whole.
-pub(super) async fn check(stream: Stream, host: &str, service: &str) -> Result<(), String> {
+pub(super) async fn check(
+    stream: Stream,
+    (scheme, host): (Scheme, &str),
+    service: &str,
+) -> Result<(), String> {
     let broken = |error: h2::Error| format!("grpc.health.v1: {error}");
     let (sender, connection) = h2::client::handshake(stream).await.map_err(broken)?;
     let exchange = async {
         let mut sender = sender.ready().await.map_err(broken)?;
-        let request = Request::post(format!("http://{host}/grpc.health.v1.Health/Check"))
+        let request = Request::post(format!("{scheme}://{host}/grpc.health.v1.Health/Check"))
             .version(Version::HTTP_2)
             .header(header::CONTENT_TYPE, "application/grpc")
             .header(header::TE, "trailers")

@@ -51,7 +51,7 @@ def endless(request, context):
         time.sleep(0.01)
 
 
-def serve():
+def serve(chain=None, key=None):
     handlers = {
         "Unary": grpc.unary_unary_rpc_method_handler(unary),
         "ServerStream": grpc.unary_stream_rpc_method_handler(server_stream),
@@ -61,7 +61,11 @@ def serve():
     }
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=16))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-    port = server.add_insecure_port("127.0.0.1:0")
+    if chain:
+        pair = [open(path, "rb").read() for path in (key, chain)]
+        port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
+    else:
+        port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     print(f"listening on {port}", flush=True)
     server.wait_for_termination(timeout=300)
@@ -116,6 +120,6 @@ def client(target, nobody):
 
 
 if sys.argv[1] == "server":
-    serve()
+    serve(*sys.argv[2:])
 else:
     client(*sys.argv[2:])

@@ -25,8 +25,9 @@ fn python(name: &str, arguments: &[&str]) -> Command {
 }
 
 /// Starts a server script and says where it listens.
-async fn server(name: &str) -> (Program, SocketAddr) {
-    let program = Program::spawn(&format!("{name} server"), python(name, &["server"]));
+pub(crate) async fn server(name: &str, arguments: &[&str]) -> (Program, SocketAddr) {
+    let arguments = [&["server"], arguments].concat();
+    let program = Program::spawn(&format!("{name} server"), python(name, &arguments));
     let line = program
         .printed("its port", |line| line.starts_with("listening on"))
         .await;
@@ -44,7 +45,7 @@ async fn both_sidecars(service: &str, protocol: &str, app: SocketAddr) -> (Sidec
     (server, client)
 }
 
-async fn answers_of(name: &str, arguments: &[&str]) -> Value {
+pub(crate) async fn answers_of(name: &str, arguments: &[&str]) -> Value {
     let ended = finish(Program::spawn(
         name,
         python(name, &[&["client"], arguments].concat()),
@@ -61,7 +62,7 @@ async fn answers_of(name: &str, arguments: &[&str]) -> Value {
 
 #[tokio::test]
 async fn grpc_calls_of_all_four_kinds_deadlines_failures_and_cancellation_pass_both_sidecars() {
-    let (_server, app) = server("grpc").await;
+    let (_server, app) = server("grpc", &[]).await;
     let (inbound, outbound) = both_sidecars("greeter", "grpc", app).await;
     let (target, nobody) = (
         outbound.local("greeter").to_string(),
@@ -160,7 +161,7 @@ async fn a_grpc_call_is_told_what_is_left_of_its_time_and_ends_when_it_is_over()
 
 #[tokio::test]
 async fn websockets_pass_both_sidecars_over_http1_and_over_http2_between_them() {
-    let (_server, app) = server("websocket").await;
+    let (_server, app) = server("websocket", &[]).await;
     // The application speaks HTTP/1.1. Between the sidecars it is once HTTP/1.1 and once an extended CONNECT.
     let (server, client) = both_sidecars("chat", "http", app).await;
     let over_http2 = ServiceFile::new("chat")
