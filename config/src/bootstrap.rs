@@ -137,7 +137,8 @@ pub struct LocalListener {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Source {
-    /// The control API, such as `http://127.0.0.1:9900`.
+    /// The control API, such as `http://127.0.0.1:9900`. One of `https://` is known by the roots of this sidecar's identity, or
+    /// by the join token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub control: Option<String>,
     /// A YAML file, or a folder of them, that is watched.

@@ -182,12 +182,29 @@ pub enum DefaultPolicy {
     Deny,
 }
 
-/// Where a sidecar has its identity from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+/// Where a sidecar has its identity from: `files` or `join`, one of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct IdentitySource {
     /// Files that something else renews.
-    pub files: CertificateFiles,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub files: Option<CertificateFiles>,
+    /// The control API, which issues a certificate to who brings a join token and renews it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub join: Option<Join>,
+}
+
+/// How a sidecar joins the mesh: with the token of `token_file`, or of `--token` or `OUTRIGGER_TOKEN`. It cannot stand here
+/// itself: it is a secret.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Join {
+    /// The control API that issues certificates, `https://…`. Default: `config.control`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control: Option<String>,
+    /// A file that holds the token, as `outrigger token create` prints it; read again whenever it is needed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
 }
 
 /// Certificate files in PEM, watched and loaded together. A set that does not fit together is not used: the one before

@@ -16,7 +16,7 @@ use outrigger_control::ca::rotation::Status;
 use outrigger_control::ca::tokens::{MadeToken, NewToken};
 use outrigger_control::client::{Api, Ask, ClientError};
 use outrigger_control::server::{Config, Handle, TlsOptions, start};
-use outrigger_proxy::control::join::{Asker, JoinError, Joined};
+use outrigger_proxy::control::join::{Asker, JoinError, Joined, TokenSource};
 use outrigger_proxy::tls::pin::{Trust, fingerprint, public_key, verify_chain};
 use outrigger_proxy::upstream::discovery::Resolver;
 
@@ -155,22 +155,24 @@ async fn who_keeps_an_identity_is_handed_the_first_and_told_when_the_token_is_no
     let token = desk.token("reviews", 1).await;
     let asker = desk.asker("reviews");
     let (sender, mut handed) = tokio::sync::mpsc::unbounded_channel();
-    let kept = token.clone();
+    let kept = TokenSource::Given(token.clone());
     let keeping = tokio::spawn(async move {
-        asker
-            .keep_current(&kept, |joined| drop(sender.send(joined.spiffe_id.clone())))
-            .await
+        let put = |asked: Result<&Joined, &JoinError>| drop(sender.send(asked.unwrap().spiffe_id.clone()));
+        asker.keep_current(&kept, put).await
     });
     assert_eq!(
         handed.recv().await.as_deref(),
         Some("spiffe://mesh.local/reviews")
     );
     keeping.abort();
-    let error = desk
-        .asker("reviews")
-        .keep_current(&token, |_| ())
-        .await
-        .unwrap_err();
+    let (asker, used_up) = (desk.asker("reviews"), TokenSource::Given(token));
+    let (sender, mut handed) = tokio::sync::mpsc::unbounded_channel();
+    let put = |asked: Result<&Joined, &JoinError>| drop(sender.send(asked.unwrap_err().clone()));
+    let keeping = asker.keep_current(&used_up, put);
+    let error = tokio::select! {
+        error = handed.recv() => error.unwrap(),
+        never = keeping => match never {},
+    };
     assert!(
         matches!(error, JoinError::Refused(RefusalReason::TokenUsedUp, _)),
         "{error}"
@@ -238,9 +240,10 @@ async fn sidecars_that_renew_know_each_other_at_every_moment_of_a_rotation() {
     let token = desk.token("reviews", 2).await;
     let held: [Arc<Mutex<Option<Joined>>>; 2] = Default::default();
     let keeping = held.clone().map(|held| {
-        let (asker, token) = (desk.asker("reviews"), token.clone());
+        let (asker, token) = (desk.asker("reviews"), TokenSource::Given(token.clone()));
         tokio::spawn(async move {
-            let put = |joined: &Joined| *held.lock().unwrap() = Some(joined.clone());
+            let put =
+                |asked: Result<&Joined, &JoinError>| *held.lock().unwrap() = Some(asked.unwrap().clone());
             asker.keep_current(&token, put).await
         })
     });

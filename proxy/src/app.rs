@@ -11,12 +11,15 @@ use anyhow::Context;
 use outrigger_config::Bootstrap;
 use outrigger_config::bootstrap::Door;
 use outrigger_config::discovery::Node;
+use outrigger_config::join::JoinToken;
 use tokio::runtime::LocalOptions;
 
 use crate::admin::{self, Admin, Pages};
 use crate::apply::{self, Applier, Retired};
+use crate::control::address::Address;
 use crate::control::files::Files;
-use crate::control::{ControlApi, Source};
+use crate::control::identity::IdentitySource;
+use crate::control::{ControlApi, Known, Source};
 use crate::drain::Drain;
 use crate::listener::{self, Listener, Silence, Workers};
 use crate::snapshot::{Entry, Snapshots, Standing, compile};
@@ -55,6 +58,8 @@ pub struct Start {
     pub bootstrap: Bootstrap,
     /// DNS servers to ask; none: those of the system.
     pub dns: Vec<SocketAddr>,
+    /// The token to join the mesh with, where it was given and does not stand in a file.
+    pub token: Option<JoinToken>,
 }
 
 /// A sidecar whose sockets are bound and whose callers wait in them: it serves as soon as it runs.
@@ -141,7 +146,12 @@ impl Sidecar {
 
     async fn serve(self) -> anyhow::Result<()> {
         let Self {
-            start: Start { bootstrap, dns },
+            start:
+                Start {
+                    bootstrap,
+                    dns,
+                    token,
+                },
             listeners,
             scrape,
             admin,
@@ -162,7 +172,12 @@ impl Sidecar {
             &drain,
         )?;
         let resolver = Resolver::new(&dns)?;
-        let source = source(&bootstrap, &resolver)?;
+        let identity = IdentitySource::of(&bootstrap, token, &resolver)?;
+        let known = Known {
+            identities: Arc::clone(&identities),
+            token: identity.token(),
+        };
+        let source = source(&bootstrap, known, &resolver)?;
         let doors = listeners.iter();
         let standing = Standing {
             service: bootstrap.node.service.clone(),
@@ -185,9 +200,7 @@ impl Sidecar {
             tokio::task::spawn_local(admin::serve(Rc::clone(&pages), socket, which));
         }
         listener::start_accepting(listeners, &workers, &metrics, &drain)?;
-        if let Some(source) = bootstrap.identity {
-            tokio::task::spawn_local(tls::files::keep_current(source.files, identities));
-        }
+        tokio::task::spawn_local(identity.keep_current(identities));
         tokio::task::spawn_local(bury(applier.retired.clone()));
         tokio::task::spawn_local(keep_configured(applier, source));
 
@@ -274,10 +287,17 @@ async fn finish(drain: &Drain, limit: Duration) {
     tracing::info!(took = ?started.elapsed(), "drained");
 }
 
-fn source(bootstrap: &Bootstrap, resolver: &Resolver) -> anyhow::Result<Source> {
+fn source(bootstrap: &Bootstrap, known: Known, resolver: &Resolver) -> anyhow::Result<Source> {
     let config = &bootstrap.config;
     match (&config.control, &config.path) {
         (Some(url), None) => {
+            let address = Address::parse(url)?;
+            if address.tls && bootstrap.identity.is_none() {
+                anyhow::bail!(
+                    "`{url}` is known by the root of its mesh, which this sidecar does not know: give it a join token \
+                     (OUTRIGGER_TOKEN or --token-file), or an `identity` in its bootstrap"
+                );
+            }
             let node = &bootstrap.node;
             let text = |value: &Option<String>| value.clone().unwrap_or_default();
             let node = Node {
@@ -288,7 +308,7 @@ fn source(bootstrap: &Bootstrap, resolver: &Resolver) -> anyhow::Result<Source> 
                 ..Node::default()
             };
             let (want, last_good) = (config.want.clone(), config.last_good.clone());
-            let api = ControlApi::new(url, resolver.clone(), node, want, last_good)?;
+            let api = ControlApi::new((address, known), resolver.clone(), node, want, last_good);
             Ok(Source::Control(Box::new(api)))
         }
         (None, Some(path)) => Ok(Source::Files(Files::new(path.clone()))),

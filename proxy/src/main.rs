@@ -9,6 +9,7 @@ use anyhow::Context;
 use clap::Parser;
 use outrigger_config::Bootstrap;
 use outrigger_config::bootstrap::{AccessLog, LocalListener};
+use outrigger_config::join::JoinToken;
 use outrigger_config::units::Duration;
 use outrigger_proxy::app::{Sidecar, Start};
 use outrigger_proxy::drain::Drain;
@@ -44,6 +45,13 @@ struct Arguments {
     /// Where the last good configuration is kept
     #[arg(long, env = "OUTRIGGER_LAST_GOOD", value_name = "FILE")]
     last_good: Option<PathBuf>,
+    /// The token to join the mesh with, as `outrigger token create` prints it. Better in the variable than on the command
+    /// line, which others can see
+    #[arg(long, env = "OUTRIGGER_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    token: Option<JoinToken>,
+    /// A file that holds it
+    #[arg(long, env = "OUTRIGGER_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
     /// Where requests for the application come in [default: 0.0.0.0:15000]
     #[arg(long, env = "OUTRIGGER_INBOUND", value_name = "ADDRESS")]
     inbound: Option<SocketAddr>,
@@ -123,6 +131,11 @@ impl Arguments {
         overrule(&mut bootstrap.config.control, self.control);
         overrule(&mut bootstrap.config.path, self.path);
         overrule(&mut bootstrap.config.last_good, self.last_good);
+        if self.token.is_some() || self.token_file.is_some() {
+            let source = bootstrap.identity.get_or_insert_default();
+            let join = source.join.get_or_insert_default();
+            overrule(&mut join.token_file, self.token_file);
+        }
         overrule(&mut bootstrap.node.id, self.node_id);
         overrule(&mut bootstrap.node.service, self.service);
         overrule(&mut bootstrap.workers, self.workers);
@@ -138,6 +151,7 @@ impl Arguments {
         Ok(Start {
             bootstrap,
             dns: self.dns,
+            token: self.token,
         })
     }
 }

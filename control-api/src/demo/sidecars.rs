@@ -65,6 +65,7 @@ impl Bound {
         let start = Start {
             bootstrap,
             dns: Vec::new(),
+            token: None,
         };
         let (name, drain) = (instance.name(), Drain::default());
         let sidecar = Sidecar::bind(start, drain.clone()).map_err(|error| {

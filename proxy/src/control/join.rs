@@ -6,7 +6,7 @@
 //!
 //! **Does not** use the certificate: whoever asks is handed the PEM of all of it. Does not write anything to disk.
 
-use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -18,17 +18,15 @@ use outrigger_config::join::{
     IdentityAnswer, IdentityRefusal, IdentityRequest, JoinToken, RefusalReason, service_of,
 };
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::control::address::Address;
+use crate::tls::identity::{Identity, IdentityProblem};
 use crate::tls::pin::{Pinned, Shown, Trust, fingerprint, not_after, public_key, verify_chain};
 use crate::upstream::discovery::Resolver;
 
 /// How long one attempt may take in all: the control API itself makes a request wait for its turn for 20 s at most.
 const ATTEMPT_WITHIN: Duration = Duration::from_secs(30);
-
-/// How long connecting to one address may take.
-const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 
 /// The longest answer that is read: two chains of eight certificates of 4 KiB, and some roots.
 const ANSWER_BYTES_MAX: usize = 128 * 1024;
@@ -43,13 +41,43 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5 * 60);
 /// By how much the moment of renewal is drawn about half the life: sidecars that started together part.
 const JITTER: f64 = 0.1;
 
+/// After a refusal for good this long is waited: short enough for an operator who puts a new token in its file, and
+/// nothing to the control API's limits.
+const REFUSED_WAIT: Duration = Duration::from_secs(10);
+
 /// Where the control API is, and who we are to be.
 #[derive(Clone, Debug)]
 pub struct Asker {
-    host: String,
-    port: u16,
+    address: Address,
     service: String,
     resolver: Resolver,
+}
+
+/// Where the join token comes from.
+#[derive(Clone, Debug)]
+pub enum TokenSource {
+    /// It was given when the sidecar started.
+    Given(JoinToken),
+    /// It stands in a file, and may be exchanged there.
+    File(PathBuf),
+}
+
+impl TokenSource {
+    /// The token as it is now.
+    ///
+    /// # Errors
+    /// In words, when its file cannot be read or holds something else.
+    pub fn read(&self) -> Result<JoinToken, String> {
+        match self {
+            Self::Given(token) => Ok(token.clone()),
+            Self::File(path) => {
+                let text = std::fs::read_to_string(path);
+                let text = text.map_err(|error| format!("the token file {}: {error}", path.display()))?;
+                text.parse()
+                    .map_err(|error| format!("the token file {}: {error}", path.display()))
+            }
+        }
+    }
 }
 
 /// An identity, whole: PEM throughout.
@@ -67,6 +95,22 @@ pub struct Joined {
     pub since: SystemTime,
     /// When the certificate expires.
     pub not_after: SystemTime,
+}
+
+impl Joined {
+    /// The same, checked as a whole and ready for handshakes.
+    ///
+    /// # Errors
+    /// When it is none, which the control API would have to answer for.
+    pub fn identity(&self) -> Result<Identity, IdentityProblem> {
+        let (chain, roots) = (self.certificates.join("\n"), self.bundle.join("\n"));
+        Identity::from_pem(
+            chain.as_bytes(),
+            self.key.as_bytes(),
+            roots.as_bytes(),
+            SystemTime::now(),
+        )
+    }
 }
 
 impl std::fmt::Debug for Joined {
@@ -114,21 +158,15 @@ impl Asker {
     /// # Errors
     /// In words, when the URL is none or not `https`: a token is not sent in plaintext.
     pub fn new(url: &str, service: &str, resolver: Resolver) -> Result<Self, String> {
-        let uri: http::Uri = url
-            .parse()
-            .map_err(|_| format!("`{url}` is not a URL: expected https://host:port"))?;
-        if uri.scheme_str() != Some("https") {
+        let address = Address::parse(url).map_err(|error| format!("{error:#}"))?;
+        if !address.tls {
             return Err(format!(
                 "`{url}` is not https: a token and a certificate are asked for over TLS only; start the control API with \
                  --tls"
             ));
         }
-        let host = uri
-            .host()
-            .ok_or_else(|| format!("`{url}` names no host: expected https://host:port"))?;
         Ok(Self {
-            host: host.trim_matches(['[', ']']).to_owned(),
-            port: uri.port_u16().unwrap_or(443),
+            address,
             service: service.to_owned(),
             resolver,
         })
@@ -169,45 +207,39 @@ impl Asker {
             .await
     }
 
-    /// Joins, hands over what it was given, and renews it at half its life for as long as it is polled.
-    ///
-    /// # Errors
-    /// Only before the first certificate, when the token is refused for good: another is needed.
+    /// Joins, hands over what it was given, and renews it at half its life for as long as it is polled. What failed is
+    /// handed over too, and tried again: the token may be another by then, or the control API be back.
     pub async fn keep_current(
         &self,
-        token: &JoinToken,
-        mut put: impl FnMut(&Joined),
-    ) -> Result<(), JoinError> {
+        token: &TokenSource,
+        mut put: impl FnMut(Result<&Joined, &JoinError>),
+    ) -> std::convert::Infallible {
         let mut held: Option<Joined> = None;
         let mut failures = 0;
         loop {
             let now = SystemTime::now();
             let alive = held.as_ref().filter(|held| held.not_after > now);
-            let asked = match alive {
-                Some(alive) => self.renew(alive).await,
-                None => self.join(token).await,
+            let asked = match (alive, token.read()) {
+                (Some(alive), _) => self.renew(alive).await,
+                (None, Ok(token)) => self.join(&token).await,
+                (None, Err(unreadable)) => Err(JoinError::Failed(unreadable)),
             };
             let wait = match asked {
                 Ok(joined) => {
                     failures = 0;
-                    tracing::info!(
-                        spiffe_id = joined.spiffe_id,
-                        renewed = held.is_some(),
-                        "a certificate of the mesh"
-                    );
-                    put(&joined);
+                    put(Ok(&joined));
                     let wait = renew_in(joined.since, joined.not_after, fastrand::f64());
                     held = Some(joined);
                     wait
                 }
-                Err(error) if held.is_none() && !error.is_passing() => return Err(error),
                 Err(error) => {
-                    let left = alive
-                        .and_then(|held| held.not_after.duration_since(now).ok())
-                        .unwrap_or_default();
-                    tracing::warn!(%error, left_s = left.as_secs(), "no new certificate; trying again");
+                    put(Err(&error));
                     failures += 1;
-                    backoff(failures, fastrand::f64())
+                    match error.is_passing() {
+                        true => backoff(failures, fastrand::f64()),
+                        // It takes somebody to change something.
+                        false => REFUSED_WAIT,
+                    }
                 }
             };
             tokio::time::sleep(wait).await;
@@ -251,14 +283,19 @@ impl Asker {
 
     /// One request over a connection of its own. Says whether the answer is a success, and its body.
     async fn exchange(&self, pinned: &Pinned, body: Vec<u8>) -> Result<(bool, Bytes), String> {
-        let stream = pinned.connect(&self.host, self.connect().await?).await;
-        let stream = stream
-            .map_err(|error| format!("{} is not the control API that was meant ({error})", self.host))?;
+        let Self {
+            address, resolver, ..
+        } = self;
+        let stream = address.connect(resolver).await;
+        let stream = stream.map_err(|error| format!("{error:#}"))?;
+        let stream = pinned.connect(&address.host, stream).await;
+        let stream =
+            stream.map_err(|error| format!("{address} is not the control API that was meant ({error})"))?;
         let broke = |error: hyper::Error| format!("the connection broke ({error})");
         let (mut sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(broke)?;
         let driver = tokio::spawn(driver);
         let request = Request::post("/v1/identity")
-            .header(header::HOST, format!("{}:{}", self.host, self.port))
+            .header(header::HOST, address.to_string())
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| error.to_string())?;
@@ -270,27 +307,6 @@ impl Asker {
         driver.abort();
         let body = body.map_err(|error| format!("the answer broke off ({error})"))?;
         Ok((is_good, body.to_bytes()))
-    }
-
-    async fn connect(&self) -> Result<TcpStream, String> {
-        let addresses = match self.host.parse::<IpAddr>() {
-            Ok(address) => vec![address],
-            Err(_) => self
-                .resolver
-                .addresses(&self.host)
-                .await
-                .map_err(|error| format!("{error:#}"))?,
-        };
-        let mut failed = format!("`{}` has no address", self.host);
-        for address in addresses {
-            let address = SocketAddr::new(address, self.port);
-            match timeout(CONNECT_WITHIN, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(error)) => failed = format!("connect to {address}: {error}"),
-                Err(_) => failed = format!("connect to {address}: no answer within {CONNECT_WITHIN:?}"),
-            }
-        }
-        Err(failed)
     }
 }
 

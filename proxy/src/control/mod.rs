@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
-use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
@@ -20,12 +20,17 @@ use outrigger_config::discovery::{
     DiscoveryRequest, DiscoveryResponse, HOLD_DEFAULT, Node, Refusal, Versioned,
 };
 use outrigger_config::{Document, Problem, units};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::control::address::Address;
 use crate::snapshot::Origin;
+use crate::tls::Identities;
+use crate::tls::pin::{Pinned, Trust};
 use crate::upstream::discovery::Resolver;
 
+pub(crate) mod address;
 pub(crate) mod files;
+pub(crate) mod identity;
 pub mod join;
 mod refusal;
 
@@ -42,8 +47,11 @@ const ANSWER_SLACK: Duration = Duration::from_secs(10);
 /// API that is well answers a first poll in milliseconds, and traffic does not wait for one that is not.
 const ANSWER_BEFORE_DISK: Duration = Duration::from_secs(2);
 
-/// How long connecting to the control API may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a TLS handshake with the control API may take: it may be far away, and busy with a thousand others.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// One end of a connection to the control API.
+type Sender = http1::SendRequest<Full<Bytes>>;
 
 /// The largest answer that is read: thousands of services fit; an endless one does not fill the memory.
 const ANSWER_MAX: usize = 64 * 1024 * 1024;
@@ -101,15 +109,17 @@ impl Source {
 /// The sidecar's end of the long poll.
 #[derive(Debug)]
 pub(crate) struct ControlApi {
+    address: Address,
     /// `host:port`.
     authority: String,
+    known: Known,
     resolver: Resolver,
     node: Node,
     want: Vec<String>,
     last_good: Option<PathBuf>,
     /// Whether the last good file was read, whatever was in it: it is read once.
     disk_was_read: bool,
-    connection: Option<http1::SendRequest<Full<Bytes>>>,
+    connection: Option<Sender>,
     /// What is applied: documents by key.
     held: BTreeMap<String, Versioned>,
     version: String,
@@ -145,31 +155,23 @@ enum Reply {
 }
 
 impl ControlApi {
-    /// A client of the control API at a URL like `http://127.0.0.1:9900`.
+    /// A client of the control API at an address.
     pub(crate) fn new(
-        url: &str,
+        (address, known): (Address, Known),
         resolver: Resolver,
         node: Node,
         want: Vec<String>,
         last_good: Option<PathBuf>,
-    ) -> anyhow::Result<Self> {
-        let uri: http::Uri = url
-            .parse()
-            .with_context(|| format!("`{url}` is not a URL: expected http://host:port"))?;
-        let authority = uri
-            .authority()
-            .ok_or_else(|| anyhow!("`{url}` names no host: expected http://host:port"))?;
-        if uri.scheme_str() != Some("http") {
-            bail!("`{url}` is not served: the control API speaks http:// for now");
-        }
-        let port = authority.port_u16().unwrap_or(80);
+    ) -> Self {
         let node = Node {
             // The standard library keys its maps by the system's randomness: that no two processes share.
             instance: format!("{:016x}", RandomState::new().hash_one(std::process::id())),
             ..node
         };
-        Ok(Self {
-            authority: format!("{}:{port}", authority.host()),
+        Self {
+            authority: address.to_string(),
+            address,
+            known,
             resolver,
             node,
             want: if want.is_empty() { vec!["*".into()] } else { want },
@@ -185,7 +187,7 @@ impl ControlApi {
             pending: None,
             origin: Origin::Nothing,
             failures: 0,
-        })
+        }
     }
 
     async fn next(&mut self) -> Push {
@@ -402,30 +404,47 @@ impl ControlApi {
         Ok((head.status, body.to_bytes()))
     }
 
-    async fn connect(&self) -> anyhow::Result<http1::SendRequest<Full<Bytes>>> {
-        let (host, port) = self.authority.rsplit_once(':').unwrap_or((&self.authority, "80"));
-        let port: u16 = port.parse()?;
-        let addresses = match host.trim_matches(['[', ']']).parse::<IpAddr>() {
-            Ok(address) => vec![address],
-            Err(_) => self.resolver.addresses(host).await?,
-        };
-        let mut failed = anyhow!("`{host}` has no address");
-        for address in addresses {
-            let address = SocketAddr::new(address, port);
-            match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => {
-                    let (sender, driver) = http1::handshake(TokioIo::new(stream)).await?;
-                    tokio::task::spawn_local(async move {
-                        // Its end shows at the sender, where it is dealt with.
-                        let _ = driver.await;
-                    });
-                    return Ok(sender);
-                }
-                Ok(Err(error)) => failed = anyhow!("connect to {address}: {error}"),
-                Err(_) => failed = anyhow!("connect to {address}: no answer within {CONNECT_TIMEOUT:?}"),
-            }
+    async fn connect(&self) -> anyhow::Result<Sender> {
+        let stream = self.address.connect(&self.resolver).await?;
+        if !self.address.tls {
+            return begin(stream).await;
         }
-        Err(failed)
+        let pinned = self.known.pinned()?;
+        let shaken =
+            tokio::time::timeout(HANDSHAKE_TIMEOUT, pinned.connect(&self.address.host, stream)).await;
+        let shaken = shaken.map_err(|_| anyhow!("no TLS handshake within {HANDSHAKE_TIMEOUT:?}"))?;
+        begin(shaken.context("this is not the control API of the mesh")?).await
+    }
+}
+
+async fn begin<S: AsyncRead + AsyncWrite + Unpin + 'static>(stream: S) -> anyhow::Result<Sender> {
+    let (sender, driver) = http1::handshake(TokioIo::new(stream)).await?;
+    tokio::task::spawn_local(async move {
+        // Its end shows at the sender, where it is dealt with.
+        let _ = driver.await;
+    });
+    Ok(sender)
+}
+
+/// By what a control API over TLS is known.
+#[derive(Debug)]
+pub(crate) struct Known {
+    /// The roots of this sidecar's identity, as soon as it has one; it shows its certificate then.
+    pub(crate) identities: Arc<Identities>,
+    /// Until then, the root that its join token names.
+    pub(crate) token: Option<join::TokenSource>,
+}
+
+impl Known {
+    fn pinned(&self) -> anyhow::Result<Pinned> {
+        if let Some(identity) = self.identities.current() {
+            return Ok(identity.control().clone());
+        }
+        let Some(token) = &self.token else {
+            bail!("it is known by the roots of this sidecar's identity, and there is none yet");
+        };
+        let token = token.read().map_err(|error| anyhow!(error))?;
+        Pinned::new(Trust::Fingerprint(token.root), None).map_err(|error| anyhow!(error))
     }
 }
 

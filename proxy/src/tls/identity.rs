@@ -20,6 +20,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::tls::Alpn;
+use crate::tls::pin::Pinned;
 use crate::tls::verify::{Callers, Endpoints};
 
 /// The most certificates in one file: a chain has three or four, a bundle two or three roots. Past this it is a file of
@@ -35,6 +36,7 @@ pub struct Identity {
     pub(super) server: Arc<ServerConfig>,
     /// By what is offered: see [`Identity::client`].
     clients: [Arc<ClientConfig>; 3],
+    control: Pinned,
 }
 
 /// Why files are no identity.
@@ -60,6 +62,8 @@ pub enum IdentityProblem {
     Chain(String),
     /// rustls takes none of it.
     Unusable(String),
+    /// The control API has issued none.
+    NotIssued(String),
 }
 
 impl fmt::Display for IdentityProblem {
@@ -83,6 +87,7 @@ impl fmt::Display for IdentityProblem {
             }
             Self::Chain(why) => write!(f, "the certificate does not lead to one of the roots: {why}"),
             Self::Unusable(why) => write!(f, "it cannot be used: {why}"),
+            Self::NotIssued(why) => write!(f, "the control API has issued no certificate: {why}"),
         }
     }
 }
@@ -119,6 +124,7 @@ impl Identity {
                 .map_err(|error| IdentityProblem::BadCertificate(format!("a root: {error}")))?;
             roots.push((root, read));
         }
+        let known_by = store.clone();
         let (endpoints, callers) = verifiers(store, id.trust_domain(), &provider)?;
         own_chain(&certified, &id, (&*endpoints, &*callers), now)?;
         let certified = Arc::new(SingleCertAndKey::from(certified));
@@ -135,6 +141,7 @@ impl Identity {
         // Nothing is resumed: see the head of `tls`.
         server.send_tls13_tickets = 0;
         server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        let control = Pinned::of(known_by, Arc::clone(&certified) as _, &provider).map_err(unusable)?;
         let mut client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
             .map_err(unusable)?
@@ -153,12 +160,18 @@ impl Identity {
             roots,
             server: Arc::new(server),
             clients,
+            control,
         })
     }
 
     /// Its name.
     pub fn id(&self) -> &SpiffeId {
         &self.id
+    }
+
+    /// How the control API of its mesh is spoken to.
+    pub(crate) const fn control(&self) -> &Pinned {
+        &self.control
     }
 
     /// When its certificate expires, in seconds since 1970.

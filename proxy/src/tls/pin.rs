@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use aws_lc_rs::digest::{SHA256, digest};
 use outrigger_config::join::CONTROL_PATH;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
+use rustls::client::{ResolvesClientCert, Resumption, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -74,7 +74,7 @@ impl Pinned {
             .map_err(failed)?
             .dangerous()
             .with_custom_certificate_verifier(verifier);
-        let mut config = match shown {
+        let config = match shown {
             None => builder.with_no_client_auth(),
             Some(shown) => {
                 let chain = shown
@@ -87,11 +87,33 @@ impl Pinned {
                 builder.with_client_auth_cert(chain, key).map_err(failed)?
             }
         };
+        Ok(Self::with(config))
+    }
+
+    /// Connections to the control API of the mesh of an identity: known by its roots, shown its certificate.
+    pub(super) fn of(
+        roots: RootCertStore,
+        certificate: Arc<dyn ResolvesClientCert>,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Self, Error> {
+        let verifier = Arc::new(ControlApi {
+            known: Known::Roots(Arc::new(roots)),
+            provider: Arc::clone(provider),
+        });
+        let config = ClientConfig::builder_with_provider(Arc::clone(provider))
+            .with_protocol_versions(&[&version::TLS13])?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+            .with_client_cert_resolver(certificate);
+        Ok(Self::with(config))
+    }
+
+    fn with(mut config: ClientConfig) -> Self {
         config.resumption = Resumption::disabled();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self {
+        Self {
             config: Arc::new(config),
-        })
+        }
     }
 
     /// Shakes hands on a connection. `host` is sent along for whoever routes by it, and is not verified. Unbounded in time:

@@ -7,6 +7,7 @@ use super::super::node::{Fault, shown};
 use super::At;
 use super::names::{gateway_name, host, service_name};
 use crate::bootstrap::{Bootstrap, Listeners, Source};
+use crate::identity::IdentitySource;
 use crate::units::Duration;
 
 /// More data threads than any machine that runs a sidecar has cores for it.
@@ -31,6 +32,9 @@ pub(in super::super) fn bootstrap(at: &At<'_>, bootstrap: &Bootstrap, faults: &m
     }
     if let Some(at) = at.field("config") {
         source(&at, &bootstrap.config, faults);
+    }
+    if let (Some(at), Some(source)) = (at.field("identity"), &bootstrap.identity) {
+        identity(&at, source, faults);
     }
     if let (Some(at), Some(workers)) = (at.field("workers"), bootstrap.workers)
         && !(1..=WORKERS_MAX).contains(&workers)
@@ -92,16 +96,40 @@ fn source(at: &At<'_>, source: &Source, faults: &mut Vec<Fault>) {
     }
 }
 
+fn identity(at: &At<'_>, source: &IdentitySource, faults: &mut Vec<Fault>) {
+    if at.given(&["files", "join"]) != 1 {
+        faults.push(at.fault(
+            "an identity comes either from `files` or from the control API by `join`; exactly one of them is to be given",
+        ));
+    }
+    let join = at.field("join");
+    if let (Some(at), Some(control)) = (
+        join.as_ref().and_then(|join| join.field("control")),
+        source.join.as_ref().and_then(|join| join.control.as_deref()),
+    ) {
+        let plain = (!control.starts_with("https://")).then(|| {
+            format!(
+                "`{}` is not https://: a token and a certificate are asked for over TLS only",
+                shown(control)
+            )
+        });
+        faults.extend(control_address(control).or(plain).map(|why| at.fault(why)));
+    }
+}
+
 /// Why a text is not the address of a control API.
 fn control_address(text: &str) -> Option<String> {
     let expected = || {
         Some(format!(
-            "`{}` is not the address of a control API: expected http:// with a host and, if need be, a port, such as \
-             http://127.0.0.1:9900",
+            "`{}` is not the address of a control API: expected http:// or https:// with a host and, if need be, a port, \
+             such as http://127.0.0.1:9900",
             shown(text)
         ))
     };
-    let Some(rest) = text.strip_prefix("http://") else {
+    let rest = text
+        .strip_prefix("http://")
+        .or_else(|| text.strip_prefix("https://"));
+    let Some(rest) = rest else {
         return expected();
     };
     let rest = rest.strip_suffix('/').unwrap_or(rest);

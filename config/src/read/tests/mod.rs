@@ -394,8 +394,8 @@ fn a_bootstrap_is_read_as_strictly() {
             "p.yaml:1:9: config: `control` and `path` are given together",
         ),
         (
-            "config: { control: \"https://a\" }\n",
-            "config.control: `https://a` is not the address of a control API",
+            "config: { control: \"ftp://a\" }\n",
+            "config.control: `ftp://a` is not the address of a control API",
         ),
         (
             "config: { control: \"http://a:0\" }\n",
@@ -431,6 +431,14 @@ fn a_bootstrap_is_read_as_strictly() {
             "access_log: `none` is not known here (allowed: failures, all, off)",
         ),
         (
+            "identity: {}\n",
+            "identity: an identity comes either from `files` or from the control API by `join`",
+        ),
+        (
+            "identity: { join: { control: \"http://a\" } }\n",
+            "identity.join.control: `http://a` is not https://",
+        ),
+        (
             "node: {}\n---\nnode: {}\n",
             "p.yaml:3:1: a proxy has one bootstrap document",
         ),
@@ -439,7 +447,13 @@ fn a_bootstrap_is_read_as_strictly() {
         assert!(found.contains(expected), "{text}\n{found}");
         assert_eq!(found.lines().count(), 1, "{text}\n{found}");
     }
-    for address in ["http://a", "http://a.b:80/", "http://[::1]:80", "http://[::1]"] {
+    for address in [
+        "http://a",
+        "https://a:9900",
+        "http://a.b:80/",
+        "http://[::1]:80",
+        "http://[::1]",
+    ] {
         read(&format!("config: {{ control: \"{address}\" }}\n")).unwrap();
     }
     read("listeners: { inbound: 127.0.0.1:0, outbound: 127.0.0.1:0 }\nscrape: 127.0.0.1:0\nadmin: 127.0.0.1:0\n").unwrap();

@@ -2,6 +2,7 @@
 
 mod abuse;
 mod given;
+mod joined;
 mod over_tls;
 mod revocation;
 mod rotation;

@@ -1,0 +1,156 @@
+//! Sidecars that join by a token: mTLS between them with nothing but the control API, and what becomes of them when it is
+//! away or refuses.
+
+use std::time::Duration;
+
+use outrigger_tests::{Ask, Sidecar, SidecarSpec, Upstream};
+use serde_json::Value;
+
+use super::*;
+
+/// Pushes `reviews`, which is strict, with its endpoint here.
+async fn push(desk: &Desk, app: std::net::SocketAddr, endpoint: std::net::SocketAddr) {
+    let file = desk.path().join("reviews.yaml");
+    let text = format!(
+        "kind: Service\nname: reviews\napp: {app}\ntls: {{ mode: strict }}\n\
+         backends: [{{ name: v1, discover: {{ static: [\"{endpoint}\"] }} }}]\n"
+    );
+    std::fs::write(&file, text).unwrap();
+    desk.run(&format!("push {}", file.display())).await.ok();
+}
+
+/// A sidecar that waits for its certificate.
+fn joining(desk: &Desk, id: &str, service: &str) -> SidecarSpec {
+    SidecarSpec::control(id, &desk.url).beside(service)
+}
+
+async fn certificate(sidecar: &Sidecar) -> Value {
+    sidecar.page("/certs").await.json()["identity"].clone()
+}
+
+#[tokio::test]
+async fn two_sidecars_with_nothing_but_a_token_speak_mtls() {
+    let desk = Desk::over_tls(&[]).await;
+    let app = Upstream::start("a").await;
+    let token = desk.token("reviews", 1, "10m").await;
+    let server = joining(&desk, "server", "reviews").environment("OUTRIGGER_TOKEN", &token);
+    let server = Sidecar::launch(server).await;
+    push(&desk, app.address(), server.inbound()).await;
+    let file = desk.path().join("token");
+    std::fs::write(&file, desk.token("productpage", 1, "10m").await + "\n").unwrap();
+    let caller = joining(&desk, "caller", "productpage").with("--token-file", file.to_str().unwrap());
+    let caller = Sidecar::launch(caller).await;
+    caller.is_ready().await;
+    let reply = eventually("an answer by mTLS", async || {
+        let reply = caller.client().get("reviews", "/").await;
+        (reply.status() == 200).then_some(reply)
+    })
+    .await;
+    assert_eq!(reply.upstream(), "a");
+    let said = app.last();
+    let said = said.head.header("x-forwarded-client-cert").unwrap();
+    assert!(said.starts_with("By=spiffe://mesh.local/reviews;Hash="), "{said}");
+    assert!(said.ends_with(";URI=spiffe://mesh.local/productpage"), "{said}");
+
+    // By plaintext nobody gets in.
+    let refused = outrigger_tests::Client::new(server.inbound());
+    let refused = refused.send(Ask::get("/").host("reviews")).await;
+    assert_eq!(
+        (refused.status(), refused.head.header("x-outrigger-reason")),
+        (403, Some("tls-required"))
+    );
+    let audit = desk.run("audit --json").await.ok().stdout;
+    assert_eq!(audit.matches("\"issued\"").count(), 2, "{audit}");
+}
+
+#[tokio::test]
+async fn certificates_are_renewed_under_load_while_the_root_is_replaced_and_no_request_fails() {
+    let desk = Desk::over_tls(&["--certificate-ttl", "1m"]).await;
+    let app = Upstream::start("a").await;
+    let start = async |id: &str, service: &str| {
+        let token = desk.token(service, 1, "10m").await;
+        Sidecar::launch(joining(&desk, id, service).environment("OUTRIGGER_TOKEN", &token)).await
+    };
+    let server = start("server", "reviews").await;
+    push(&desk, app.address(), server.inbound()).await;
+    let caller = start("caller", "productpage").await;
+    caller.is_ready().await;
+    eventually("an answer by mTLS", async || {
+        (caller.client().get("reviews", "/").await.status() == 200).then_some(())
+    })
+    .await;
+    desk.run("ca rotate start").await.ok();
+    // In CI until each has been given a second certificate with both roots; at length until the old root is gone.
+    let long = std::env::var_os("OUTRIGGER_TESTS_LONG").is_some();
+    let first = [certificate(&server).await, certificate(&caller).await];
+    let patience = Duration::from_secs(if long { 300 } else { 90 });
+    let began = std::time::Instant::now();
+    let (mut requests, mut renewed, mut finished) = (0, false, false);
+    while if long { !finished } else { !renewed } {
+        assert!(
+            began.elapsed() < patience,
+            "{requests} requests, renewed: {renewed}"
+        );
+        for _ in 0..50 {
+            let reply = caller.client().get("reviews", "/").await;
+            assert_eq!(reply.status(), 200, "after {requests} requests: {reply:?}");
+            requests += 1;
+        }
+        let now = [certificate(&server).await, certificate(&caller).await];
+        let both = |at: usize| {
+            now[at]["roots"].as_array().is_some_and(|roots| roots.len() == 2)
+                && now[at]["certificate"]["serial"] != first[at]["certificate"]["serial"]
+        };
+        renewed |= both(0) && both(1);
+        if long && renewed {
+            finished |= desk.run("ca rotate finish").await.code == 0;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(requests > 1_000, "{requests}");
+}
+
+#[tokio::test]
+async fn a_token_that_is_refused_leaves_a_sidecar_unready_until_another_is_in_its_file() {
+    let desk = Desk::over_tls(&[]).await;
+    let other = desk.token("ratings", 1, "10m").await;
+    let file = desk.path().join("token");
+    std::fs::write(&file, other).unwrap();
+    let mut sidecar =
+        Sidecar::launch(joining(&desk, "a", "reviews").with("--token-file", file.to_str().unwrap())).await;
+    let line = sidecar
+        .program()
+        .logged("the refusal", |line| {
+            line["message"] == "the identity cannot be used"
+        })
+        .await;
+    let said = line["problem"].as_str().unwrap();
+    assert!(said.contains("(other-service)"), "{said}");
+    assert_eq!(sidecar.page("/ready").await.status(), 503);
+    std::fs::write(&file, desk.token("reviews", 1, "10m").await).unwrap();
+    eventually("the sidecar to have joined", async || {
+        certificate(&sidecar).await.is_object().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_control_api_of_another_mesh_is_not_listened_to() {
+    let (desk, stranger) = (Desk::over_tls(&[]).await, Desk::over_tls(&[]).await);
+    let token = desk.token("reviews", 1, "10m").await;
+    let mut spec = joining(&stranger, "a", "reviews");
+    spec = spec.environment("OUTRIGGER_TOKEN", &token);
+    let mut sidecar = Sidecar::launch(spec).await;
+    let line = sidecar
+        .program()
+        .logged("that it is a stranger", |line| {
+            line["message"] == "the identity cannot be used"
+        })
+        .await;
+    let said = line["problem"].as_str().unwrap();
+    assert!(said.contains("is not the control API that was meant"), "{said}");
+    // Its configuration is not taken either.
+    assert_eq!(sidecar.page("/ready").await.status(), 503);
+    let audit = stranger.run("audit --json").await.ok().stdout;
+    assert!(!audit.contains("issued"), "{audit}");
+}
