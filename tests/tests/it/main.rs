@@ -44,6 +44,7 @@ mod loops;
 mod mirror;
 mod mtls;
 mod mtls_allow;
+mod mtls_forged;
 mod mtls_refused;
 mod mtls_rotation;
 mod observability;
