@@ -88,3 +88,90 @@ async fn go_on(mut stream: TcpStream, arguments: Vec<String>) {
         () = &mut sending => {}
     }
 }
+
+/// The types of records (RFC 8446 section 5.1).
+pub const ALERT: u8 = 0x15;
+/// Of those of a handshake.
+pub const HANDSHAKE: u8 = 0x16;
+
+/// What opens a handshake, byte by byte, for those that go no further. It shows no certificate and knows no secret.
+#[derive(Clone, Debug)]
+pub struct Hello {
+    /// The versions that it offers, by the numbers of RFC 8446 section 4.2.1; none: it is older than the extension.
+    pub versions: Vec<u16>,
+    /// The protocols that it offers.
+    pub alpn: Vec<&'static str>,
+    /// So many bytes that mean nothing (RFC 7685).
+    pub padding: usize,
+}
+
+impl Default for Hello {
+    fn default() -> Self {
+        Self {
+            versions: vec![0x0304],
+            alpn: Vec::new(),
+            padding: 0,
+        }
+    }
+}
+
+impl Hello {
+    /// The message itself (RFC 8446 section 4.1.2).
+    pub fn message(&self) -> Vec<u8> {
+        let two = |number: usize| {
+            u16::try_from(number)
+                .expect("a length of two bytes")
+                .to_be_bytes()
+        };
+        let one = |number: usize| u8::try_from(number).expect("a length of one byte");
+        let mut extensions = Vec::new();
+        let mut extension = |kind: u16, content: &[u8]| {
+            extensions.extend([&kind.to_be_bytes()[..], &two(content.len()), content].concat());
+        };
+        // Signatures and groups that every server knows, and a share of X25519: any bytes are one.
+        extension(13, &[0, 4, 4, 3, 8, 4]);
+        extension(10, &[0, 2, 0, 0x1d]);
+        extension(51, &[&[0, 36, 0, 0x1d, 0, 32][..], &[9; 32]].concat());
+        if !self.versions.is_empty() {
+            let versions: Vec<u8> = self
+                .versions
+                .iter()
+                .flat_map(|version| version.to_be_bytes())
+                .collect();
+            extension(43, &[&[one(versions.len())][..], &versions].concat());
+        }
+        if !self.alpn.is_empty() {
+            let names = self.alpn.iter();
+            let names: Vec<u8> = names
+                .flat_map(|name| [&[one(name.len())], name.as_bytes()].concat())
+                .collect();
+            extension(16, &[&two(names.len())[..], &names].concat());
+        }
+        if self.padding > 0 {
+            extension(21, &vec![0; self.padding]);
+        }
+        let suites = [0x13, 0x01, 0x13, 0x02, 0x13, 0x03, 0xc0, 0x2b, 0xc0, 0x2f];
+        let mut body = [&[3, 3][..], &[7; 32], &[0], &two(suites.len()), &suites, &[1, 0]].concat();
+        body.extend([&two(extensions.len())[..], &extensions].concat());
+        let length = u32::try_from(body.len())
+            .expect("a length of three bytes")
+            .to_be_bytes();
+        [&[1][..], &length[1..], &body].concat()
+    }
+
+    /// The message in records of at most so many bytes.
+    pub fn records(&self, size: usize) -> Vec<u8> {
+        self.message()
+            .chunks(size)
+            .flat_map(|piece| record(HANDSHAKE, piece))
+            .collect()
+    }
+}
+
+/// A record in plaintext.
+pub fn record(kind: u8, content: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(content.len())
+        .expect("a record's length")
+        .to_be_bytes();
+    [&[kind, 3, 1][..], &length, content].concat()
+}

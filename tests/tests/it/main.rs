@@ -45,6 +45,7 @@ mod mirror;
 mod mtls;
 mod mtls_allow;
 mod mtls_forged;
+mod mtls_kept;
 mod mtls_refused;
 mod mtls_rotation;
 mod observability;
