@@ -33,6 +33,7 @@ mod health_checks;
 mod hedging;
 mod hostile;
 mod hostile_http2;
+mod hostile_tls;
 mod hot_swap;
 mod http2_conformance;
 mod http2_downgrade;
