@@ -162,7 +162,9 @@ async fn secure(
         return Ok((stream.into(), source, Alpn::Unsaid));
     }
     let trust_domain = worker.lease().trust_domain(entry);
-    let accepted = worker.identities.accept(stream, trust_domain.as_deref());
+    let accepted = worker
+        .identities
+        .accept((stream, source), trust_domain.as_deref());
     match Box::pin(accepted).await {
         Ok((stream, peer)) => {
             let alpn = peer.alpn;

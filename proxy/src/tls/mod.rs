@@ -159,17 +159,18 @@ impl Identities {
         Ok(identity)
     }
 
-    /// Shakes hands with a caller, which shows a certificate of the mesh.
+    /// Shakes hands with a caller, which shows a certificate of the mesh. `from`: where it comes from, which is not always
+    /// where its connection does.
     ///
     /// # Errors
     /// When that fails, which has been counted and told; the socket, if there is one to be ended with patience, so that
     /// the alert arrives.
     pub(crate) async fn accept(
         self: &Arc<Self>,
-        stream: TcpStream,
+        (stream, from): (TcpStream, SocketAddr),
         trust_domain: Option<&str>,
     ) -> Result<(Connection, Peer), Option<TcpStream>> {
-        let from = stream.peer_addr().ok();
+        let from = Some(from);
         match self.shake_caller(stream, trust_domain).await {
             Ok(accepted) => {
                 self.tell(Side::Inbound, None, from);
@@ -238,7 +239,7 @@ impl Identities {
             tracing::warn!(
                 side,
                 reason,
-                ?address,
+                address = address.map(tracing::field::display),
                 detail = failure.detail,
                 "a TLS handshake failed"
             );
