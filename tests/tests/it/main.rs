@@ -49,6 +49,7 @@ mod mtls_forged;
 mod mtls_kept;
 mod mtls_refused;
 mod mtls_rotation;
+mod mtls_versions;
 mod observability;
 mod other_store;
 mod paths;
