@@ -381,6 +381,16 @@ fn forwarded(by: &SpiffeId, from: &SpiffeId, certificate: &[u8]) -> HeaderValue 
     HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
+/// Who a caller with this certificate would be, and what would be told of it, for `fuzzing`.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_of_a_caller(certificate: &[u8]) -> Option<(SpiffeId, HeaderValue)> {
+    let id = Certificate::read(certificate)
+        .and_then(|read| read.spiffe_id())
+        .ok()?;
+    let forwarded = forwarded(&id, &id, certificate);
+    Some((id, forwarded))
+}
+
 fn seconds(time: SystemTime) -> i64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
