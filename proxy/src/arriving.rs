@@ -41,6 +41,21 @@ const NO_TRAILERS: [HeaderName; 17] = [
     UPGRADE,
 ];
 
+/// What the application is told of its caller's certificate, in the form of Envoy.
+pub(crate) const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+
+/// Whether a field with this name would say who the caller is, which nobody does but this sidecar, in a head.
+pub(crate) fn names_caller(name: &[u8]) -> bool {
+    is_read_as(name, CLIENT_CERT.as_str())
+}
+
+/// Whether a server that takes `_` for `-`, as those of CGI's kind do (RFC 3875 section 4.1.18), reads one name as the
+/// other.
+pub(crate) fn is_read_as(name: &[u8], other: &str) -> bool {
+    let alike = |(byte, other): (&u8, u8)| *byte == other || *byte == b'_' && other == b'-';
+    name.len() == other.len() && name.iter().zip(other.bytes()).all(alike)
+}
+
 /// A frame without what may not be in it.
 fn sifted(mut frame: Frame<Bytes>) -> Frame<Bytes> {
     if let Some(trailers) = frame.trailers_mut() {
@@ -51,6 +66,10 @@ fn sifted(mut frame: Frame<Bytes>) -> Frame<Bytes> {
 
 fn sift(trailers: &mut HeaderMap) {
     for name in &NO_TRAILERS {
+        trailers.remove(name);
+    }
+    let claim = |name: &&HeaderName| names_caller(name.as_str().as_bytes());
+    while let Some(name) = trailers.keys().find(claim).cloned() {
         trailers.remove(name);
     }
 }

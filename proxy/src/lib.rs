@@ -14,6 +14,8 @@
 //! * [`error`], [`drain`], `timer`, `pump`, `http2` are the ground: the one table of reasons, how everything stops,
 //!   deadlines, streams as bodies.
 //! * Under it, `frames` looks at the frames of HTTP/2 before `h2` does.
+//!
+//! `fuzzing` is compiled for tests and fuzz targets only.
 
 mod admin;
 pub mod app;
@@ -23,6 +25,9 @@ pub mod control;
 pub mod drain;
 pub mod error;
 mod frames;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod http2;
 mod interim;
 mod listener;

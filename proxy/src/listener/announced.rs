@@ -29,11 +29,11 @@ const HEADER_MAX: usize = 4096;
 
 /// What a header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Header {
+pub(super) struct Header {
     /// Where the connection comes from; `None`: from where it seems to, such as a load balancer's own health check.
     source: Option<SocketAddr>,
     /// Its bytes.
-    length: usize,
+    pub(super) length: usize,
 }
 
 /// Reads the header: where the connection comes from, if it says so.
@@ -61,7 +61,7 @@ pub(super) async fn source(stream: &mut TcpStream) -> io::Result<Option<SocketAd
 }
 
 /// The header that these bytes begin with; `None`: there must be more. Fewer bytes than [`HEADER_MAX`] are asked for.
-fn parse(bytes: &[u8]) -> Result<Option<Header>, &'static str> {
+pub(super) fn parse(bytes: &[u8]) -> Result<Option<Header>, &'static str> {
     let begins = |with: &[u8]| bytes.iter().zip(with).all(|(byte, with)| byte == with);
     if begins(SIGNATURE) {
         parse_binary(bytes)

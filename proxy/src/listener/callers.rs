@@ -50,6 +50,10 @@ const GRACE: Duration = Duration::from_secs(1);
 /// there is no second.
 const FIRST_WORD_MAX: Duration = Duration::from_secs(1);
 
+/// A caller that was told to hang up because its connection is over goes on as it likes for so many looks, of a second
+/// each: it may be far away, and what it sends before it hears of it is in good faith.
+const OVERSTAYED_LOOKS: u32 = 2;
+
 /// The connections of one worker.
 #[derive(Debug)]
 pub(super) struct Callers {
@@ -86,6 +90,8 @@ pub(super) struct Caller {
     waker: RefCell<Option<Waker>>,
     /// How long it may be used, if it speaks TLS.
     session: OnceCell<Session>,
+    /// How often a look has found that this time was over.
+    overstays: Cell<u32>,
 }
 
 /// One request as the sweep sees it.
@@ -148,6 +154,7 @@ impl Callers {
             order: Cell::new(None),
             waker: RefCell::new(None),
             session: OnceCell::new(),
+            overstays: Cell::new(0),
         });
         self.connections.borrow_mut().insert(place, Rc::clone(&caller));
         Joined {
@@ -191,8 +198,12 @@ impl Callers {
                 continue;
             }
             if caller.session.get().is_some_and(|session| session.is_over(now)) {
-                caller.tell(Order::HangUp);
-                continue;
+                let looks = caller.overstays.get();
+                caller.overstays.set(looks.saturating_add(1));
+                if looks == 0 {
+                    caller.tell(Order::HangUp);
+                    continue;
+                }
             }
             let (seen, since) = caller.seen.get();
             if caller.under_way.get() > 0 || caller.begun.get() != seen {
@@ -276,6 +287,12 @@ impl Caller {
     /// It speaks TLS, and may take requests for so long: past that it is told to hang up.
     pub(super) fn lasts(&self, session: &Session) {
         let _ = self.session.set(session.clone());
+    }
+
+    /// Whether it takes no leave though its connection is over. By HTTP/1.1 there is no such thing: the request that is
+    /// under way when it is told is the last. By HTTP/2 it may ask on until it acknowledges a PING (RFC 9113 section 6.8).
+    pub(super) fn overstays(&self) -> bool {
+        self.overstays.get() > OVERSTAYED_LOOKS
     }
 
     /// A request begins. It ends when the guard is dropped.

@@ -77,7 +77,9 @@ pub(super) async fn serve(
         }
     };
     if worker.lease().raw(&entry).is_some() {
-        serve_raw(&worker, &entry, (stream, source)).await;
+        if let Err(cut) = serve_raw(&worker, &callers, &entry, (stream, source)).await {
+            open.was_cut(cut);
+        }
         return;
     }
     let opening = unless_silent(
@@ -165,7 +167,9 @@ async fn secure(
         return Ok((stream.into(), source, Alpn::Unsaid));
     }
     let trust_domain = worker.lease().trust_domain(entry);
-    let accepted = worker.identities.accept(stream, trust_domain.as_deref());
+    let accepted = worker
+        .identities
+        .accept((stream, source), trust_domain.as_deref());
     match Box::pin(accepted).await {
         Ok((stream, peer)) => {
             let alpn = peer.alpn;
@@ -183,14 +187,27 @@ async fn secure(
 }
 
 /// Serves a connection for a service that speaks TCP.
-async fn serve_raw(worker: &Rc<Worker>, entry: &Entry, stream: (TcpStream, SocketAddr)) {
-    let secured = secure(worker, entry, stream, Some(FIRST_BYTE_MAX)).await;
-    let Ok((stream, source, _)) = secured else { return };
+///
+/// # Errors
+/// When it was cut before it was known who speaks.
+async fn serve_raw(
+    worker: &Rc<Worker>,
+    callers: &Rc<Callers>,
+    entry: &Entry,
+    stream: (TcpStream, SocketAddr),
+) -> Result<(), Cut> {
+    let secured = secure(worker, entry, stream, Some(FIRST_BYTE_MAX));
+    let (stream, source) = match unless_silent(callers, secured).await {
+        Ok(Ok((stream, source, _))) => (stream, source),
+        Ok(Err(_)) | Err(None) => return Ok(()),
+        Err(Some(cut)) => return Err(cut),
+    };
     let lease = worker.lease();
     // It may be another service's by now.
     if let Some(service) = lease.raw(entry) {
         tcp::serve(worker, lease, service, (stream, source)).await;
     }
+    Ok(())
 }
 
 /// A connection of which is known what it speaks and who speaks.

@@ -74,6 +74,21 @@ fn cut_for(reason: h2::Reason) -> Cut {
     }
 }
 
+/// What a connection may cost.
+fn limits() -> h2::server::Builder {
+    let mut builder = h2::server::Builder::new();
+    builder
+        .max_concurrent_streams(STREAMS_MAX)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(HEADERS_MAX)
+        .max_send_buffer_size(SEND_BUFFER_MAX)
+        .max_pending_accept_reset_streams(RESETS_UNSEEN_MAX)
+        .max_local_error_reset_streams(Some(RESETS_FORCED_MAX))
+        .enable_connect_protocol();
+    builder
+}
+
 async fn connection(
     worker: Rc<Worker>,
     (entry, source): (Arc<Entry>, Rc<Source>),
@@ -82,16 +97,7 @@ async fn connection(
 ) -> Result<Option<Cut>, h2::Error> {
     let caller = &joined.caller;
     let allowance = caller.allowance().cloned().unwrap_or_default();
-    let handshake = h2::server::Builder::new()
-        .max_concurrent_streams(STREAMS_MAX)
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(HEADERS_MAX)
-        .max_send_buffer_size(SEND_BUFFER_MAX)
-        .max_pending_accept_reset_streams(RESETS_UNSEEN_MAX)
-        .max_local_error_reset_streams(Some(RESETS_FORCED_MAX))
-        .enable_connect_protocol()
-        .handshake::<_, Bytes>(Watched::caller(stream, Rc::clone(&allowance)));
+    let handshake = limits().handshake::<_, Bytes>(Watched::caller(stream, Rc::clone(&allowance)));
     let mut handshake = pin!(handshake);
     let shaken = std::future::poll_fn(|cx| match caller.told(cx) {
         Some(_) => Poll::Ready(None),
@@ -139,7 +145,12 @@ async fn connection(
                 return Ok(Some(cut));
             }
         };
-        let (request, respond) = accepted?;
+        let (request, mut respond) = accepted?;
+        if caller.overstays() {
+            // RFC 9113 section 8.7: nothing of it was done, so that it may be sent again elsewhere.
+            respond.send_reset(h2::Reason::REFUSED_STREAM);
+            continue;
+        }
         let exchange = exchange(
             Rc::clone(&worker),
             (Arc::clone(&entry), Rc::clone(&source)),

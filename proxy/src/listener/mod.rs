@@ -208,3 +208,19 @@ pub(crate) fn start_accepting(
     })?;
     Ok(())
 }
+
+/// What is read of a caller before anything is known of it, for `fuzzing`.
+#[cfg(any(test, fuzzing))]
+pub(crate) mod unknown {
+    use super::{announced, opening};
+
+    /// The length of the header of the PROXY protocol that these bytes begin with; `None`: there must be more.
+    pub(crate) fn announced(bytes: &[u8]) -> Result<Option<usize>, &'static str> {
+        announced::parse(bytes).map(|header| header.map(|header| header.length))
+    }
+
+    /// Whether these bytes open HTTP/2; `None`: not enough yet.
+    pub(crate) fn speaks_http2(bytes: &[u8]) -> Option<bool> {
+        opening::told(bytes).map(|speaks| speaks == opening::Speaks::Http2)
+    }
+}

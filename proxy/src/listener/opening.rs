@@ -65,7 +65,7 @@ fn read(stream: &mut Stream, into: &mut BytesMut, cx: &mut Context<'_>) -> Poll<
 }
 
 /// What these bytes tell; `None`: not enough yet.
-fn told(first: &[u8]) -> Option<Speaks> {
+pub(super) fn told(first: &[u8]) -> Option<Speaks> {
     let count = first.len().min(PREFACE.len());
     if first[..count] != PREFACE[..count] {
         return Some(Speaks::Http1);

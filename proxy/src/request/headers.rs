@@ -10,6 +10,7 @@ use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version};
 
+use crate::arriving::{CLIENT_CERT, is_read_as, names_caller};
 use crate::error::{Failure, Reason};
 use crate::request::authority;
 use crate::snapshot::access::Source;
@@ -44,19 +45,26 @@ pub(crate) struct Found {
     ours: bool,
 }
 
-/// What the application is told of its caller's certificate, in the form of Envoy.
-const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
-
 /// What tells a copy, which the next sidecar must pass on, and which nobody gains by forging.
 pub(super) const MIRROR: HeaderName = HeaderName::from_static("x-outrigger-mirror");
 
-/// Whether it is a field that only this sidecar may say: who a caller is, and what we may come to say in our own names.
+/// How the names of our own fields begin.
+const OURS: &str = "x-outrigger-";
+
+/// Whether it is a field that only this sidecar may say: who a caller is, and what we may come to say in our own names. A
+/// server of CGI's kind reads `_` as `-`, so that a claim with one would stand beside the truth or in its place.
 fn is_ours(name: &HeaderName) -> bool {
-    *name == CLIENT_CERT || name.as_str().starts_with("x-outrigger-") && *name != MIRROR
+    let bytes = name.as_str().as_bytes();
+    bytes.first() == Some(&b'x')
+        && (names_caller(bytes)
+            || *name != MIRROR
+                && bytes
+                    .get(..OURS.len())
+                    .is_some_and(|begin| is_read_as(begin, OURS)))
 }
 
 /// What is found in a head, and the first `Host`.
-pub(super) fn look(headers: &HeaderMap) -> (Found, Option<&HeaderValue>) {
+pub(crate) fn look(headers: &HeaderMap) -> (Found, Option<&HeaderValue>) {
     let (mut look, mut host) = (Found::default(), None);
     for (name, value) in headers {
         match *name {
@@ -397,6 +405,26 @@ mod tests {
         assert!(!head.headers.contains_key("x-secret"));
         assert!(!head.headers.contains_key("connection"));
         assert_eq!(head.headers["x-kept"], "2");
+    }
+
+    #[test]
+    fn what_only_the_sidecar_says_ends_here_however_it_is_written() {
+        for (name, ours) in [
+            ("x-forwarded-client-cert", true),
+            ("x_forwarded_client_cert", true),
+            ("x-forwarded_client-cert", true),
+            ("x-outrigger-source", true),
+            ("x_outrigger_source", true),
+            ("x-outrigger-mirror", false),
+            ("x-outrigger", false),
+            ("x-forwarded-client-certs", false),
+            ("x-forwarded-for", false),
+            ("forwarded", false),
+            ("x", false),
+        ] {
+            let head = prepared("/", &[("host", "a"), (name, "1")]);
+            assert_eq!(!head.headers.contains_key(name), ours, "{name}");
+        }
     }
 
     #[test]

@@ -163,17 +163,18 @@ impl Identities {
         Ok(identity)
     }
 
-    /// Shakes hands with a caller, which shows a certificate of the mesh.
+    /// Shakes hands with a caller, which shows a certificate of the mesh. `from`: where it comes from, which is not always
+    /// where its connection does.
     ///
     /// # Errors
     /// When that fails, which has been counted and told; the socket, if there is one to be ended with patience, so that
     /// the alert arrives.
     pub(crate) async fn accept(
         self: &Arc<Self>,
-        stream: TcpStream,
+        (stream, from): (TcpStream, SocketAddr),
         trust_domain: Option<&str>,
     ) -> Result<(Connection, Peer), Option<TcpStream>> {
-        let from = stream.peer_addr().ok();
+        let from = Some(from);
         match self.shake_caller(stream, trust_domain).await {
             Ok(accepted) => {
                 self.tell(Side::Inbound, None, from);
@@ -242,7 +243,7 @@ impl Identities {
             tracing::warn!(
                 side,
                 reason,
-                ?address,
+                address = address.map(tracing::field::display),
                 detail = failure.detail,
                 "a TLS handshake failed"
             );
@@ -438,6 +439,16 @@ fn forwarded(by: &SpiffeId, from: &SpiffeId, certificate: &[u8]) -> HeaderValue 
     }
     let _ = write!(text, ";URI={from}");
     HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+/// Who a caller with this certificate would be, and what would be told of it, for `fuzzing`.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_of_a_caller(certificate: &[u8]) -> Option<(SpiffeId, HeaderValue)> {
+    let id = Certificate::read(certificate)
+        .and_then(|read| read.spiffe_id())
+        .ok()?;
+    let forwarded = forwarded(&id, &id, certificate);
+    Some((id, forwarded))
 }
 
 fn seconds(time: SystemTime) -> i64 {

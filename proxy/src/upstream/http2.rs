@@ -142,7 +142,7 @@ impl Trunk {
     }
 
     /// Whether the certificates under which it was made are no longer good. In plaintext there are none.
-    fn has_expired(&self, now: Instant) -> bool {
+    pub(super) fn has_expired(&self, now: Instant) -> bool {
         self.session.as_ref().is_some_and(|session| session.is_over(now))
     }
 

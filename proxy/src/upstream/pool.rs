@@ -358,6 +358,12 @@ fn dial(shared: &Rc<Shared>, endpoint: &Arc<Endpoint>) {
         trunks.dialling -= 1;
         match made {
             Err(failure) => trunks.fail(failure.reason, &failure.detail),
+            Ok(trunk) if trunk.has_expired(Instant::now()) => {
+                // The identity was exchanged during the handshake. It takes an exchange each time: this is no loop.
+                trunks.dialling += 1;
+                drop(all);
+                dial(&shared, &endpoint);
+            }
             Ok(trunk) => {
                 let served = trunks.serve(&trunk);
                 trunks.open.push(trunk);

@@ -5,9 +5,6 @@ use std::path::Path;
 /// As many rows as the page has.
 const ROWS: usize = 37;
 
-/// What stands in a row instead of tests while there is nothing to test.
-const BEING_BUILT: &str = "*being built*";
-
 /// The texts between backticks.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
@@ -36,7 +33,7 @@ fn every_row_of_the_page_about_edge_cases_names_tests_that_are_there() {
     let mut numbers = Vec::new();
     for line in page.lines() {
         let cells: Vec<_> = line.trim_matches('|').split(" |").map(str::trim).collect();
-        let [number, case, happens, tests, ..] = cells[..] else {
+        let [number, case, _, tests, ..] = cells[..] else {
             continue;
         };
         let Ok(number) = number.parse::<usize>() else {
@@ -59,8 +56,8 @@ fn every_row_of_the_page_about_edge_cases_names_tests_that_are_there() {
                 }
             }
         }
-        if (named == 0) != (happens == BEING_BUILT) {
-            problems.push(format!("row {number} ({case}): {named} tests for \"{happens}\""));
+        if named == 0 {
+            problems.push(format!("row {number} ({case}): no test"));
         }
     }
     assert!(problems.is_empty(), "\n{}", problems.join("\n"));

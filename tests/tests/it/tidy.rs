@@ -16,7 +16,7 @@ const FLOORS: &[&[&str]] = &[
     &["snapshot"],
     &["request", "tcp"],
     &["listener", "control", "admin"],
-    &["apply"],
+    &["apply", "fuzzing"],
     &["app"],
     &["main"],
 ];

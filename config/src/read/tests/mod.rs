@@ -431,14 +431,6 @@ fn a_bootstrap_is_read_as_strictly() {
             "access_log: `none` is not known here (allowed: failures, all, off)",
         ),
         (
-            "identity: {}\n",
-            "identity: an identity comes either from `files` or from the control API by `join`",
-        ),
-        (
-            "identity: { join: { control: \"http://a\" } }\n",
-            "identity.join.control: `http://a` is not https://",
-        ),
-        (
             "node: {}\n---\nnode: {}\n",
             "p.yaml:3:1: a proxy has one bootstrap document",
         ),
@@ -447,6 +439,11 @@ fn a_bootstrap_is_read_as_strictly() {
         assert!(found.contains(expected), "{text}\n{found}");
         assert_eq!(found.lines().count(), 1, "{text}\n{found}");
     }
+}
+
+#[test]
+fn a_bootstrap_takes_the_addresses_that_there_are() {
+    let read = |text: &str| read_bootstrap("p.yaml", text).map_err(|problems| lines(&problems));
     for address in [
         "http://a",
         "https://a:9900",
@@ -457,6 +454,24 @@ fn a_bootstrap_is_read_as_strictly() {
         read(&format!("config: {{ control: \"{address}\" }}\n")).unwrap();
     }
     read("listeners: { inbound: 127.0.0.1:0, outbound: 127.0.0.1:0 }\nscrape: 127.0.0.1:0\nadmin: 127.0.0.1:0\n").unwrap();
+}
+
+#[test]
+fn an_identity_comes_from_one_source_and_over_tls() {
+    for (text, expected) in [
+        (
+            "identity: {}\n",
+            "identity: an identity comes either from `files` or from the control API by `join`",
+        ),
+        (
+            "identity: { join: { control: \"http://a\" } }\n",
+            "identity.join.control: `http://a` is not https://",
+        ),
+    ] {
+        let found = lines(&read_bootstrap("p.yaml", text).unwrap_err());
+        assert!(found.contains(expected), "{text}\n{found}");
+    }
+    read_bootstrap("p.yaml", "identity: { join: {} }\n").unwrap();
 }
 
 #[test]

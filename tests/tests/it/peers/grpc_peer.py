@@ -1,4 +1,5 @@
-"""gRPC's own Python library on both ends. `server` prints its port; `client PORT` prints what it saw as JSON.
+"""gRPC's own Python library on both ends. `server` prints its port; `client PORT` prints what it saw as JSON, and so does
+`secure TARGET FOLDER NAME`, which shows the certificate in this folder and expects the server to bear this name.
 
 Messages are plain bytes, so that no generated code is needed: a proxy does not read them.
 """
@@ -119,7 +120,24 @@ def client(target, nobody):
     print(json.dumps(out))
 
 
-if sys.argv[1] == "server":
-    serve(*sys.argv[2:])
-else:
-    client(*sys.argv[2:])
+def secure(target, folder, name):
+    read = lambda file: open(f"{folder}/{file}.pem", "rb").read()
+    credentials = grpc.ssl_channel_credentials(read("roots"), read("key"), read("certificate"))
+    options = [
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.default_authority", "greeter"),
+        ("grpc.ssl_target_name_override", name),
+    ]
+    channel = grpc.secure_channel(target, credentials, options)
+    call = lambda kind, name: getattr(channel, kind)(f"/{SERVICE}/{name}")
+    unary = call("unary_unary", "Unary")
+    out = {
+        "unary": unary(b"you", timeout=20).decode(),
+        "server_stream": sum(len(part) for part in call("unary_stream", "ServerStream")(b"10", timeout=20)),
+        "failure": failure(lambda: unary(b"fail", timeout=20))[:1],
+    }
+    print(json.dumps(out))
+
+
+roles = {"server": serve, "client": client, "secure": secure}
+roles[sys.argv[1]](*sys.argv[2:])
