@@ -36,6 +36,16 @@ pub struct Node {
     pub instance: String,
 }
 
+/// The identity that a sidecar shows to others, as it says itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shown {
+    /// Its SPIFFE ID.
+    pub spiffe_id: String,
+    /// When its certificate expires, in seconds since 1970.
+    pub not_after: i64,
+}
+
 /// One poll. It carries the answer to the last response: the nonce alone is an ACK, the nonce with an `error` a NACK.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -61,6 +71,9 @@ pub struct DiscoveryRequest {
     /// Why that response was refused. Absent: it was applied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<Refusal>,
+    /// The identity of the sidecar, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Shown>,
     /// How long the control API may hold the poll; [`HOLD_DEFAULT`] if absent, at most [`HOLD_MAX`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold: Option<Duration>,

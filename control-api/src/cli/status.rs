@@ -30,8 +30,15 @@ impl Status {
             output.line("no sidecar has polled in the last 10 minutes");
             return Ok(Exit::Done);
         }
-        let header = ["NODE", "SERVICE", "VERSION", "ZONE", "HOLDS", "STATE"];
-        let rows = list.nodes.iter().map(|node| row(node, output)).collect();
+        let mut header = vec!["NODE", "SERVICE", "VERSION", "ZONE", "HOLDS", "STATE"];
+        let mut rows: Vec<Vec<String>> = list.nodes.iter().map(|node| row(node, output)).collect();
+        if list.nodes.iter().any(|node| node.identity.is_some()) {
+            header.extend(["IDENTITY", "LEFT"]);
+            let now = time::OffsetDateTime::now_utc().unix_timestamp();
+            for (row, node) in rows.iter_mut().zip(&list.nodes) {
+                row.extend(identity(node, now, output));
+            }
+        }
         output.table(&header, rows);
         if list.nodes.iter().any(|node| node.holds_store.is_some()) {
             output.line(
@@ -58,6 +65,37 @@ impl Status {
             output.problems(&refused.problems, &[]);
         }
         Ok(Exit::Done)
+    }
+}
+
+/// Whom a sidecar shows itself as, and how long its certificate is good still. `now`: seconds since 1970.
+fn identity(node: &NodeView, now: i64, output: &Output) -> [String; 2] {
+    let Some(shown) = &node.identity else {
+        return ["-".to_owned(), "-".to_owned()];
+    };
+    let left = shown.not_after - now;
+    let tone = match left {
+        ..=0 => Tone::Bad,
+        1..LEFT_SCANT => Tone::Attention,
+        _ => Tone::Quiet,
+    };
+    [
+        harmless(&shown.spiffe_id),
+        output.paint(tone, left_in_words(left)),
+    ]
+}
+
+/// A certificate that should have been renewed by now, if it is one of 24 hours: it is renewed at half its life.
+const LEFT_SCANT: i64 = 6 * 3600;
+
+/// Rounded down to its largest unit, but for short lives: `3d`, `11h`, `59m`.
+fn left_in_words(seconds: i64) -> String {
+    match seconds {
+        ..=0 => "expired".to_owned(),
+        1..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m", seconds / 60),
+        3600..172_800 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
     }
 }
 
@@ -91,4 +129,15 @@ fn row(node: &NodeView, output: &Output) -> Vec<String> {
         holds,
         output.paint(tone, state),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::left_in_words;
+
+    #[test]
+    fn what_is_left_is_told_in_its_largest_unit() {
+        let words = [-5, 0, 59, 60, 3599, 86_400, 172_800].map(left_in_words);
+        assert_eq!(words, ["expired", "expired", "59s", "1m", "59m", "24h", "2d"]);
+    }
 }

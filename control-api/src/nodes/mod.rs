@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use outrigger_config::Problem;
-use outrigger_config::discovery::{DiscoveryRequest, Node};
+use outrigger_config::discovery::{DiscoveryRequest, Node, Shown};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -37,6 +37,9 @@ const PROBLEMS_MAX: usize = 101;
 
 /// The longest id, service, version or zone, in bytes: the longest host name.
 const NAME_BYTES_MAX: usize = 253;
+
+/// A SPIFFE ID has at most so many (SPIFFE-ID, section 2.3).
+const SPIFFE_ID_BYTES_MAX: usize = 2048;
 
 /// Everyone who polled lately.
 #[derive(Debug)]
@@ -61,6 +64,7 @@ type Key = (String, String);
 #[derive(Debug)]
 struct Entry {
     about: Node,
+    identity: Option<Shown>,
     holds: String,
     /// The store that `holds` counts in; empty when the node does not say.
     holds_store: String,
@@ -87,7 +91,9 @@ pub enum NodeError {
     #[error("node.id is empty: every sidecar needs an id of its own, set by --node-id")]
     Nameless,
     /// It says too much.
-    #[error("a field of `node` is longer than {NAME_BYTES_MAX} bytes")]
+    #[error(
+        "a field of `node` is longer than {NAME_BYTES_MAX} bytes, or its SPIFFE ID than {SPIFFE_ID_BYTES_MAX}"
+    )]
     TooLong,
     /// There is no room.
     #[error("{NODES_MAX} sidecars are connected, which is as many as one control API serves")]
@@ -129,6 +135,9 @@ pub struct NodeView {
     pub holds: String,
     /// The store that gave `holds`, if it is another than the one here: the number then says nothing here.
     pub holds_store: Option<String>,
+    /// The identity that it shows to others, where it has one.
+    #[serde(default)]
+    pub identity: Option<Shown>,
     /// How it stands to the current version.
     pub state: NodeState,
     /// What it refused, until it accepts something newer.
@@ -201,6 +210,10 @@ impl Nodes {
             &request.version,
             &request.store,
         ];
+        let identity = request.identity.as_ref();
+        if identity.is_some_and(|shown| shown.spiffe_id.len() > SPIFFE_ID_BYTES_MAX) {
+            return Err(NodeError::TooLong);
+        }
         if fields.iter().any(|field| field.len() > NAME_BYTES_MAX) {
             return Err(NodeError::TooLong);
         }
@@ -212,7 +225,9 @@ impl Nodes {
         }
         let entry = table.entry(key.clone()).or_insert_with(|| Entry::new(about));
         let mut news = !known || !entry.connected() || entry.about != *about;
+        news |= entry.identity != request.identity;
         entry.about.clone_from(about);
+        entry.identity.clone_from(&request.identity);
         let answered = entry.take_answer(request, &self.store);
         news |= answered;
         let refused = entry.refused.clone().filter(|_| answered);
@@ -332,6 +347,7 @@ impl Entry {
     fn new(about: &Node) -> Self {
         Self {
             about: about.clone(),
+            identity: None,
             holds: String::new(),
             holds_store: String::new(),
             sent: None,
@@ -398,6 +414,7 @@ impl Entry {
             last_seen_seconds: idle.as_secs(),
             holds: self.holds.clone(),
             holds_store: foreign.then(|| self.holds_store.clone()),
+            identity: self.identity.clone(),
             state,
             refused: self.refused.as_ref().map(|refused| RefusedView {
                 version: refused.version.to_string(),

@@ -17,7 +17,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use outrigger_config::discovery::{
-    DiscoveryRequest, DiscoveryResponse, HOLD_DEFAULT, Node, Refusal, Versioned,
+    DiscoveryRequest, DiscoveryResponse, HOLD_DEFAULT, Node, Refusal, Shown, Versioned,
 };
 use outrigger_config::{Document, Problem, units};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -360,6 +360,7 @@ impl ControlApi {
             version: self.version.clone(),
             nonce: self.nonce.clone(),
             error: self.error.clone(),
+            identity: self.known.shown(),
             hold: Some(hold),
         };
         let question = Bytes::from(serde_json::to_vec(&question)?);
@@ -436,6 +437,15 @@ pub(crate) struct Known {
 }
 
 impl Known {
+    /// What the control API is told of this sidecar's identity.
+    fn shown(&self) -> Option<Shown> {
+        let identity = self.identities.current()?;
+        Some(Shown {
+            spiffe_id: identity.id().to_string(),
+            not_after: identity.not_after(),
+        })
+    }
+
     fn pinned(&self) -> anyhow::Result<Pinned> {
         if let Some(identity) = self.identities.current() {
             return Ok(identity.control().clone());

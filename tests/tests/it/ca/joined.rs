@@ -59,6 +59,13 @@ async fn two_sidecars_with_nothing_but_a_token_speak_mtls() {
         (refused.status(), refused.head.header("x-outrigger-reason")),
         (403, Some("tls-required"))
     );
+    let shown = eventually("both identities in the status", async || {
+        let status = desk.run("status").await.ok().stdout;
+        status.contains("spiffe://mesh.local/reviews").then_some(status)
+    })
+    .await;
+    assert!(shown.contains("IDENTITY") && shown.contains("23h"), "{shown}");
+
     let audit = desk.run("audit --json").await.ok().stdout;
     assert_eq!(audit.matches("\"issued\"").count(), 2, "{audit}");
 }
