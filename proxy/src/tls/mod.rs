@@ -123,7 +123,13 @@ impl Identities {
     /// What the source has now cannot be used; the one before goes on.
     pub(crate) fn refuse(&self, problem: &IdentityProblem) {
         self.metrics.load_refused();
-        tracing::error!(%problem, kept = self.current.load().is_some(), "the identity cannot be used");
+        let kept = self.current.load().is_some();
+        match problem {
+            IdentityProblem::NotIssued(why) if kept => {
+                tracing::warn!(why, "no new certificate yet; the one before serves until its end");
+            }
+            _ => tracing::error!(%problem, kept, "the identity cannot be used"),
+        }
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(problem.to_string());
     }
 
