@@ -172,6 +172,7 @@ impl Admin {
             "configured": self.identities.is_configured(),
             "identity": self.identities.current().map(|identity| identity.report()),
             "refused": self.identities.refused(),
+            "revoked": self.identities.revoked_report(),
         });
         json("certificates", &page)
     }

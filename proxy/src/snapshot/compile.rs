@@ -23,6 +23,7 @@ use crate::snapshot::traffic::{self, Traffic};
 use crate::snapshot::{Origin, Snapshot, Standing};
 use crate::telemetry::metrics::{ClusterLabels, Metrics, RetryLabels, RouteLabels};
 use crate::tls;
+use crate::tls::revoked::Denied;
 use crate::upstream::health::Budget;
 use crate::upstream::{Cluster, Words};
 
@@ -84,6 +85,7 @@ pub fn compile(
         hosts: compiler.hosts,
         services: compiler.services,
         inbound: compiler.inbound,
+        denied: Arc::new(Denied::of(config.mesh.revoked.as_ref())),
         unmatched_inbound: unmatched(INBOUND),
         unmatched_outbound: unmatched(OUTBOUND),
     })
@@ -108,6 +110,7 @@ pub fn nothing(metrics: &Arc<Metrics>) -> Snapshot {
         hosts: HostTable::default(),
         services: HashMap::new(),
         inbound: None,
+        denied: Arc::default(),
         unmatched_inbound: unmatched(INBOUND),
         unmatched_outbound: unmatched(OUTBOUND),
     }

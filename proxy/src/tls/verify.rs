@@ -178,6 +178,7 @@ fn of_certificate(why: &CertificateError) -> Reason {
         CertificateError::Other(OtherError(other)) if other.is::<WrongIdentity>() => {
             Reason::PeerWrongIdentity
         }
+        CertificateError::Revoked => Reason::PeerRevoked,
         _ => Reason::PeerUntrusted,
     }
 }

@@ -60,6 +60,8 @@ pub(crate) struct Trunk {
     retires_at: Instant,
     /// How long it may be used, where it speaks TLS.
     session: Option<Session>,
+    /// Moves the frames.
+    driver: AbortHandle,
     /// Dropped last, which wakes the task that moves the frames to say goodbye: `h2` does not notice by itself.
     _in_use: oneshot::Sender<()>,
 }
@@ -102,7 +104,7 @@ impl Trunk {
         endpoint.health.connected();
         let address = endpoint.address;
         let (in_use, mut released) = oneshot::channel::<()>();
-        tokio::task::spawn_local(async move {
+        let driver = tokio::task::spawn_local(async move {
             let _counted = counted;
             let mut noticed = false;
             let ended = std::future::poll_fn(|cx| {
@@ -121,6 +123,7 @@ impl Trunk {
             idle_since: Cell::new(now),
             retires_at: age::retires_at(now, fastrand::f64()),
             session,
+            driver: driver.abort_handle(),
             _in_use: in_use,
         }))
     }
@@ -143,9 +146,11 @@ impl Trunk {
         self.session.as_ref().is_some_and(|session| session.is_over(now))
     }
 
-    /// When one of the certificates under which it was made expires.
-    fn until(&self) -> Option<Instant> {
-        self.session.as_ref().map(Session::until)
+    /// Ends it, its streams under way too, if the endpoint has been revoked: one of them may be silent for hours.
+    pub(super) fn cut_if_revoked(&self) {
+        if self.session.as_ref().is_some_and(Session::is_revoked) {
+            self.driver.abort();
+        }
     }
 
     /// Begins a request on it, if it has room.
@@ -297,11 +302,11 @@ impl Stream {
         });
         let (head, receive) = answered.await?.into_parts();
         if head.status.is_success() {
-            let until = self.trunk.until();
+            let session = self.trunk.session.clone();
             let tunnel = Tunnel::new(send, receive, self);
             let answer = Response::from_parts(head, Arriving::Nothing);
             let switched = Switched {
-                until,
+                session,
                 ..Switched::from(Either::Right(tunnel))
             };
             return Ok((answer, Some(switched)));

@@ -46,6 +46,7 @@ mod mirror;
 mod mtls;
 mod mtls_allow;
 mod mtls_refused;
+mod mtls_revoked;
 mod mtls_rotation;
 mod observability;
 mod other_store;

@@ -7,7 +7,7 @@ use prometheus::{IntCounter, IntCounterVec, IntGaugeVec};
 
 use super::Metrics;
 use super::definitions::{
-    CERTIFICATE_NOT_AFTER, IDENTITY_LOADS, INBOUND_REQUESTS, PLAINTEXT_CONNECTIONS, TLS_HANDSHAKES,
+    CERTIFICATE_NOT_AFTER, IDENTITY_LOADS, INBOUND_REQUESTS, PLAINTEXT_CONNECTIONS, REVOKED, TLS_HANDSHAKES,
 };
 use crate::error::Reason;
 
@@ -46,6 +46,7 @@ pub struct TlsMetrics {
     handshakes: IntCounterVec,
     not_after: IntGaugeVec,
     loads: IntCounterVec,
+    revoked: IntGaugeVec,
     plaintext: IntCounterVec,
     requests: IntCounterVec,
     /// By service and caller. Asked when a connection is made, never by a request.
@@ -58,6 +59,7 @@ impl TlsMetrics {
             handshakes: TLS_HANDSHAKES.counters(registry)?,
             not_after: CERTIFICATE_NOT_AFTER.gauges(registry)?,
             loads: IDENTITY_LOADS.counters(registry)?,
+            revoked: REVOKED.gauges(registry)?,
             plaintext: PLAINTEXT_CONNECTIONS.counters(registry)?,
             requests: INBOUND_REQUESTS.counters(registry)?,
             sources: Mutex::default(),
@@ -82,6 +84,14 @@ impl TlsMetrics {
     /// One was not.
     pub(crate) fn load_refused(&self) {
         self.loads.with_label_values(&["refused"]).inc();
+    }
+
+    /// So many serial numbers and identities are denied.
+    pub(crate) fn denied(&self, serials: usize, identities: usize) {
+        for (what, count) in [("serials", serials), ("identities", identities)] {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            self.revoked.with_label_values(&[what]).set(count);
+        }
     }
 
     /// A caller came in plaintext where it could have come by mTLS.
