@@ -194,6 +194,7 @@ impl Admin {
             "refused": self.identities.refused(),
             "outside": outside,
             "gateways": gateways,
+            "revoked": self.identities.revoked_report(),
         });
         json("certificates", &page)
     }

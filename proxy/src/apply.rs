@@ -121,6 +121,7 @@ pub(crate) async fn apply(to: &mut Applier, push: Push) -> Verdict {
     }
     upstream::succeed(&current.clusters, &next.clusters);
     drop(current);
+    to.standing.identities.deny(&next.denied);
     let old = to.snapshots.swap(Arc::new(next));
     to.retired.push(old);
     to.retired.bury();

@@ -58,6 +58,8 @@ pub enum Reason {
     PeerWrongIdentity,
     /// The other end showed no certificate.
     PeerNoCertificate,
+    /// The mesh has revoked the other end's certificate or its identity.
+    PeerRevoked,
     /// The endpoint said that it did not begin with the request.
     RefusedStream,
     /// The connection broke before or inside the answer.
@@ -102,7 +104,7 @@ struct Facts {
 
 impl Reason {
     /// Every reason, in the order of the table.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::BadRequest,
         Self::NotReady,
         Self::NoService,
@@ -125,6 +127,7 @@ impl Reason {
         Self::PeerNotYetValid,
         Self::PeerWrongIdentity,
         Self::PeerNoCertificate,
+        Self::PeerRevoked,
         Self::RefusedStream,
         Self::UpstreamReset,
         Self::EnhanceYourCalm,
@@ -194,6 +197,7 @@ impl Reason {
                 | Self::PeerNotYetValid
                 | Self::PeerWrongIdentity
                 | Self::PeerNoCertificate
+                | Self::PeerRevoked
         )
     }
 
@@ -231,6 +235,8 @@ impl Reason {
             Self::PeerNotYetValid =>  facts("peer-not-yet-valid", 503, 14, No,   "the other end's certificate is not valid yet; look at the clocks"),
             Self::PeerWrongIdentity => facts("peer-wrong-identity", 503, 14, No, "the other end is not who is meant; does `discover` lead to another service, is its certificate another's, or `server_name` not its name?"),
             Self::PeerNoCertificate => facts("peer-no-certificate", 503, 14, No, "the other end showed no certificate; it is no sidecar of the mesh"),
+            // To a caller that comes by a connection from before it is 403 and PERMISSION_DENIED.
+            Self::PeerRevoked =>      facts("peer-revoked",      503, 14, No,    "the mesh has revoked the other end; is it in `outrigger get @mesh` by mistake? `outrigger revoke --undo` lets it in again"),
             Self::RefusedStream =>    facts("refused-stream",    503, 14, No,    "the instance turned the request away before it began; look for its restart or its limit on streams"),
             Self::UpstreamReset =>    facts("upstream-reset",    502, 14, Maybe, "the instance closed the connection; look for its crash or restart"),
             Self::EnhanceYourCalm =>  facts("enhance-your-calm", 502,  8, Maybe, "the instance is being asked too much and said so; it is not asked again; look at its load"),

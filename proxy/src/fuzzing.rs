@@ -91,7 +91,7 @@ pub fn certificate(der: &[u8]) {
 /// The files of an identity, of which the first stands for all: none of them makes one.
 pub fn identity_files(pem: &[u8]) {
     let now = std::time::SystemTime::UNIX_EPOCH;
-    assert!(tls::identity::Identity::from_pem(pem, pem, pem, now).is_err());
+    assert!(tls::identity::Identity::from_pem(pem, pem, pem, &std::sync::Arc::default(), now).is_err());
 }
 
 /// The head of a request, in lines: method, target and version, then its fields.

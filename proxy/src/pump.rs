@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -34,8 +34,6 @@ pub(crate) enum Why {
     Finished,
     /// Neither said anything for the idle time.
     Silent,
-    /// Its last moment came: see [`pump_until`].
-    Expired,
     /// A stream broke, and which.
     Broken(Side, io::Error),
 }
@@ -90,19 +88,21 @@ pub(crate) async fn pump(
     }
 }
 
-/// The same until a moment at the latest, if there is one: where a certificate expires, what was made with it ends.
-pub(crate) async fn pump_until(
-    until: Option<Instant>,
+/// The same until something ends it at the latest: where a certificate expires or is revoked, what was made with it ends.
+///
+/// # Errors
+/// What ended it.
+pub(crate) async fn pump_until<T>(
+    over: impl Future<Output = T>,
     caller: impl AsyncRead + AsyncWrite + Unpin,
     upstream: impl AsyncRead + AsyncWrite + Unpin,
     (idle, counted): (Option<Duration>, &Moved),
-) -> Why {
-    let pumped = pump(caller, upstream, idle, counted);
-    match until {
-        None => pumped.await,
-        Some(until) => tokio::time::timeout_at(until.into(), pumped)
-            .await
-            .unwrap_or(Why::Expired),
+) -> Result<Why, T> {
+    tokio::select! {
+        // First, because it says better why, where the bytes break by it too.
+        biased;
+        over = over => Err(over),
+        why = pump(caller, upstream, idle, counted) => Ok(why),
     }
 }
 

@@ -1,6 +1,8 @@
 //! The certificates of a mesh, good ones and bad ones, and the files that sidecars read them from.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rcgen::{
@@ -21,6 +23,8 @@ pub struct Pki {
     issuer: Issuer<'static, KeyPair>,
     root: String,
     root_key: String,
+    /// What stands between a certificate and the root, in PEM.
+    chain: String,
 }
 
 /// What a certificate says.
@@ -141,7 +145,31 @@ impl Pki {
             issuer: Issuer::new(params, key),
             root,
             root_key,
+            chain: String::new(),
         }
+    }
+
+    /// One under the same root, whose certificates are signed by an intermediate.
+    pub fn below(&self) -> Self {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = Leaf::of(&[]).params();
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "intermediate of the tests");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let certificate = params.signed_by(&key, &self.issuer).expect("an intermediate");
+        Self {
+            issuer: Issuer::new(params, key),
+            root: self.root.clone(),
+            root_key: self.root_key.clone(),
+            chain: certificate.pem(),
+        }
+    }
+
+    /// What stands between its certificates and the root, in PEM; empty if the root signs them.
+    pub fn chain(&self) -> &str {
+        &self.chain
     }
 
     /// The root, in PEM.
@@ -165,7 +193,7 @@ impl Pki {
             .signed_by(&key, &self.issuer)
             .expect("a certificate");
         Issued {
-            certificate: certificate.pem(),
+            certificate: certificate.pem() + &self.chain,
             key: key.serialize_pem(),
         }
     }
@@ -184,6 +212,24 @@ impl Pki {
     pub fn files(&self, service: &str) -> IdentityFiles {
         IdentityFiles::new(&self.issue(&Leaf::service(service)), self.root())
     }
+}
+
+/// The serial number of the first certificate of a text in PEM as openssl reads it, in lower case.
+pub fn serial(pem: &str) -> String {
+    let mut command = Command::new("openssl");
+    command.args(["x509", "-noout", "-serial"]);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("openssl can be started");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    stdin.write_all(pem.as_bytes()).expect("openssl reads");
+    drop(stdin);
+    let said = child.wait_with_output().expect("openssl ends").stdout;
+    let said = String::from_utf8(said).expect("text of openssl").to_lowercase();
+    let serial = said.trim().strip_prefix("serial=").expect("a serial number");
+    serial.to_owned()
 }
 
 impl Default for Pki {

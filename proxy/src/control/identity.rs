@@ -85,7 +85,7 @@ impl IdentitySource {
                     let asked = asked.map_err(ToString::to_string);
                     match asked
                         .map_err(IdentityProblem::NotIssued)
-                        .and_then(Joined::identity)
+                        .and_then(|joined| joined.identity(identities.revocations()))
                     {
                         Ok(identity) => identities.put(identity),
                         Err(problem) => identities.refuse(&problem),

@@ -7,6 +7,7 @@
 //! **Does not** use the certificate: whoever asks is handed the PEM of all of it. Does not write anything to disk.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -23,6 +24,7 @@ use tokio::time::timeout;
 use crate::control::address::Address;
 use crate::tls::identity::{Identity, IdentityProblem};
 use crate::tls::pin::{Pinned, Shown, Trust, fingerprint, not_after, public_key, verify_chain};
+use crate::tls::revoked::Revocations;
 use crate::upstream::discovery::Resolver;
 
 /// How long one attempt may take in all: the control API itself makes a request wait for its turn for 20 s at most.
@@ -102,12 +104,13 @@ impl Joined {
     ///
     /// # Errors
     /// When it is none, which the control API would have to answer for.
-    pub fn identity(&self) -> Result<Identity, IdentityProblem> {
+    pub(crate) fn identity(&self, revocations: &Arc<Revocations>) -> Result<Identity, IdentityProblem> {
         let (chain, roots) = (self.certificates.join("\n"), self.bundle.join("\n"));
         Identity::from_pem(
             chain.as_bytes(),
             self.key.as_bytes(),
             roots.as_bytes(),
+            revocations,
             SystemTime::now(),
         )
     }

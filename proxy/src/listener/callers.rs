@@ -122,6 +122,8 @@ pub(super) enum Order {
     TooSilent,
     /// Close at once, in the middle of an answer: the caller does not take it.
     Cut,
+    /// Close at once: the caller has been revoked.
+    Revoked,
 }
 
 impl Callers {
@@ -189,6 +191,13 @@ impl Callers {
             if let Some(allowance) = &caller.allowance {
                 allowance.forgive();
             }
+            if let Some(Err(failure)) = caller.session.get().map(Session::stands) {
+                let (reason, detail) = (failure.reason.word(), failure.detail);
+                tracing::info!(reason, detail, "a caller's connection is cut");
+                caller.cut_all(failure.reason);
+                caller.tell(Order::Revoked);
+                continue;
+            }
             if caller.cut_overdue(now) && caller.allowance.is_none() {
                 caller.tell(Order::Cut);
                 continue;
@@ -232,17 +241,32 @@ impl Watch {
     }
 }
 
+impl Watch {
+    /// Whoever hands its answer over is woken, and finds it cut.
+    fn cut_for(&self, reason: Reason) {
+        self.cut.set(Some(reason));
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
 impl Caller {
+    /// Notes that all its answers are to be cut.
+    fn cut_all(&self, reason: Reason) {
+        self.requests
+            .borrow()
+            .iter()
+            .for_each(|watch| watch.cut_for(reason));
+    }
+
     /// Notes which answers are to be cut, and wakes whoever hands them over. Whether there is one.
     fn cut_overdue(&self, now: Instant) -> bool {
         let mut any = false;
         for watch in self.requests.borrow().iter() {
             if let Some(reason) = watch.overdue(now) {
                 any = true;
-                watch.cut.set(Some(reason));
-                if let Some(waker) = watch.waker.take() {
-                    waker.wake();
-                }
+                watch.cut_for(reason);
             }
         }
         any

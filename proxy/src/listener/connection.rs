@@ -15,6 +15,7 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
+use crate::error::Reason;
 use crate::listener::callers::{Callers, Joined, Order, UnderWay};
 use crate::listener::opening::{self, Speaks};
 use crate::listener::{Arrival, announced, edge, http1, http2};
@@ -138,7 +139,7 @@ async fn unless_silent<T>(callers: &Rc<Callers>, opening: impl Future<Output = T
     let mut opening = std::pin::pin!(opening);
     let opened = std::future::poll_fn(|cx| match caller.told(cx) {
         Some(Order::TooSilent) => Poll::Ready(Err(Some(Cut::Silent))),
-        Some(Order::HangUp | Order::Cut) => Poll::Ready(Err(None)),
+        Some(Order::HangUp | Order::Cut | Order::Revoked) => Poll::Ready(Err(None)),
         None => opening.as_mut().poll(cx).map(Ok),
     });
     opened.await
@@ -288,7 +289,11 @@ impl Body for Guarded {
 impl Drop for Guarded {
     fn drop(&mut self) {
         if let Some(reason) = self.under_way.was_cut() {
-            self.body.cut_short(reason, "the caller did not read its answer");
+            let why = match reason {
+                Reason::PeerRevoked => "the caller was revoked in the middle of its answer",
+                _ => "the caller did not read its answer",
+            };
+            self.body.cut_short(reason, why);
         }
     }
 }

@@ -8,7 +8,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
 
 use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use hyper::body::Incoming;
@@ -64,7 +63,7 @@ pub(super) async fn serve(
             if let Some(tunnel) = Tunnel::of(&mut response) {
                 worker
                     .drain
-                    .spawn_local(switched(upgrade, tunnel, source.until()));
+                    .spawn_local(switched(upgrade, tunnel, Rc::clone(&source)));
             }
             Ok::<_, Infallible>(response.map(|body| Guarded::new(body, under_way)))
         }
@@ -92,6 +91,7 @@ pub(super) async fn serve(
             Some(Order::HangUp) => connection.as_mut().graceful_shutdown(),
             Some(Order::TooSilent) => return Poll::Ready(Ok(Some(Cut::Silent))),
             Some(Order::Cut) => return Poll::Ready(Ok(Some(Cut::Unread))),
+            Some(Order::Revoked) => return Poll::Ready(Ok(Some(Cut::Revoked))),
         }
         connection.as_mut().poll(cx).map_ok(|()| None)
     });
@@ -138,12 +138,12 @@ fn interim_head(status: StatusCode, fields: &HeaderMap) -> Vec<u8> {
 }
 
 /// What follows an answer that switched protocols, once the caller has the answer.
-async fn switched(upgrade: OnUpgrade, tunnel: Box<Tunnel>, until: Option<Instant>) {
+async fn switched(upgrade: OnUpgrade, tunnel: Box<Tunnel>, source: Rc<Source>) {
     match upgrade.await {
         Ok(caller) => match caller.downcast::<Heard>() {
             Ok(caller) => {
                 let stream = caller.io.stream.into_tunnel(caller.read_buf);
-                tunnel.run(stream, until).await;
+                tunnel.run(stream, source.session()).await;
             }
             Err(_) => tracing::error!("a connection that was switched is none of this listener's"),
         },

@@ -123,6 +123,7 @@ async fn connection(
                     connection.graceful_shutdown();
                 }
                 Some(Order::Cut) => return Poll::Ready(Err(Cut::Unread)),
+                Some(Order::Revoked) => return Poll::Ready(Err(Cut::Revoked)),
             }
             let accepted = connection.poll_accept(cx);
             match allowance.verdict() {
@@ -214,7 +215,7 @@ async fn exchange(
         let answer = Response::from_parts(head, ());
         if let Ok(send) = respond.send_response(answer, false) {
             let caller = http2::Tunnel::new(send, receive, under_way);
-            tunnel.run(caller, source.until()).await;
+            tunnel.run(caller, source.session()).await;
         }
         return;
     }

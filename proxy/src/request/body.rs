@@ -88,14 +88,14 @@ pub(crate) fn relay(
             bytes,
             counted,
             idle,
-            until,
+            session,
         } = *switched;
         let tunnel = Tunnel {
             upstream: bytes,
             pick,
             _counted: counted,
             idle: idle.unwrap_or(Some(pump::IDLE)),
-            until,
+            session,
         };
         return Response::from_parts(head, ResponseBody::Switched(Box::new(tunnel)));
     }

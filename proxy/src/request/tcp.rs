@@ -77,20 +77,23 @@ pub(crate) async fn serve(
         }
     };
     log.opened();
-    let until = source.until().into_iter().chain(upstream.until()).min();
+    let over = tls::ended(source.session(), upstream.session.as_ref());
     let bounds = (route.timeouts.idle, &log.moved);
-    match pump::pump_until(until, &mut caller, &mut upstream.stream, bounds).await {
+    let why = match pump::pump_until(over, &mut caller, &mut upstream.stream, bounds).await {
+        Ok(why) => why,
+        Err(failure) => {
+            log.failed(&failure);
+            reset(&caller);
+            reset(&upstream.stream);
+            return;
+        }
+    };
+    match why {
         Why::Finished => log.complete(),
         Why::Silent => log.failed(&Failure::new(
             Reason::IdleTimeout,
             "neither side said anything for the idle time",
         )),
-        Why::Expired => {
-            let detail = "a certificate with which the connection was made has expired";
-            log.failed(&Failure::new(Reason::PeerExpired, detail));
-            reset(&caller);
-            reset(&upstream.stream);
-        }
         Why::Broken(side, error) => {
             let (reason, who) = match side {
                 Side::Caller => (Reason::ClientGone, "the caller".to_owned()),
@@ -133,12 +136,11 @@ pub(super) async fn tunnel(
         log.attempted(address);
     };
     let connected = connect(worker, &route, (route.choose(), source), tried).await?;
-    let until = connected.until();
     let Connected {
         pick,
         stream,
         counted,
-        session: _,
+        session,
     } = connected;
     let (mut head, ()) = Response::new(()).into_parts();
     head.status = StatusCode::OK;
@@ -153,7 +155,7 @@ pub(super) async fn tunnel(
             bytes: Either::Left(Either::Right(stream)),
             counted: Some(counted),
             idle: Some(route.timeouts.idle),
-            until,
+            session,
         })),
     };
     Ok((Box::new(answer), Bounds::of_tunnel(now)))
@@ -165,13 +167,6 @@ struct Connected {
     stream: Stream,
     counted: Counted,
     session: Option<Session>,
-}
-
-impl Connected {
-    /// When one of the certificates under which it was made expires; never, if there are none.
-    fn until(&self) -> Option<Instant> {
-        self.session.as_ref().map(Session::until)
-    }
 }
 
 /// Connects to an endpoint of the route: of the first target, and where it takes no connection to another, as often as the

@@ -4,7 +4,7 @@
 //! answered 200 (RFC 8441). On its way through here such a request has one form, the older; where it comes in or
 //! leaves by HTTP/2 it is translated. What is spoken afterwards is bytes, moved by [`crate::pump`].
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::error::{Failure, Reason};
 use crate::pump::{self, Moved, Why};
 use crate::request::body::ResponseBody;
+use crate::tls::{self, Session};
 use crate::upstream::Pick;
 use crate::upstream::limits::Counted;
 use crate::upstream::pool::SwitchedBytes;
@@ -149,8 +150,8 @@ pub(crate) struct Tunnel {
     /// The connection, if it is one of its own, counted as well.
     pub(crate) _counted: Option<Counted>,
     pub(crate) idle: Option<Duration>,
-    /// When one of the certificates under which the upstream's connection was made expires.
-    pub(crate) until: Option<Instant>,
+    /// How long the upstream's connection may be used, where it speaks TLS.
+    pub(crate) session: Option<Session>,
 }
 
 impl Tunnel {
@@ -165,21 +166,26 @@ impl Tunnel {
         }
     }
 
-    /// Moves bytes between the caller and the endpoint until both are done. `until`: when a certificate under which the
-    /// caller's connection was made expires, if there is one.
-    pub(crate) async fn run(self, caller: impl AsyncRead + AsyncWrite + Unpin, until: Option<Instant>) {
+    /// Moves bytes between the caller and the endpoint until both are done. `session`: how long the
+    /// caller's connection may be used, where it speaks TLS.
+    pub(crate) async fn run(self, caller: impl AsyncRead + AsyncWrite + Unpin, session: Option<&Session>) {
         let moved = Moved::default();
-        let until = until.into_iter().chain(self.until).min();
-        let why = pump::pump_until(until, caller, self.upstream, (self.idle, &moved)).await;
+        let over = tls::ended(session, self.session.as_ref());
+        let why = pump::pump_until(over, caller, self.upstream, (self.idle, &moved)).await;
         let address = self.pick.address;
         let (sent, received) = (moved.from_caller.get(), moved.from_upstream.get());
+        let why = match why {
+            Ok(why) => why,
+            Err(Failure { reason, detail, .. }) => {
+                let reason = reason.word();
+                tracing::info!(%address, sent, received, reason, detail, "a switched connection was cut");
+                return;
+            }
+        };
         match why {
             Why::Finished => tracing::debug!(%address, sent, received, "a switched connection ended"),
             Why::Silent => {
                 tracing::info!(%address, sent, received, "a switched connection was silent for too long");
-            }
-            Why::Expired => {
-                tracing::info!(%address, sent, received, "a switched connection outlived a certificate it was made with");
             }
             Why::Broken(side, error) => {
                 tracing::debug!(%address, sent, received, ?side, %error, "a switched connection broke");

@@ -24,6 +24,7 @@ use crate::snapshot::{Origin, Snapshot, Standing, gateways};
 use crate::telemetry::metrics::{ClusterLabels, Metrics, RetryLabels, RouteLabels};
 use crate::tls;
 use crate::tls::outside::{self, Trust};
+use crate::tls::revoked::Denied;
 use crate::upstream::health::Budget;
 use crate::upstream::{Cluster, Words};
 
@@ -90,6 +91,7 @@ pub fn compile(
         services: compiler.services,
         gateways,
         inbound: compiler.inbound,
+        denied: Arc::new(Denied::of(config.mesh.revoked.as_ref())),
         unmatched_inbound: unmatched(INBOUND),
         unmatched_outbound: unmatched(OUTBOUND),
     })
@@ -115,6 +117,7 @@ pub fn nothing(metrics: &Arc<Metrics>) -> Snapshot {
         services: HashMap::new(),
         gateways: HashMap::new(),
         inbound: None,
+        denied: Arc::default(),
         unmatched_inbound: unmatched(INBOUND),
         unmatched_outbound: unmatched(OUTBOUND),
     }

@@ -27,6 +27,7 @@ use crate::error::{Failure, Reason};
 use crate::snapshot::access::{Access, Opens, Source};
 use crate::snapshot::routes::{HostTable, Route, VirtualHost};
 use crate::telemetry::metrics::RouteMetrics;
+use crate::tls::revoked::Denied;
 use crate::tls::{Identities, Peer};
 use crate::upstream::Cluster;
 
@@ -114,6 +115,8 @@ pub struct Snapshot {
     services: HashMap<String, usize>,
     gateways: HashMap<String, HostTable>,
     inbound: Option<usize>,
+    /// What the mesh has revoked.
+    pub(crate) denied: Arc<Denied>,
     /// The series of requests that found no service, by listener.
     unmatched_inbound: Arc<RouteMetrics>,
     unmatched_outbound: Arc<RouteMetrics>,

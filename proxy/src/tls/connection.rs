@@ -12,6 +12,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
+use crate::error::{Failure, Reason};
+use crate::tls::revoked::Watch;
 use crate::tls::verify;
 
 /// What the other end said of our certificate, if it did not accept it.
@@ -22,6 +24,8 @@ type Refusal = Arc<OnceLock<String>>;
 pub(crate) struct Connection {
     stream: TlsStream<TcpStream>,
     refusal: Refusal,
+    /// By whose revocation it breaks at once.
+    watch: Option<Watch>,
 }
 
 impl Connection {
@@ -29,6 +33,22 @@ impl Connection {
         Self {
             stream: stream.into(),
             refusal: Arc::clone(&session.refusal),
+            watch: None,
+        }
+    }
+
+    /// Breaks as soon as the other end is revoked, in the middle of an answer too: not a byte more is taken from an endpoint
+    /// that may be an attacker, nor given to it. Callers are not served so, because they are told why.
+    pub(super) fn cut_by(mut self, session: &Session) -> Self {
+        self.watch.clone_from(&session.watch);
+        self
+    }
+
+    /// Whether it is broken so.
+    fn stands(&self) -> io::Result<()> {
+        match self.watch.as_ref().filter(|watch| watch.is_revoked()) {
+            None => Ok(()),
+            Some(watch) => Err(io::Error::new(io::ErrorKind::ConnectionAborted, watch.why())),
         }
     }
 
@@ -54,6 +74,7 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.stands()?;
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
         self.note(read)
     }
@@ -61,6 +82,7 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.stands()?;
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
@@ -69,6 +91,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.stands()?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
     }
 
@@ -85,8 +108,9 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// How long a connection may be used for something new: as long as both certificates are valid, and the identity under
-/// which it was made goes on; of servers outside, as long as the roots that were trusted are.
+/// How long a connection may be used for something new: as long as both certificates are valid, the identity under
+/// which it was made goes on, and its other end is not revoked; of servers outside, as long as the roots that were trusted
+/// are.
 #[derive(Clone, Debug)]
 pub(crate) struct Session {
     pub(super) until: Instant,
@@ -94,17 +118,54 @@ pub(crate) struct Session {
     /// What `epoch` is compared with.
     pub(super) era: Arc<AtomicU64>,
     pub(super) refusal: Refusal,
+    /// Whether the other end is revoked, where that is a workload of the mesh.
+    pub(super) watch: Option<Watch>,
 }
 
 impl Session {
-    /// Whether it is over.
-    pub(crate) fn is_over(&self, now: Instant) -> bool {
-        now >= self.until || self.epoch != self.era.load(Ordering::Acquire)
+    /// The same, with this one at the other end.
+    pub(super) fn of(mut self, watch: Watch) -> Self {
+        self.watch = Some(watch);
+        self
     }
 
-    /// When one of the certificates expires.
-    pub(crate) fn until(&self) -> Instant {
-        self.until
+    /// Whether it is over.
+    pub(crate) fn is_over(&self, now: Instant) -> bool {
+        now >= self.until || self.epoch != self.era.load(Ordering::Acquire) || self.is_revoked()
+    }
+
+    /// Whether its other end has been revoked since: it ends at once then, and not with what is under way.
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.watch.as_ref().is_some_and(Watch::is_revoked)
+    }
+
+    /// The same, as what becomes of a request.
+    ///
+    /// # Errors
+    /// When it has been.
+    pub(crate) fn stands(&self) -> Result<(), Failure> {
+        match self.watch.as_ref().filter(|watch| watch.is_revoked()) {
+            None => Ok(()),
+            Some(watch) => Err(Failure::new(Reason::PeerRevoked, watch.why())),
+        }
+    }
+
+    /// Ready when what cannot go on without it is to be cut, a tunnel, with why.
+    async fn ended(&self) -> Failure {
+        let revoked = async {
+            match &self.watch {
+                Some(watch) => watch.revoked().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            why = revoked => Failure::new(Reason::PeerRevoked, why),
+            () = tokio::time::sleep_until(self.until.into()) => {
+                let detail = "a certificate with which the connection was made has expired";
+                Failure::new(Reason::PeerExpired, detail)
+            }
+        }
     }
 
     /// What the other end said of our certificate, if it did not accept it: in TLS 1.3 a caller is through with its
@@ -112,5 +173,18 @@ impl Session {
     /// answer.
     pub(crate) fn refusal(&self) -> Option<&str> {
         self.refusal.get().map(String::as_str)
+    }
+}
+
+/// Ready when one of these ends what was made with both, with why; never, if neither speaks TLS.
+pub(crate) async fn ended(caller: Option<&Session>, upstream: Option<&Session>) -> Failure {
+    let one = async |session: Option<&Session>| match session {
+        Some(session) => session.ended().await,
+        None => std::future::pending().await,
+    };
+    tokio::select! {
+        biased;
+        failure = one(caller) => failure,
+        failure = one(upstream) => failure,
     }
 }

@@ -12,6 +12,7 @@ use outrigger_config::identity::CertificateFiles;
 
 use crate::tls::Identities;
 use crate::tls::identity::{Identity, IdentityProblem};
+use crate::tls::revoked::Revocations;
 
 /// How often the files are looked at. They change every few hours and have a few kilobytes.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -30,7 +31,7 @@ pub(crate) async fn keep_current(files: CertificateFiles, identities: Arc<Identi
         let contents = [&files.certificate, &files.key, &files.roots].map(|path| read(path));
         // What was refused may be good by now: its time may have come.
         if refused.is_some() || seen.as_ref() != Some(&contents) {
-            match load(&contents) {
+            match load(&contents, identities.revocations()) {
                 Ok(identity) => {
                     identities.put(identity);
                     refused = None;
@@ -49,9 +50,9 @@ pub(crate) async fn keep_current(files: CertificateFiles, identities: Arc<Identi
     }
 }
 
-fn load([chain, key, roots]: &Contents) -> Result<Identity, IdentityProblem> {
+fn load([chain, key, roots]: &Contents, revocations: &Arc<Revocations>) -> Result<Identity, IdentityProblem> {
     let [chain, key, roots] = [chain, key, roots].map(|part| part.as_ref().map_err(Clone::clone));
-    Identity::from_pem(chain?, key?, roots?, SystemTime::now())
+    Identity::from_pem(chain?, key?, roots?, revocations, SystemTime::now())
 }
 
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, IdentityProblem> {

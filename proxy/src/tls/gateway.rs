@@ -147,6 +147,7 @@ impl Server {
             epoch: 0,
             era: Arc::default(),
             refusal: Arc::default(),
+            watch: None,
         };
         Ok((Connection::new(stream, &session), alpn))
     }

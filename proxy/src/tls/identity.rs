@@ -21,6 +21,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::tls::Alpn;
 use crate::tls::pin::Pinned;
+use crate::tls::revoked::{self, Revocations, Shown, Unrevoked};
 use crate::tls::verify::{Callers, Endpoints};
 
 /// The most certificates in one file: a chain has three or four, a bundle two or three roots. Past this it is a file of
@@ -32,6 +33,8 @@ const CERTIFICATES_MAX: usize = 32;
 pub struct Identity {
     id: SpiffeId,
     leaf: Certificate,
+    /// What others see of it.
+    shown: Shown,
     roots: Vec<(CertificateDer<'static>, Certificate)>,
     pub(super) server: Arc<ServerConfig>,
     /// By what is offered: see [`Identity::client`].
@@ -96,7 +99,7 @@ impl std::error::Error for IdentityProblem {}
 
 impl Identity {
     /// Reads and checks all of it: the key is the certificate's, the chain leads to one of the roots for either end of a
-    /// handshake, it is valid at `now`, and its one URI name is a SPIFFE ID.
+    /// handshake, it is valid at `now`, and its one URI name is a SPIFFE ID. Its handshakes refuse who is revoked.
     ///
     /// # Errors
     /// The first thing that is wrong.
@@ -104,6 +107,7 @@ impl Identity {
         chain: &[u8],
         key: &[u8],
         bundle: &[u8],
+        revocations: &Arc<Revocations>,
         now: SystemTime,
     ) -> Result<Self, IdentityProblem> {
         let provider = Arc::new(aws_lc_rs::default_provider());
@@ -113,6 +117,7 @@ impl Identity {
         let bundle = certificates("the roots", bundle)?;
         let leaf = Certificate::read(&chain[0])?;
         let id = leaf.spiffe_id()?;
+        let shown = Shown::of(&id, &chain)?;
         let certified = CertifiedKey::from_der(chain, key, &provider)
             .map_err(|error| IdentityProblem::Key(error.to_string()))?;
         let mut store = RootCertStore::empty();
@@ -127,12 +132,22 @@ impl Identity {
         let known_by = store.clone();
         let (endpoints, callers) = verifiers(store, id.trust_domain(), &provider)?;
         own_chain(&certified, &id, (&*endpoints, &*callers), now)?;
+        let (endpoints, callers) = (
+            Unrevoked {
+                verifier: endpoints,
+                revocations: Arc::clone(revocations),
+            },
+            Unrevoked {
+                verifier: callers,
+                revocations: Arc::clone(revocations),
+            },
+        );
         let certified = Arc::new(SingleCertAndKey::from(certified));
         let unusable = |error: rustls::Error| IdentityProblem::Unusable(error.to_string());
         let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&TLS13])
             .map_err(unusable)?
-            .with_client_cert_verifier(callers)
+            .with_client_cert_verifier(Arc::new(callers))
             .with_cert_resolver(Arc::clone(&certified) as _);
         server.alpn_protocols = [Alpn::Http2, Alpn::Http1]
             .iter()
@@ -146,7 +161,7 @@ impl Identity {
             .with_protocol_versions(&[&TLS13])
             .map_err(unusable)?
             .dangerous()
-            .with_custom_certificate_verifier(endpoints)
+            .with_custom_certificate_verifier(Arc::new(endpoints))
             .with_client_cert_resolver(certified);
         client.resumption = Resumption::disabled();
         let clients = [Alpn::Unsaid, Alpn::Http1, Alpn::Http2].map(|alpn| {
@@ -157,6 +172,7 @@ impl Identity {
         Ok(Self {
             id,
             leaf,
+            shown,
             roots,
             server: Arc::new(server),
             clients,
@@ -172,6 +188,11 @@ impl Identity {
     /// How the control API of its mesh is spoken to.
     pub(crate) const fn control(&self) -> &Pinned {
         &self.control
+    }
+
+    /// What others see of it.
+    pub(super) fn shown(&self) -> &Shown {
+        &self.shown
     }
 
     /// When its certificate expires, in seconds since 1970.
@@ -293,6 +314,7 @@ pub(super) fn certificates(
 pub(crate) struct Certificate {
     subject: String,
     issuer: String,
+    /// As a configuration would revoke it.
     serial: String,
     /// Seconds since 1970.
     not_before: i64,
@@ -319,7 +341,7 @@ impl Certificate {
             uris: names.filter_map(uri).collect(),
             subject: certificate.subject().to_string(),
             issuer: certificate.issuer().to_string(),
-            serial: certificate.raw_serial_as_string(),
+            serial: revoked::digits(certificate.raw_serial()),
             not_before: certificate.validity().not_before.timestamp(),
             not_after: certificate.validity().not_after.timestamp(),
             is_ca: certificate.is_ca(),

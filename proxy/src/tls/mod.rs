@@ -15,6 +15,7 @@ pub(crate) mod gateway;
 pub mod identity;
 pub mod outside;
 pub mod pin;
+pub mod revoked;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -35,9 +36,10 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::error::{Failure, Reason};
 use crate::telemetry::metrics::{Side, TlsMetrics};
-pub(crate) use crate::tls::connection::{Connection, Session};
+pub(crate) use crate::tls::connection::{Connection, Session, ended};
 use crate::tls::identity::{Certificate, Identity, IdentityProblem, sha256};
 use crate::tls::outside::Trust;
+use crate::tls::revoked::{Denied, Revocations, Shown, Watch};
 pub(crate) use crate::tls::verify::refused_us;
 
 /// The first byte of a TLS record that opens a handshake (RFC 8446 section 5.1). No method of HTTP begins with it.
@@ -63,6 +65,8 @@ pub struct Identities {
     /// When a failed handshake was last written to the log, in seconds since `began`, by its reason.
     told: [AtomicU64; Reason::ALL.len()],
     began: Instant,
+    /// What the mesh has revoked. One writer: `apply`.
+    revocations: Arc<Revocations>,
     metrics: Arc<TlsMetrics>,
 }
 
@@ -79,6 +83,7 @@ impl Identities {
             refused: Mutex::default(),
             told: std::array::from_fn(|_| AtomicU64::new(0)),
             began: Instant::now(),
+            revocations: Arc::default(),
             metrics,
         }
     }
@@ -118,6 +123,45 @@ impl Identities {
             self.epoch.fetch_add(1, Ordering::Release);
         }
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.tell_if_revoked();
+    }
+
+    /// What the mesh has revoked, for the verifiers of an identity.
+    pub fn revocations(&self) -> &Arc<Revocations> {
+        &self.revocations
+    }
+
+    /// This is what the mesh has revoked from now on: handshakes refuse it, and connections that live end by it.
+    pub(crate) fn deny(&self, denied: &Arc<Denied>) {
+        let (serials, identities) = denied.counts();
+        self.metrics.denied(serials, identities);
+        if self.revocations.put(denied) {
+            tracing::info!(serials, identities, "what is revoked has changed");
+            self.tell_if_revoked();
+        }
+    }
+
+    /// Why this sidecar's own identity is revoked, if it is.
+    fn own_revoked(&self) -> Option<String> {
+        self.revocations.why(self.current.load().as_ref()?.shown())
+    }
+
+    /// Others refuse us then, which is theirs to do. What reaches us all the same is served: who runs this workload must
+    /// learn why nothing comes, and an entry made by mistake must not cost more than it does anyway.
+    fn tell_if_revoked(&self) {
+        if let Some(why) = self.own_revoked() {
+            tracing::error!(
+                why,
+                "this sidecar's own identity is revoked: the others of the mesh refuse it; it needs another certificate, or \
+                 `outrigger revoke --undo` if this is a mistake"
+            );
+        }
+    }
+
+    /// What an operator sees of it.
+    pub(crate) fn revoked_report(&self) -> serde_json::Value {
+        let (serials, identities) = self.revocations.counts();
+        serde_json::json!({ "serials": serials, "identities": identities, "own": self.own_revoked() })
     }
 
     /// What the source has now cannot be used; the one before goes on.
@@ -206,23 +250,29 @@ impl Identities {
             Ok(Err((error, stream))) => return Err((verify::failure(&error, "the caller"), Some(stream))),
             Err(_) => return Err((verify::failure(&too_slow(ACCEPT_MAX), "the caller"), None)),
         };
-        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         // The verifier has read it already; that it cannot be read here does not happen.
-        let Some(shown) = shown else {
+        let Some(shown) = chain.first() else {
             let failure = Failure::new(Reason::PeerNoCertificate, "the caller showed no certificate");
             return Err((failure, None));
         };
-        let peer = Certificate::read(shown)
-            .and_then(|certificate| Ok((certificate.spiffe_id()?, certificate.not_after)));
-        let (id, not_after) =
+        let peer = Certificate::read(shown).and_then(|certificate| {
+            let id = certificate.spiffe_id()?;
+            Ok((Shown::of(&id, chain)?, id, certificate.not_after))
+        });
+        let (whole, id, not_after) =
             peer.map_err(|problem| (Failure::new(Reason::PeerWrongIdentity, problem.to_string()), None))?;
         let peer = Peer {
             forwarded: forwarded(identity.id(), &id, shown),
-            session: self.session(&identity, not_after, epoch),
+            session: self.session(&identity, not_after, epoch).of(self.watch(whole)),
             alpn: Alpn::of(stream.get_ref().1.alpn_protocol()),
             id,
         };
         Ok((Connection::new(stream, &peer.session), peer))
+    }
+
+    fn watch(&self, shown: Shown) -> Watch {
+        Watch::new(&self.revocations, shown)
     }
 
     fn session(self: &Arc<Self>, own: &Identity, not_after: i64, epoch: u64) -> Session {
@@ -234,6 +284,7 @@ impl Identities {
             epoch,
             era: Arc::clone(&self.epoch),
             refusal: Arc::default(),
+            watch: None,
         }
     }
 
@@ -385,11 +436,27 @@ impl Security {
             .await
             .unwrap_or_else(|_| Err(too_slow(limit)))
             .map_err(|error| verify::failure(&error, &who))?;
-        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-        let not_after = shown.and_then(|shown| Certificate::read(shown).ok());
-        let not_after = not_after.map_or(i64::MAX, |certificate| certificate.not_after);
-        let session = self.identities.session(&identity, not_after, epoch);
-        Ok((Connection::new(stream, &session), session))
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        // The verifier has read all of it already; that it cannot be read here does not happen.
+        let peer = chain.first().map(|shown| {
+            let certificate = Certificate::read(shown)?;
+            let whole = Shown::of(&certificate.spiffe_id()?, chain)?;
+            Ok((whole, certificate.not_after))
+        });
+        let unread = |problem: IdentityProblem| Failure::new(Reason::PeerWrongIdentity, problem.to_string());
+        let session = match peer.transpose().map_err(unread)? {
+            Some((whole, not_after)) => {
+                let session = self.identities.session(&identity, not_after, epoch);
+                session.of(self.identities.watch(whole))
+            }
+            None => {
+                return Err(Failure::new(
+                    Reason::PeerNoCertificate,
+                    "the endpoint showed no certificate",
+                ));
+            }
+        };
+        Ok((Connection::new(stream, &session).cut_by(&session), session))
     }
 }
 

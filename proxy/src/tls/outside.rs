@@ -330,6 +330,7 @@ impl Outside {
             epoch,
             era: Arc::clone(&self.trust.era),
             refusal: Arc::default(),
+            watch: None,
         };
         Ok((Connection::new(stream, &session), session))
     }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use outrigger_config::join::Revoked;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 
 use super::identity::IdentityProblem as Problem;
@@ -47,6 +48,7 @@ fn load(chain: &str, key: &str, roots: &str) -> Result<Identity, Problem> {
         chain.as_bytes(),
         key.as_bytes(),
         roots.as_bytes(),
+        &Arc::default(),
         SystemTime::now(),
     )
 }
@@ -142,6 +144,34 @@ fn connections_live_on_under_a_renewed_certificate_and_not_past_a_root_or_a_name
     let second = session(ever);
     identities.put(identity(&new, "spiffe://shop/ratings", &new.pem));
     assert!(second.is_over(now), "it is another workload");
+}
+
+#[test]
+fn a_connection_is_over_once_its_other_end_is_revoked_and_nobody_else_s_is() {
+    let root = Root::new();
+    let metrics = Metrics::new().unwrap();
+    let identities = Arc::new(Identities::new(true, Arc::clone(metrics.tls())));
+    identities.put(identity(&root, "spiffe://shop/reviews", &root.pem));
+    let session = |id| {
+        let shown = Shown::of(&SpiffeId::parse(id).unwrap(), []).unwrap();
+        let own = identities.current().unwrap();
+        let session = identities.session(&own, i64::MAX, 0);
+        session.of(identities.watch(shown))
+    };
+    let (web, other) = (session("spiffe://shop/web"), session("spiffe://shop/other"));
+    let now = Instant::now();
+    assert!(!web.is_over(now) && !other.is_over(now));
+    let denied = Denied::of(Some(&Revoked {
+        serials: Vec::new(),
+        identities: vec!["spiffe://shop/web".into()],
+    }));
+    identities.deny(&Arc::new(denied));
+    assert!(web.is_over(now) && !other.is_over(now));
+    let failure = web.stands().unwrap_err();
+    assert_eq!(failure.reason, Reason::PeerRevoked);
+    assert!(other.stands().is_ok());
+    identities.deny(&Arc::default());
+    assert!(!web.is_over(now), "taken back before it was ended");
 }
 
 #[test]

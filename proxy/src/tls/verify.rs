@@ -182,6 +182,7 @@ fn of_certificate(why: &CertificateError) -> Reason {
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             Reason::PeerWrongIdentity
         }
+        CertificateError::Revoked => Reason::PeerRevoked,
         _ => Reason::PeerUntrusted,
     }
 }

@@ -253,7 +253,7 @@ impl Switching {
             let upgraded = hyper::upgrade::on(&mut answer).await.map_err(SendError::Broken)?;
             let bytes = Either::Left(Either::Left(TokioIo::new(upgraded)));
             Some(Switched {
-                until: self.session.as_ref().map(Session::until),
+                session: self.session,
                 ..Switched::from(bytes)
             })
         } else {

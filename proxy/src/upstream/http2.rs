@@ -62,6 +62,8 @@ pub(crate) struct Trunk {
     session: Option<Session>,
     /// Of the URLs of its requests.
     scheme: Scheme,
+    /// Moves the frames.
+    driver: AbortHandle,
     /// Dropped last, which wakes the task that moves the frames to say goodbye: `h2` does not notice by itself.
     _in_use: oneshot::Sender<()>,
 }
@@ -104,7 +106,7 @@ impl Trunk {
         endpoint.health.connected();
         let address = endpoint.address;
         let (in_use, mut released) = oneshot::channel::<()>();
-        tokio::task::spawn_local(async move {
+        let driver = tokio::task::spawn_local(async move {
             let _counted = counted;
             let mut noticed = false;
             let ended = std::future::poll_fn(|cx| {
@@ -124,6 +126,7 @@ impl Trunk {
             retires_at: age::retires_at(now, fastrand::f64()),
             session,
             scheme: endpoint.scheme(),
+            driver: driver.abort_handle(),
             _in_use: in_use,
         }))
     }
@@ -146,9 +149,11 @@ impl Trunk {
         self.session.as_ref().is_some_and(|session| session.is_over(now))
     }
 
-    /// When one of the certificates under which it was made expires.
-    fn until(&self) -> Option<Instant> {
-        self.session.as_ref().map(Session::until)
+    /// Ends it, its streams under way too, if the endpoint has been revoked: one of them may be silent for hours.
+    pub(super) fn cut_if_revoked(&self) {
+        if self.session.as_ref().is_some_and(Session::is_revoked) {
+            self.driver.abort();
+        }
     }
 
     /// Begins a request on it, if it has room.
@@ -300,11 +305,11 @@ impl Stream {
         });
         let (head, receive) = answered.await?.into_parts();
         if head.status.is_success() {
-            let until = self.trunk.until();
+            let session = self.trunk.session.clone();
             let tunnel = Tunnel::new(send, receive, self);
             let answer = Response::from_parts(head, Arriving::Nothing);
             let switched = Switched {
-                until,
+                session,
                 ..Switched::from(Either::Right(tunnel))
             };
             return Ok((answer, Some(switched)));

@@ -66,8 +66,8 @@ pub(crate) struct Switched {
     pub(crate) counted: Option<Counted>,
     /// The longest silence, where the service says one; the inner `None`: it may be silent for ever.
     pub(crate) idle: Option<Option<Duration>>,
-    /// When one of the certificates under which it was made expires, where it speaks TLS.
-    pub(crate) until: Option<Instant>,
+    /// How long it may be used, where it speaks TLS.
+    pub(crate) session: Option<Session>,
 }
 
 /// The bytes behind an answer that switched protocols: of a connection of HTTP/1.1, of a stream, or of TCP.
@@ -79,7 +79,7 @@ impl From<SwitchedBytes> for Switched {
             bytes,
             counted: None,
             idle: None,
-            until: None,
+            session: None,
         }
     }
 }
@@ -296,10 +296,17 @@ impl Pool {
     /// Closes what has been idle for too long. Called about once a second.
     pub(crate) fn sweep(&self, now: Instant) {
         self.idle.borrow_mut().retain(|_, connections| {
-            connections.retain(|connection| now.saturating_duration_since(connection.idle_since) < IDLE_MAX);
+            connections.retain(|connection| {
+                let is_over = connection
+                    .session
+                    .as_ref()
+                    .is_some_and(|session| session.is_over(now));
+                !is_over && now.saturating_duration_since(connection.idle_since) < IDLE_MAX
+            });
             !connections.is_empty()
         });
         self.trunks.borrow_mut().retain(|_, trunks| {
+            trunks.open.iter().for_each(|trunk| trunk.cut_if_revoked());
             trunks.open.retain(|trunk| !trunk.is_old(now));
             !trunks.open.is_empty() || trunks.dialling > 0
         });

@@ -50,6 +50,7 @@ mod mtls_allow;
 mod mtls_forged;
 mod mtls_kept;
 mod mtls_refused;
+mod mtls_revoked;
 mod mtls_rotation;
 mod mtls_versions;
 mod observability;

@@ -101,7 +101,8 @@ impl Event {
                 | Reason::PeerExpired
                 | Reason::PeerNotYetValid
                 | Reason::PeerWrongIdentity
-                | Reason::PeerNoCertificate => Some(RetryOn::ConnectFailure),
+                | Reason::PeerNoCertificate
+                | Reason::PeerRevoked => Some(RetryOn::ConnectFailure),
                 Reason::BadRequest
                 | Reason::TlsRequired
                 | Reason::Forbidden

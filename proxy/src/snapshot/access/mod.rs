@@ -8,16 +8,15 @@ mod compile;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
-use http::Method;
 use http::request::Parts;
+use http::{Method, StatusCode};
 use outrigger_config::identity::{SpiffePattern, TlsMode};
 
-use crate::error::{Failure, Reason};
+use crate::error::{Failure, Reason, Told};
 use crate::snapshot::routes::Path;
 use crate::telemetry::metrics::{SourceMetrics, TlsMetrics};
-use crate::tls::Peer;
+use crate::tls::{Peer, Session};
 
 /// Who called, for the life of its connection.
 #[derive(Debug)]
@@ -56,9 +55,9 @@ impl Source {
         }
     }
 
-    /// When one of the certificates under which its connection was made expires; never, if there are none.
-    pub(crate) fn until(&self) -> Option<Instant> {
-        self.peer.as_ref().map(|peer| peer.session.until())
+    /// How long its connection may be used, if it speaks TLS.
+    pub(crate) fn session(&self) -> Option<&Session> {
+        self.peer.as_ref().map(|peer| &peer.session)
     }
 
     /// Its SPIFFE ID, if it has shown one.
@@ -171,12 +170,21 @@ impl Access {
         }
     }
 
-    /// Whether a caller may ask for this; without a head, whether it may open a connection.
+    /// Whether a caller may ask for this; without a head, whether it may open a connection. One that has been revoked since
+    /// it came may not, whatever is only audited.
     ///
     /// # Errors
     /// When it may not.
     pub(crate) fn authorize(&self, source: &Source, head: Option<&Parts>) -> Result<(), Failure> {
         let series = source.series.as_ref().unwrap_or(&self.plaintext);
+        if let Some(Err(failure)) = source.session().map(Session::stands) {
+            series.refused.inc();
+            // The sidecar is in order; it is the caller who may not.
+            return Err(failure.telling(Told {
+                status: Some((StatusCode::FORBIDDEN, Reason::Forbidden.grpc_status())),
+                retry_after: None,
+            }));
+        }
         if self.mode == TlsMode::Strict && source.peer.is_none() {
             series.refused.inc();
             return Err(if self.has_identity {

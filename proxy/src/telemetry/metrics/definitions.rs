@@ -130,7 +130,7 @@ pub(super) const CONNECTIONS_OPEN: Definition = Definition {
 };
 pub(super) const CONNECTIONS_CUT: Definition = Definition {
     name: "outrigger_connections_cut_total",
-    help: "Connections from callers that the sidecar ended, by why: flood, protocol, silent (no request for 75 s), unread.",
+    help: "Connections from callers that the sidecar ended, by why: flood, protocol, silent (no request for 75 s), unread, revoked.",
     labels: &["listener", "reason"],
 };
 pub(super) const CONFIG_INFO: Definition = Definition {
@@ -174,6 +174,12 @@ pub(super) const TLS_FILE_LOADS: Definition = Definition {
            them: loaded, refused.",
     labels: &["what", "result"],
 };
+
+pub(super) const REVOKED: Definition = Definition {
+    name: "outrigger_revoked",
+    help: "How much the configuration that serves denies: serials of certificates, identities.",
+    labels: &["what"],
+};
 pub(super) const PLAINTEXT_CONNECTIONS: Definition = Definition {
     name: "outrigger_plaintext_connections_total",
     help: "Connections in plaintext to a sidecar that has an identity: who must learn mTLS before the service can be strict.",
@@ -187,7 +193,7 @@ pub(super) const INBOUND_REQUESTS: Definition = Definition {
 };
 
 /// Every metric of the sidecar; those of the process (`process_*`) come beside.
-pub const ALL: [Definition; 31] = [
+pub const ALL: [Definition; 32] = [
     REQUESTS,
     REQUEST_DURATION,
     GRPC_CALLS,
@@ -217,6 +223,7 @@ pub const ALL: [Definition; 31] = [
     CERTIFICATE_NOT_AFTER,
     IDENTITY_LOADS,
     TLS_FILE_LOADS,
+    REVOKED,
     PLAINTEXT_CONNECTIONS,
     INBOUND_REQUESTS,
 ];

@@ -329,10 +329,18 @@ pub enum Cut {
     Silent,
     /// It did not take its answer.
     Unread,
+    /// The caller has been revoked.
+    Revoked,
 }
 
 impl Cut {
-    const ALL: [Self; 4] = [Self::Flood, Self::Protocol, Self::Silent, Self::Unread];
+    const ALL: [Self; 5] = [
+        Self::Flood,
+        Self::Protocol,
+        Self::Silent,
+        Self::Unread,
+        Self::Revoked,
+    ];
 
     const fn word(self) -> &'static str {
         match self {
@@ -340,6 +348,7 @@ impl Cut {
             Self::Protocol => "protocol",
             Self::Silent => "silent",
             Self::Unread => "unread",
+            Self::Revoked => "revoked",
         }
     }
 }

@@ -7,7 +7,7 @@ use prometheus::{IntCounter, IntCounterVec, IntGaugeVec};
 
 use super::Metrics;
 use super::definitions::{
-    CERTIFICATE_NOT_AFTER, IDENTITY_LOADS, INBOUND_REQUESTS, PLAINTEXT_CONNECTIONS, TLS_FILE_LOADS,
+    CERTIFICATE_NOT_AFTER, IDENTITY_LOADS, INBOUND_REQUESTS, PLAINTEXT_CONNECTIONS, REVOKED, TLS_FILE_LOADS,
     TLS_HANDSHAKES,
 };
 use crate::error::Reason;
@@ -67,6 +67,7 @@ pub struct TlsMetrics {
     not_after: IntGaugeVec,
     loads: IntCounterVec,
     files: IntCounterVec,
+    revoked: IntGaugeVec,
     plaintext: IntCounterVec,
     requests: IntCounterVec,
     /// By service and caller. Asked when a connection is made, never by a request.
@@ -80,6 +81,7 @@ impl TlsMetrics {
             not_after: CERTIFICATE_NOT_AFTER.gauges(registry)?,
             loads: IDENTITY_LOADS.counters(registry)?,
             files: TLS_FILE_LOADS.counters(registry)?,
+            revoked: REVOKED.gauges(registry)?,
             plaintext: PLAINTEXT_CONNECTIONS.counters(registry)?,
             requests: INBOUND_REQUESTS.counters(registry)?,
             sources: Mutex::default(),
@@ -116,6 +118,14 @@ impl TlsMetrics {
     pub(crate) fn gateway_not_after(&self, gateway: &str, not_after: i64) {
         let what = format!("gateway:{gateway}");
         self.not_after.with_label_values(&[what.as_str()]).set(not_after);
+    }
+
+    /// So many serial numbers and identities are denied.
+    pub(crate) fn denied(&self, serials: usize, identities: usize) {
+        for (what, count) in [("serials", serials), ("identities", identities)] {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            self.revoked.with_label_values(&[what]).set(count);
+        }
     }
 
     /// A caller came in plaintext where it could have come by mTLS.
