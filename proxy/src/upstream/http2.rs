@@ -56,6 +56,9 @@ pub(crate) struct Trunk {
     /// What the endpoint's frames may cost, and which of its answers are malformed.
     allowance: Rc<Allowance>,
     streams: Cell<usize>,
+    /// Those of streams that are over, for the next ones: what stands in the timer wheel need not enter it again. As many
+    /// as there were streams at once.
+    deadlines: RefCell<Vec<Deadline>>,
     idle_since: Cell<Instant>,
     retires_at: Instant,
     /// How long it may be used, where it speaks TLS.
@@ -122,6 +125,7 @@ impl Trunk {
             sender: RefCell::new(sender),
             allowance,
             streams: Cell::new(0),
+            deadlines: RefCell::default(),
             idle_since: Cell::new(now),
             retires_at: age::retires_at(now, fastrand::f64()),
             session,
@@ -165,7 +169,11 @@ impl Trunk {
         (self.streams.get() < allowed).then(|| {
             self.streams.set(self.streams.get() + 1);
             Box::new(Stream {
-                deadline: Deadline::new(self.idle_since.get()),
+                deadline: self
+                    .deadlines
+                    .borrow_mut()
+                    .pop()
+                    .unwrap_or_else(|| Deadline::new(self.idle_since.get())),
                 trunk: Rc::clone(self),
                 upload: None,
                 sending: None,
@@ -364,6 +372,9 @@ impl Drop for Stream {
         if let Some(sending) = &self.sending {
             sending.abort();
         }
+        let spare = Deadline::new(self.trunk.idle_since.get());
+        let spare = std::mem::replace(&mut self.deadline, spare);
+        self.trunk.deadlines.borrow_mut().push(spare);
         self.trunk.streams.set(self.trunk.streams.get() - 1);
         if self.trunk.streams.get() == 0 {
             self.trunk.idle_since.set(Instant::now());
