@@ -72,3 +72,4 @@ mod tidy;
 mod timeouts;
 mod trailers;
 mod twins;
+mod workload_api;
