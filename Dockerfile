@@ -1,6 +1,7 @@
 # Both programs in one image that holds nothing else but the roots of the web: no shell, no C library, no package to update.
 #
 #   docker build -t outrigger .
+#   docker build --build-arg FEATURES=spiffe -t outrigger .        with identities from SPIRE (docs/identity.md)
 #   docker run outrigger --config /proxy.yaml                      the sidecar
 #   docker run --entrypoint /outrigger outrigger serve ...         the control API and the operator's tool
 #
@@ -18,10 +19,12 @@ COPY . .
 # `docker buildx build --platform linux/amd64,linux/arm64` builds each for itself. Names still resolve: glibc has had
 # /etc/hosts and DNS built in since 2.34, so a static program needs no library of the system for them.
 ENV RUSTFLAGS="-C target-feature=+crt-static"
+# Cargo features beyond the default ones.
+ARG FEATURES=
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
     target="$(uname -m)-unknown-linux-gnu" \
-    && cargo build --release --locked --target "$target" --bin outrigger-proxy --bin outrigger \
+    && cargo build --release --locked --target "$target" --features "$FEATURES" --bin outrigger-proxy --bin outrigger \
     && mkdir -p /out/data \
     && cp "target/$target/release/outrigger-proxy" "target/$target/release/outrigger" /out/
 

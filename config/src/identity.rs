@@ -182,7 +182,7 @@ pub enum DefaultPolicy {
     Deny,
 }
 
-/// Where a sidecar has its identity from: `files` or `join`, one of them.
+/// Where a sidecar has its identity from: `files`, `join` or `workload_api`, one of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct IdentitySource {
@@ -192,6 +192,41 @@ pub struct IdentitySource {
     /// The control API, which issues a certificate to who brings a join token and renews it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub join: Option<Join>,
+    /// An agent of SPIFFE on this machine, such as SPIRE's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workload_api: Option<WorkloadApi>,
+}
+
+/// The SPIFFE Workload API, which hands out a certificate and says when there is another. It takes an `outrigger-proxy` that
+/// was built with the cargo feature `spiffe`; one without it does not start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct WorkloadApi {
+    /// The agent's socket, `unix:///run/spire/sockets/agent.sock`. Default: the environment variable
+    /// `SPIFFE_ENDPOINT_SOCKET`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<String>,
+}
+
+/// The path of the socket that a URI of the SPIFFE Workload Endpoint names (its section 4): `unix:///path`, or `unix:/path`,
+/// which is the same. Those of `tcp` are not taken: over TCP an agent could not tell which process asks.
+///
+/// # Errors
+/// Why it names none.
+pub fn workload_socket(uri: &str) -> Result<PathBuf, String> {
+    let path = uri
+        .strip_prefix("unix:")
+        .map(|rest| rest.strip_prefix("//").unwrap_or(rest));
+    match path {
+        Some(path) if path.starts_with('/') && !path.ends_with('/') && !path.contains(['?', '#', '\0']) => {
+            Ok(path.into())
+        }
+        _ => Err(
+            "it is not the address of a socket: expected unix: with an absolute path, such as \
+                  unix:///run/spire/sockets/agent.sock"
+                .to_owned(),
+        ),
+    }
 }
 
 /// How a sidecar joins the mesh: with the token of `token_file`, or of `--token` or `OUTRIGGER_TOKEN`. It cannot stand here
@@ -257,6 +292,27 @@ mod tests {
         }
         assert!(SpiffeId::parse(&format!("spiffe://shop/{}", "a".repeat(ID_BYTES_MAX))).is_err());
         assert!(SpiffeId::of_service("shop", "re views").is_err());
+    }
+
+    #[test]
+    fn a_socket_of_the_workload_api_is_an_absolute_path() {
+        for good in ["unix:///run/agent.sock", "unix:/run/agent.sock"] {
+            assert_eq!(workload_socket(good), Ok("/run/agent.sock".into()), "{good}");
+        }
+        for bad in [
+            "",
+            "/run/agent.sock",
+            "unix:",
+            "unix://",
+            "unix:agent.sock",
+            "unix://host/agent.sock",
+            "unix:///",
+            "unix:///run/agent.sock?x",
+            "tcp://127.0.0.1:8000",
+            "npipe:agent",
+        ] {
+            assert!(workload_socket(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

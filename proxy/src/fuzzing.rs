@@ -88,10 +88,13 @@ pub fn certificate(der: &[u8]) {
     );
 }
 
-/// The files of an identity, of which the first stands for all: none of them makes one.
-pub fn identity_files(pem: &[u8]) {
+/// The files of an identity, of which the first stands for all: none of them makes one. Nor does it as an agent of SPIFFE
+/// would send it.
+pub fn identity_files(bytes: &[u8]) {
     let now = std::time::SystemTime::UNIX_EPOCH;
-    assert!(tls::identity::Identity::from_pem(pem, pem, pem, &std::sync::Arc::default(), now).is_err());
+    let revoked = std::sync::Arc::default();
+    assert!(tls::identity::Identity::from_pem(bytes, bytes, bytes, &revoked, now).is_err());
+    assert!(tls::identity::Identity::from_der(bytes, bytes, bytes, &revoked, now).is_err());
 }
 
 /// The head of a request, in lines: method, target and version, then its fields.

@@ -136,6 +136,15 @@ impl Arguments {
             let join = source.join.get_or_insert_default();
             overrule(&mut join.token_file, self.token_file);
         }
+        if let Some(source) = &mut bootstrap.identity
+            && let Some(api) = &mut source.workload_api
+        {
+            // SPIFFE Workload Endpoint section 4: where no socket is configured, this variable names it.
+            api.socket = api
+                .socket
+                .take()
+                .or_else(|| std::env::var("SPIFFE_ENDPOINT_SOCKET").ok());
+        }
         overrule(&mut bootstrap.node.id, self.node_id);
         overrule(&mut bootstrap.node.service, self.service);
         overrule(&mut bootstrap.workers, self.workers);

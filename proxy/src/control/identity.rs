@@ -1,12 +1,14 @@
-//! Where a sidecar's identity comes from, as its bootstrap says: files, or the control API by a join token.
+//! Where a sidecar's identity comes from, as its bootstrap says: files, the control API by a join token, or an agent of
+//! SPIFFE.
 //!
-//! It only chooses; the files are looked at in `tls::files`, and joining is `join`'s.
+//! It only chooses; the files are looked at in `tls::files`, joining is `join`'s, and the agent is `workload_api`'s.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{anyhow, bail};
 use outrigger_config::Bootstrap;
-use outrigger_config::identity::CertificateFiles;
+use outrigger_config::identity::{CertificateFiles, WorkloadApi, workload_socket};
 use outrigger_config::join::JoinToken;
 
 use crate::control::join::{Asker, JoinError, Joined, TokenSource};
@@ -23,6 +25,12 @@ pub(crate) enum IdentitySource {
     Files(CertificateFiles),
     /// The control API.
     Join(Box<(Asker, TokenSource)>),
+    /// The agent of SPIFFE at this socket, for the sidecar of this service.
+    #[cfg_attr(
+        not(feature = "spiffe"),
+        expect(dead_code, reason = "without the feature the bootstrap is refused before")
+    )]
+    WorkloadApi(PathBuf, Option<String>),
 }
 
 impl IdentitySource {
@@ -38,11 +46,16 @@ impl IdentitySource {
         let Some(source) = &bootstrap.identity else {
             return Ok(Self::Nothing);
         };
-        let join = match (&source.files, &source.join) {
-            (Some(files), None) => return Ok(Self::Files(files.clone())),
-            (None, Some(join)) => join,
+        let join = match (&source.files, &source.join, &source.workload_api) {
+            (Some(files), None, None) => return Ok(Self::Files(files.clone())),
+            (None, Some(join), None) => join,
+            (None, None, Some(api)) => {
+                let socket = agent(api, cfg!(feature = "spiffe"))?;
+                return Ok(Self::WorkloadApi(socket, bootstrap.node.service.clone()));
+            }
             _ => bail!(
-                "an identity comes from `files`, or from the control API by a join token; give one of them"
+                "an identity comes from `files`, from the control API by a join token, or from an agent of SPIFFE by \
+                 `workload_api`; give one of them"
             ),
         };
         let Some(service) = &bootstrap.node.service else {
@@ -70,7 +83,7 @@ impl IdentitySource {
     pub(crate) fn token(&self) -> Option<TokenSource> {
         match self {
             Self::Join(join) => Some(join.1.clone()),
-            Self::Nothing | Self::Files(_) => None,
+            Self::Nothing | Self::Files(_) | Self::WorkloadApi(..) => None,
         }
     }
 
@@ -93,6 +106,60 @@ impl IdentitySource {
                 };
                 asker.keep_current(&token, put).await;
             }
+            #[cfg(feature = "spiffe")]
+            Self::WorkloadApi(socket, service) => {
+                super::workload_api::keep_current(socket, service, identities).await;
+            }
+            // It was refused when the bootstrap was read.
+            #[cfg(not(feature = "spiffe"))]
+            Self::WorkloadApi(..) => {}
+        }
+    }
+}
+
+/// The socket of the agent of SPIFFE; `is_built_in`: whether this program can speak to it.
+///
+/// # Errors
+/// When it cannot, or no socket is named: in words, with what is to be done.
+fn agent(api: &WorkloadApi, is_built_in: bool) -> anyhow::Result<PathBuf> {
+    if !is_built_in {
+        bail!(
+            "`identity.workload_api` takes an outrigger-proxy with the cargo feature `spiffe`, and this one was built without \
+             it: build it with `cargo build --release --features spiffe`, or let SPIFFE Helper write the certificate and \
+             name its files in `identity.files`"
+        );
+    }
+    let Some(socket) = &api.socket else {
+        bail!(
+            "the SPIFFE Workload API is asked over a socket of this machine: give SPIFFE_ENDPOINT_SOCKET in the environment, \
+             or `identity.workload_api.socket` in the bootstrap"
+        );
+    };
+    workload_socket(socket).map_err(|why| anyhow!("the SPIFFE Workload API, `{socket}`: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_of_spiffe_takes_a_socket_and_a_program_that_can_speak_to_it() {
+        let at = |socket: Option<&str>| WorkloadApi {
+            socket: socket.map(str::to_owned),
+        };
+        let good = at(Some("unix:///run/agent.sock"));
+        assert_eq!(agent(&good, true).unwrap(), PathBuf::from("/run/agent.sock"));
+        for (api, is_built_in, words) in [
+            (&good, false, "--features spiffe"),
+            (&at(None), true, "SPIFFE_ENDPOINT_SOCKET"),
+            (
+                &at(Some("tcp://127.0.0.1:1")),
+                true,
+                "`tcp://127.0.0.1:1`: it is not",
+            ),
+        ] {
+            let said = agent(api, is_built_in).unwrap_err().to_string();
+            assert!(said.contains(words), "{said}");
         }
     }
 }

@@ -239,7 +239,7 @@ impl Asker {
                     put(Err(&error));
                     failures += 1;
                     match error.is_passing() {
-                        true => backoff(failures, fastrand::f64()),
+                        true => backoff(failures, BACKOFF_MAX, fastrand::f64()),
                         // It takes somebody to change something.
                         false => REFUSED_WAIT,
                     }
@@ -350,11 +350,11 @@ fn renew_in(since: SystemTime, not_after: SystemTime, draw: f64) -> Duration {
     wait.max(BACKOFF_FIRST)
 }
 
-/// How long is waited after so many failures in a row: half fixed, half drawn.
-fn backoff(failures: u32, draw: f64) -> Duration {
+/// How long is waited after so many failures in a row, `max` at the most: half fixed, half drawn by `draw` of 0 to 1.
+pub(super) fn backoff(failures: u32, max: Duration, draw: f64) -> Duration {
     let wait = BACKOFF_FIRST
         .saturating_mul(1 << failures.saturating_sub(1).min(16))
-        .min(BACKOFF_MAX);
+        .min(max);
     wait / 2 + wait.mul_f64(draw / 2.0)
 }
 
@@ -374,11 +374,12 @@ mod tests {
 
     #[test]
     fn waits_grow_to_their_bound_and_are_never_nothing() {
-        assert_eq!(backoff(1, 0.0), Duration::from_millis(500));
-        assert_eq!(backoff(1, 1.0), BACKOFF_FIRST);
-        assert_eq!(backoff(4, 1.0), BACKOFF_FIRST * 8);
+        let max = BACKOFF_MAX;
+        assert_eq!(backoff(1, max, 0.0), Duration::from_millis(500));
+        assert_eq!(backoff(1, max, 1.0), BACKOFF_FIRST);
+        assert_eq!(backoff(4, max, 1.0), BACKOFF_FIRST * 8);
         for failures in [20, 40, u32::MAX] {
-            assert_eq!(backoff(failures, 1.0), BACKOFF_MAX);
+            assert_eq!(backoff(failures, max, 1.0), max);
         }
     }
 

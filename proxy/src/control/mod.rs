@@ -33,6 +33,8 @@ pub(crate) mod files;
 pub(crate) mod identity;
 pub mod join;
 mod refusal;
+#[cfg(feature = "spiffe")]
+mod workload_api;
 
 /// After a poll that failed, this long is waited, then twice as long, and so on.
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);

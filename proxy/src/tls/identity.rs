@@ -14,7 +14,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
 use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use serde::Serialize;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -67,6 +67,8 @@ pub enum IdentityProblem {
     Unusable(String),
     /// The control API has issued none.
     NotIssued(String),
+    /// The agent of SPIFFE has given none.
+    NotGiven(String),
 }
 
 impl fmt::Display for IdentityProblem {
@@ -91,15 +93,25 @@ impl fmt::Display for IdentityProblem {
             Self::Chain(why) => write!(f, "the certificate does not lead to one of the roots: {why}"),
             Self::Unusable(why) => write!(f, "it cannot be used: {why}"),
             Self::NotIssued(why) => write!(f, "the control API has issued no certificate: {why}"),
+            Self::NotGiven(why) => write!(f, "the SPIFFE Workload API has given no certificate: {why}"),
         }
     }
 }
 
 impl std::error::Error for IdentityProblem {}
 
+/// What an identity is made of, read and not yet looked at.
+struct Parts {
+    /// The certificate, then those between it and the root: at least one.
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    roots: Vec<CertificateDer<'static>>,
+}
+
 impl Identity {
-    /// Reads and checks all of it: the key is the certificate's, the chain leads to one of the roots for either end of a
-    /// handshake, it is valid at `now`, and its one URI name is a SPIFFE ID. Its handshakes refuse who is revoked.
+    /// Reads certificate, key and roots in PEM, and checks all of it: the key is the certificate's, the chain leads to one of
+    /// the roots for either end of a handshake, it is valid at `now`, and its one URI name is a SPIFFE ID. Its handshakes
+    /// refuse who is revoked.
     ///
     /// # Errors
     /// The first thing that is wrong.
@@ -110,12 +122,47 @@ impl Identity {
         revocations: &Arc<Revocations>,
         now: SystemTime,
     ) -> Result<Self, IdentityProblem> {
+        let parts = Parts {
+            chain: certificates("the certificate", chain)?,
+            key: PrivateKeyDer::from_pem_slice(key)
+                .map_err(|error| IdentityProblem::NotPem("the key", error.to_string()))?,
+            roots: certificates("the roots", bundle)?,
+        };
+        Self::checked(parts, revocations, now)
+    }
+
+    /// The same of DER, as the SPIFFE Workload API has it: certificates one behind the other with nothing between them, the
+    /// key in PKCS#8.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn from_der(
+        chain: &[u8],
+        key: &[u8],
+        bundle: &[u8],
+        revocations: &Arc<Revocations>,
+        now: SystemTime,
+    ) -> Result<Self, IdentityProblem> {
+        let parts = Parts {
+            chain: der_certificates("the certificate", chain)?,
+            key: PrivatePkcs8KeyDer::from(key.to_vec()).into(),
+            roots: der_certificates("the roots", bundle)?,
+        };
+        Self::checked(parts, revocations, now)
+    }
+
+    fn checked(
+        parts: Parts,
+        revocations: &Arc<Revocations>,
+        now: SystemTime,
+    ) -> Result<Self, IdentityProblem> {
+        let Parts {
+            chain,
+            key,
+            roots: bundle,
+        } = parts;
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let chain = certificates("the certificate", chain)?;
-        let key = PrivateKeyDer::from_pem_slice(key)
-            .map_err(|error| IdentityProblem::NotPem("the key", error.to_string()))?;
-        let bundle = certificates("the roots", bundle)?;
-        let leaf = Certificate::read(&chain[0])?;
+        let leaf = Certificate::read(chain.first().map_or(&[][..], |leaf| leaf))?;
         let id = leaf.spiffe_id()?;
         let shown = Shown::of(&id, &chain)?;
         let certified = CertifiedKey::from_der(chain, key, &provider)
@@ -132,16 +179,14 @@ impl Identity {
         let known_by = store.clone();
         let (endpoints, callers) = verifiers(store, id.trust_domain(), &provider)?;
         own_chain(&certified, &id, (&*endpoints, &*callers), now)?;
-        let (endpoints, callers) = (
-            Unrevoked {
-                verifier: endpoints,
-                revocations: Arc::clone(revocations),
-            },
-            Unrevoked {
-                verifier: callers,
-                revocations: Arc::clone(revocations),
-            },
-        );
+        let endpoints = Unrevoked {
+            verifier: endpoints,
+            revocations: Arc::clone(revocations),
+        };
+        let callers = Unrevoked {
+            verifier: callers,
+            revocations: Arc::clone(revocations),
+        };
         let certified = Arc::new(SingleCertAndKey::from(certified));
         let unusable = |error: rustls::Error| IdentityProblem::Unusable(error.to_string());
         let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -305,6 +350,27 @@ pub(super) fn certificates(
             what,
             "no certificate is in it".to_owned(),
         ));
+    }
+    Ok(found)
+}
+
+/// Certificates in DER, one behind the other.
+fn der_certificates(
+    what: &'static str,
+    mut der: &[u8],
+) -> Result<Vec<CertificateDer<'static>>, IdentityProblem> {
+    let mut found = Vec::new();
+    while !der.is_empty() {
+        if found.len() == CERTIFICATES_MAX {
+            return Err(IdentityProblem::TooMany(what));
+        }
+        let (rest, _) = X509Certificate::from_der(der)
+            .map_err(|error| IdentityProblem::BadCertificate(format!("{what}: {error}")))?;
+        found.push(CertificateDer::from(der[..der.len() - rest.len()].to_vec()));
+        der = rest;
+    }
+    if found.is_empty() {
+        return Err(IdentityProblem::BadCertificate(format!("{what}: there is none")));
     }
     Ok(found)
 }

@@ -73,3 +73,4 @@ mod tidy;
 mod timeouts;
 mod trailers;
 mod twins;
+mod workload_api;

@@ -44,6 +44,7 @@ const DOORS: &[(&str, &[&str])] = &[
             "request/body.rs",
             "request/attempt.rs",
             "request/upgrade.rs",
+            "control/workload_api.rs",
         ],
     ),
     ("httpdate", &["request/retry/pushback.rs"]),

@@ -7,7 +7,7 @@ use super::super::node::{Fault, shown};
 use super::At;
 use super::names::{gateway_name, host, service_name};
 use crate::bootstrap::{Bootstrap, Listeners, Source};
-use crate::identity::IdentitySource;
+use crate::identity::{IdentitySource, workload_socket};
 use crate::units::Duration;
 
 /// More data threads than any machine that runs a sidecar has cores for it.
@@ -97,10 +97,19 @@ fn source(at: &At<'_>, source: &Source, faults: &mut Vec<Fault>) {
 }
 
 fn identity(at: &At<'_>, source: &IdentitySource, faults: &mut Vec<Fault>) {
-    if at.given(&["files", "join"]) != 1 {
+    if at.given(&["files", "join", "workload_api"]) != 1 {
         faults.push(at.fault(
-            "an identity comes either from `files` or from the control API by `join`; exactly one of them is to be given",
+            "an identity comes from `files`, from the control API by `join`, or from an agent of SPIFFE by `workload_api`; \
+             exactly one of them is to be given",
         ));
+    }
+    let api = at.field("workload_api");
+    if let (Some(at), Some(socket)) = (
+        api.as_ref().and_then(|api| api.field("socket")),
+        source.workload_api.as_ref().and_then(|api| api.socket.as_deref()),
+    ) && let Err(why) = workload_socket(socket)
+    {
+        faults.push(at.fault(format!("`{}`: {why}", shown(socket))));
     }
     let join = at.field("join");
     if let (Some(at), Some(control)) = (

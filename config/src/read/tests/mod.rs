@@ -461,7 +461,7 @@ fn an_identity_comes_from_one_source_and_over_tls() {
     for (text, expected) in [
         (
             "identity: {}\n",
-            "identity: an identity comes either from `files` or from the control API by `join`",
+            "identity: an identity comes from `files`, from the control API by `join`, or from an agent",
         ),
         (
             "identity: { join: { control: \"http://a\" } }\n",
