@@ -1,6 +1,6 @@
 //! One attempt with its bookkeeping: counted when it ends, and when nobody waits for its end any more.
 //!
-//! What happens on the wire is [`attempt`]'s; whether there is another is [`retry`]'s.
+//! What happens on the wire is [`attempt`]'s; whether there is another is `retry`'s.
 
 use std::cell::Cell;
 use std::pin::pin;
