@@ -1,7 +1,7 @@
 //! Reading YAML into documents and documents into a checked [`Config`].
 //!
 //! Three steps, each of which notes every problem it finds: [`node`] makes a tree with places of the text,
-//! [`decode`] makes types of the tree, [`semantic`] checks what types cannot say. Nothing here opens a file.
+//! `decode` makes types of the tree, `semantic` checks what types cannot say. Nothing here opens a file.
 
 mod decode;
 mod node;

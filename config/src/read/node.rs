@@ -2,7 +2,7 @@
 //!
 //! It refuses what would make a file mean something else than it seems to say: anchors, aliases, tags, duplicate
 //! keys, control characters, and depth or size without end. It does not know which fields there are: that is
-//! [`super::decode`].
+//! `super::decode`.
 
 use std::collections::HashMap;
 
