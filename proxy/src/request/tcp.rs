@@ -155,6 +155,7 @@ pub(super) async fn tunnel(
             idle: Some(route.timeouts.idle),
             until,
         })),
+        settling: None,
     };
     Ok((Box::new(answer), Bounds::of_tunnel(now)))
 }

@@ -45,7 +45,7 @@ pub(super) const GRPC_CALLS: Definition = Definition {
 };
 pub(super) const ATTEMPTS: Definition = Definition {
     name: "outrigger_attempts_total",
-    help: "Attempts made upstream, each retry by itself.",
+    help: "Attempts made upstream, each retry by itself. A gRPC call counts when its status is known; one that says that its server failed is 5xx.",
     labels: &["service", "backend", "status_class", "reason"],
 };
 pub(super) const ATTEMPT_DURATION: Definition = Definition {
