@@ -153,6 +153,11 @@ pub(super) const LOG_LINES_LOST: Definition = Definition {
     help: "Access log lines that standard output did not take in time.",
     labels: &[],
 };
+pub(super) const WORKERS_LOST: Definition = Definition {
+    name: "outrigger_workers_lost_total",
+    help: "Data threads that died while the sidecar served. Above 0, /live and /ready answer 503: it is to be started again.",
+    labels: &[],
+};
 pub(super) const TLS_HANDSHAKES: Definition = Definition {
     name: "outrigger_tls_handshakes_total",
     help: "TLS handshakes of the mesh by the side that this sidecar was on, inbound or outbound, and their result: ok or a reason.",
@@ -187,7 +192,7 @@ pub(super) const INBOUND_REQUESTS: Definition = Definition {
 };
 
 /// Every metric of the sidecar; those of the process (`process_*`) come beside.
-pub const ALL: [Definition; 31] = [
+pub const ALL: [Definition; 32] = [
     REQUESTS,
     REQUEST_DURATION,
     GRPC_CALLS,
@@ -213,6 +218,7 @@ pub const ALL: [Definition; 31] = [
     CONFIG_APPLIED_AT,
     PUSHES,
     LOG_LINES_LOST,
+    WORKERS_LOST,
     TLS_HANDSHAKES,
     CERTIFICATE_NOT_AFTER,
     IDENTITY_LOADS,
