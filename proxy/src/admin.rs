@@ -109,7 +109,10 @@ impl Admin {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n");
         }
         match (request.uri().path(), pages) {
-            ("/live", _) => text(StatusCode::OK, "live\n"),
+            ("/live", _) => match hurt(self.metrics.lost_workers().so_far()) {
+                None => text(StatusCode::OK, "live\n"),
+                Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, &why),
+            },
             ("/ready", _) => self.ready(),
             ("/metrics" | "/stats/prometheus", _) => self.metrics(),
             ("/config", Pages::Admin) => self.config(),
@@ -132,6 +135,10 @@ impl Admin {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "draining: it finishes what it has; ask another instance\n",
             );
+        }
+        // Of ECS's and compose's health checks, which ask this page alone, a restart is to come too.
+        if let Some(why) = hurt(self.metrics.lost_workers().so_far()) {
+            return text(StatusCode::SERVICE_UNAVAILABLE, &why);
         }
         if self.snapshots.load().origin == Origin::Nothing {
             return text(
@@ -213,6 +220,12 @@ impl Admin {
     }
 }
 
+/// Why it should be started again, after so many data threads have died: it would go on with fewer for ever.
+fn hurt(lost: u64) -> Option<String> {
+    (lost > 0)
+        .then(|| format!("not live: {lost} of its data threads died; start it again, its log says why\n"))
+}
+
 fn json(what: &str, page: &impl Serialize) -> Response<Full<Bytes>> {
     match serde_json::to_vec_pretty(page) {
         Ok(page) => answer(StatusCode::OK, "application/json", page.into()),
@@ -238,4 +251,15 @@ fn answer(status: StatusCode, content_type: &'static str, body: Bytes) -> Respon
         .headers_mut()
         .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sidecar_that_has_lost_a_data_thread_asks_to_be_started_again() {
+        assert_eq!(hurt(0), None);
+        assert!(hurt(1).unwrap().starts_with("not live: 1 of"));
+    }
 }

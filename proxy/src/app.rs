@@ -169,7 +169,7 @@ impl Sidecar {
             (worker_count(&bootstrap), Silence::of(&bootstrap.listeners)),
             (&snapshots, &identities),
             &logger,
-            &drain,
+            (&drain, &metrics.lost_workers()),
         )?;
         let resolver = Resolver::new(&dns)?;
         let identity = IdentitySource::of(&bootstrap, token, &resolver)?;

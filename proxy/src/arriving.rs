@@ -100,6 +100,14 @@ impl Broken {
         }
     }
 
+    /// Whether it was this sidecar that reset the stream: it does so when the request's body broke off.
+    pub(crate) fn is_our_own(&self) -> bool {
+        match self {
+            Self::Http1(_) | Self::Malformed(_) => false,
+            Self::Http2(error) => error.is_reset() && !error.is_remote() && !error.is_library(),
+        }
+    }
+
     /// Whether its bytes were not what HTTP/1.1 allows. Otherwise its sender went away, or gave up.
     pub(crate) fn is_malformed(&self) -> bool {
         match self {

@@ -5,6 +5,8 @@
 //! decoded (section 4.3). It also finds pseudo-headers where they do not belong. The rest is left to `h2`, which looks at
 //! everything that is handed on.
 
+use std::collections::VecDeque;
+
 use h2::Reason;
 
 use super::fields::{Fault, Fields};
@@ -50,9 +52,14 @@ const PRIORITY_LENGTH: usize = 5;
 /// DATA that is padded and no longer than this may be nothing but padding.
 const PADDING_MAX: usize = 256;
 
-/// Streams of a caller, counted back from its newest, of which it is known whether the caller has ended them: four times
-/// what it may have under way. What it sends on an older one is left to `h2`.
+/// Streams of a caller, counted back from its newest, of which one bit says whether the caller has ended them: four times
+/// what it may have under way. Of older ones, those are kept that it has not ended.
 const STREAMS_KNOWN: u32 = 1_024;
+
+/// Streams older than those that the caller has not ended: uploads that go on, at most as many as may be under way, and
+/// those that were reset or that it never began, of which only these many are told apart. They take 4 KiB, where there
+/// are any. What it sends on streams that are older still is left to `h2`.
+const OPEN_MAX: usize = 1_024;
 
 /// What the bytes at hand are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -322,13 +329,17 @@ fn code(fault: Fault) -> Reason {
     }
 }
 
-/// Which of a caller's streams it has ended itself, of the last [`STREAMS_KNOWN`].
+/// Which of a caller's streams it has ended itself.
 #[derive(Debug)]
 struct Ended {
     /// The highest number that it has used.
     newest: u32,
     /// One bit for each number that a caller may use, round and round.
     bits: [u64; (STREAMS_KNOWN / u64::BITS) as usize],
+    /// The older ones that it has not ended, in their order.
+    open: VecDeque<u32>,
+    /// The highest number of which, and of all below, nothing is known.
+    forgotten: u32,
 }
 
 impl Default for Ended {
@@ -336,6 +347,8 @@ impl Default for Ended {
         Self {
             newest: 0,
             bits: [0; (STREAMS_KNOWN / u64::BITS) as usize],
+            open: VecDeque::new(),
+            forgotten: 0,
         }
     }
 }
@@ -364,9 +377,12 @@ impl Ended {
     /// # Errors
     /// When the caller has ended the stream (RFC 9113 section 5.1).
     fn data(&mut self, from: From, stream: u32, flags: u8) -> Result<(), Reason> {
-        let known = stream <= self.newest && (self.newest - stream) / 2 < STREAMS_KNOWN;
+        let known = self.forgotten < stream && stream <= self.newest;
         if from == From::Endpoint || stream.is_multiple_of(2) || !known {
             return Ok(());
+        }
+        if (self.newest - stream) / 2 >= STREAMS_KNOWN {
+            return self.data_of_old(stream, flags);
         }
         let (word, bit) = place(stream);
         if self.bits[word] & bit != 0 {
@@ -376,17 +392,44 @@ impl Ended {
         Ok(())
     }
 
+    /// The same of one that is older than those which have a bit: it is among the open ones, or has been ended.
+    #[cold]
+    fn data_of_old(&mut self, stream: u32, flags: u8) -> Result<(), Reason> {
+        let Ok(place) = self.open.binary_search(&stream) else {
+            return Err(Reason::STREAM_CLOSED);
+        };
+        if flags & END_STREAM != 0 {
+            self.open.remove(place);
+        }
+        Ok(())
+    }
+
     fn begins(&mut self, stream: u32) {
         let passed = (stream - self.newest).div_ceil(2);
         if passed >= STREAMS_KNOWN {
+            // RFC 9113 section 5.1.1 allows it, and no client that is known does it: it is not worth its own memory.
             self.bits.fill(0);
+            self.open.clear();
+            self.forgotten = stream.saturating_sub(2 * STREAMS_KNOWN);
         } else {
-            (0..passed).for_each(|back| {
-                let (word, bit) = place(stream - 2 * back);
+            for number in (0..passed).rev().map(|back| stream - 2 * back) {
+                let (word, bit) = place(number);
+                if self.bits[word] & bit == 0 && number > 2 * STREAMS_KNOWN {
+                    self.stays_open(number - 2 * STREAMS_KNOWN);
+                }
                 self.bits[word] &= !bit;
-            });
+            }
         }
         self.newest = stream;
+    }
+
+    /// The bit of a stream is taken by a newer one, and the caller has not ended it.
+    #[cold]
+    fn stays_open(&mut self, stream: u32) {
+        if self.open.len() == OPEN_MAX {
+            self.forgotten = self.open.pop_front().unwrap_or(self.forgotten);
+        }
+        self.open.push_back(stream);
     }
 
     fn ends(&mut self, stream: u32, flags: u8) {

@@ -165,6 +165,67 @@ fn a_stream_that_the_caller_has_ended_takes_no_more_of_it() {
 }
 
 #[test]
+fn a_stream_that_the_caller_has_ended_is_known_however_old_it_is() {
+    let mut rng = fastrand::Rng::with_seed(7);
+    let (mut frames, allowance) = (Frames::of_a_caller(), Allowance::default());
+    frames.take(&opening(), &allowance).unwrap();
+    // Few stay open, as by callers who keep to the streams that they may have.
+    let (mut open, mut refused) = (Vec::new(), 0);
+    for count in 0..20_000 {
+        let newest = 2 * count + 1;
+        let ends = open.len() >= 200 || rng.u8(..10) != 0;
+        if !ends {
+            open.push(newest);
+        }
+        let flags = if ends { WHOLE } else { END_HEADERS };
+        frames
+            .take(&on(newest, HEADERS, flags, &[0x82]), &allowance)
+            .unwrap();
+        if !open.is_empty() && rng.u8(..20) == 0 {
+            let place = rng.usize(..open.len());
+            let ends = rng.bool();
+            let data = on(open[place], DATA, u8::from(ends), b"x");
+            assert_eq!(frames.take(&data, &allowance), Ok(()), "it is open");
+            if ends {
+                open.swap_remove(place);
+            }
+        }
+        let any = rng.u32(..=count) * 2 + 1;
+        if rng.u8(..20) == 0 && !open.contains(&any) {
+            // Without a byte, so that reading can go on behind what is refused.
+            let told = frames.take(&on(any, DATA, 0, b""), &allowance);
+            let told = told.map_err(|(reason, _)| reason);
+            assert_eq!(told, Err(Reason::STREAM_CLOSED), "{any} of {newest}");
+            refused += 1;
+        }
+    }
+    assert!(refused > 100);
+}
+
+#[test]
+fn of_streams_that_are_left_open_only_so_many_are_remembered() {
+    let (mut frames, allowance) = (Frames::of_a_caller(), Allowance::default());
+    frames.take(&opening(), &allowance).unwrap();
+    frames.take(&on(1, HEADERS, WHOLE, &[0x82]), &allowance).unwrap();
+    for number in 1..10_000 {
+        let head = on(1 + 2 * number, HEADERS, END_HEADERS, &[0x82]);
+        frames.take(&head, &allowance).unwrap();
+    }
+    for left_to_h2 in [1, 3, 19_999] {
+        assert_eq!(frames.take(&on(left_to_h2, DATA, 0, b"x"), &allowance), Ok(()));
+    }
+    // A jump forgets all, and what comes after it is known again.
+    for stream in [100_001, 100_003] {
+        frames
+            .take(&on(stream, HEADERS, WHOLE, &[0x82]), &allowance)
+            .unwrap();
+    }
+    assert_eq!(frames.take(&on(19_999, DATA, 0, b"x"), &allowance), Ok(()));
+    let told = frames.take(&on(100_001, DATA, 0, b"x"), &allowance);
+    assert_eq!(told.unwrap_err().0, Reason::STREAM_CLOSED);
+}
+
+#[test]
 fn a_block_that_cannot_be_decoded_is_not_handed_on_whole() {
     let block = |flags: u8, payload: &[u8]| on(1, HEADERS, flags, payload);
     let rest = |payload: &[u8]| on(1, CONTINUATION, END_HEADERS, payload);

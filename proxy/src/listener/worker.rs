@@ -14,6 +14,7 @@ use crate::listener::callers::{Callers, Silence};
 use crate::listener::{Arrival, Seat, connection};
 use crate::request::Worker;
 use crate::snapshot::Snapshots;
+use crate::telemetry::metrics::LostWorkers;
 use crate::telemetry::request_log::AccessLogger;
 use crate::tls::Identities;
 
@@ -41,7 +42,7 @@ impl Workers {
         (count, silence): (usize, Silence),
         (snapshots, identities): (&Arc<Snapshots>, &Arc<Identities>),
         logger: &AccessLogger,
-        drain: &Drain,
+        (drain, lost): (&Drain, &LostWorkers),
     ) -> anyhow::Result<Self> {
         let mut seats = Vec::with_capacity(count);
         let mut threads = Vec::with_capacity(count);
@@ -54,9 +55,15 @@ impl Workers {
             });
             let (snapshots, logger, drain) = (Arc::clone(snapshots), logger.clone(), drain.clone());
             let identities = Arc::clone(identities);
+            let life = Life {
+                number,
+                lost: lost.clone(),
+                drain: drain.clone(),
+            };
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{number}"))
                 .spawn(move || {
+                    let _life = life;
                     let mut builder = tokio::runtime::Builder::new_current_thread();
                     let built = builder
                         .enable_all()
@@ -82,6 +89,26 @@ impl Workers {
 
     pub(super) fn seats(&self) -> Vec<Seat> {
         self.seats.clone()
+    }
+}
+
+/// The life of a data thread. Its end, a panic's too, is told unless the sidecar itself ends.
+#[derive(Debug)]
+struct Life {
+    number: usize,
+    lost: LostWorkers,
+    drain: Drain,
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        if !self.drain.has_ended() {
+            self.lost.count();
+            tracing::error!(
+                worker = self.number,
+                "a worker died, and its connections with it; the others go on, and /live and /ready answer 503 until the sidecar is started again"
+            );
+        }
     }
 }
 
@@ -115,5 +142,35 @@ async fn run(
             }
             () = worker.drain.ended() => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::metrics::Metrics;
+
+    #[test]
+    fn a_thread_that_dies_is_counted_and_one_that_ends_with_the_sidecar_is_not() {
+        let (lost, drain) = (Metrics::new().unwrap().lost_workers(), Drain::default());
+        let thread = |dies: bool| {
+            let life = Life {
+                number: 0,
+                lost: lost.clone(),
+                drain: drain.clone(),
+            };
+            std::thread::spawn(move || {
+                let _life = life;
+                assert!(!dies, "it dies");
+            })
+        };
+        assert!(thread(true).join().is_err());
+        assert_eq!(lost.so_far(), 1);
+        // One that could not start, or came to its end by itself, is as good as dead.
+        thread(false).join().unwrap();
+        assert_eq!(lost.so_far(), 2);
+        drain.end();
+        thread(false).join().unwrap();
+        assert_eq!(lost.so_far(), 2);
     }
 }

@@ -17,6 +17,7 @@ use crate::error::{Failure, Reason};
 use crate::interim::Interim;
 use crate::request::body::REASON;
 use crate::request::retry::Progress;
+use crate::request::settling::Settling;
 use crate::request::upgrade::Upgrade;
 use crate::request::{Worker, grpc, headers};
 use crate::timer::Deadline;
@@ -137,6 +138,8 @@ pub(crate) struct Answer {
     pub(crate) said: Option<Reason>,
     /// The bytes behind it, if it switches protocols.
     pub(crate) switched: Option<Box<Switched>>,
+    /// What is still to be counted of it, if it is a gRPC call whose status is to come.
+    pub(crate) settling: Option<Box<Settling>>,
 }
 
 /// Takes a request, sends it to the chosen endpoint and waits for the head of its answer. What is large here is lent or
@@ -187,6 +190,7 @@ pub(crate) async fn send(
                     pick,
                     said,
                     switched: None,
+                    settling: None,
                 }));
             }
             Err(SendError::NotSent) if carrier.reused() && request.is_some() => {}
@@ -246,6 +250,7 @@ pub(crate) async fn switch(
         pick,
         said,
         switched: switched.map(Box::new),
+        settling: None,
     }))
 }
 

@@ -15,6 +15,7 @@ use crate::error::{self, Failure, Reason};
 use crate::pump;
 use crate::request::attempt::Answer;
 use crate::request::retry::Progress;
+use crate::request::settling::Settling;
 use crate::request::upgrade::Tunnel;
 use crate::request::{Worker, grpc};
 use crate::snapshot::routes::Route;
@@ -51,6 +52,8 @@ pub(crate) struct Relayed {
     progress: bool,
     /// Whether it came with its head, so far: then the time of the head is its own, and no clock is read for it.
     came_at_once: bool,
+    /// What is still to be counted of the attempt, if it is a gRPC call whose status is to come.
+    settling: Option<Box<Settling>>,
     /// It broke off: what came before is on its way to the caller first.
     broken: Option<Box<Cut>>,
 }
@@ -69,6 +72,7 @@ pub(crate) fn relay(
         pick,
         said,
         switched,
+        settling,
     } = *answer;
     if let Some(reason) = said {
         log.failed(&Failure::new(
@@ -118,6 +122,7 @@ pub(crate) fn relay(
         bounds,
         progress: false,
         came_at_once: true,
+        settling,
         broken: None,
     };
     Response::from_parts(head, ResponseBody::Relayed(Box::new(relayed)))
@@ -278,9 +283,13 @@ impl Relayed {
             Poll::Ready(Some(Err(error))) => {
                 let detail = format!("{} broke off its answer: {error}", self.pick.address);
                 let code = error.code();
-                let reason = match error.is_malformed() {
-                    true => Reason::UpstreamProtocol,
-                    false => Reason::UpstreamReset,
+                let (reason, detail) = if error.is_our_own() {
+                    let detail = format!("the caller broke off its request: {error}");
+                    (Reason::ClientGone, detail)
+                } else if error.is_malformed() {
+                    (Reason::UpstreamProtocol, detail)
+                } else {
+                    (Reason::UpstreamReset, detail)
                 };
                 let cut = self.cut(reason, detail);
                 // hyper throws away what it has not written yet when a body fails, be it the head. Told that there is
@@ -332,6 +341,9 @@ impl Relayed {
         }
         match frame {
             Some(Err(cut)) => {
+                if let Some(settling) = self.settling.take() {
+                    settling.broke(cut.failure.reason);
+                }
                 let mut trailers = HeaderMap::new();
                 grpc::say(&mut trailers, cut.failure.reason);
                 self.log
@@ -339,8 +351,18 @@ impl Relayed {
                 Some(Ok(Frame::trailers(trailers)))
             }
             Some(Ok(frame)) => {
-                if let Some(status) = frame.trailers_ref().and_then(grpc::status) {
-                    self.log.grpc_answered(status);
+                if let Some(trailers) = frame.trailers_ref() {
+                    let status = grpc::status(trailers);
+                    if let Some(status) = status {
+                        self.log.grpc_answered(status);
+                    }
+                    if let Some(settling) = self.settling.take() {
+                        settling.ended(status);
+                    }
+                } else if let Some(settling) = &mut self.settling
+                    && frame.data_ref().is_some_and(|data| !data.is_empty())
+                {
+                    settling.speaks();
                 }
                 Some(Ok(frame))
             }
@@ -362,8 +384,12 @@ impl Relayed {
             worker,
             bounds,
             came_at_once,
+            settling,
             ..
         } = self;
+        if let Some(settling) = settling {
+            settling.ended(None);
+        }
         let now = if came_at_once { bounds.at } else { Instant::now() };
         log.complete(now);
         give_back(&worker, carrier, now);
@@ -391,6 +417,9 @@ impl ResponseBody {
         match self {
             Self::Relayed(relayed) => {
                 relayed.cut(reason, detail.to_owned());
+                if let Some(settling) = relayed.settling.take() {
+                    settling.given_up(reason);
+                }
             }
             Self::Text(..) | Self::Empty | Self::Switched(_) => {}
         }

@@ -58,18 +58,25 @@ pub(crate) fn status(headers: &HeaderMap) -> Option<u16> {
     headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
 }
 
+/// The status of a call whose time was over.
+pub(crate) const DEADLINE_EXCEEDED: u16 = 4;
+
 /// Whether a status tells that the server failed, and not that the call was wrong: what Linkerd counts so, as it would
 /// be a 5xx in HTTP.
-pub(crate) fn says_server_failed(headers: &HeaderMap) -> bool {
+pub(crate) fn is_server_failure(status: u16) -> bool {
     const UNKNOWN: u16 = 2;
-    const DEADLINE_EXCEEDED: u16 = 4;
     const INTERNAL: u16 = 13;
     const UNAVAILABLE: u16 = 14;
     const DATA_LOSS: u16 = 15;
     matches!(
-        status(headers),
-        Some(UNKNOWN | DEADLINE_EXCEEDED | INTERNAL | UNAVAILABLE | DATA_LOSS)
+        status,
+        UNKNOWN | DEADLINE_EXCEEDED | INTERNAL | UNAVAILABLE | DATA_LOSS
     )
+}
+
+/// The same of a head, or of trailers.
+pub(crate) fn says_server_failed(headers: &HeaderMap) -> bool {
+    status(headers).is_some_and(is_server_failure)
 }
 
 /// Says a failure of our own as gRPC says it.

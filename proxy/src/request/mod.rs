@@ -13,6 +13,7 @@ pub(crate) mod grpc;
 pub(crate) mod headers;
 mod path;
 pub(crate) mod retry;
+pub(crate) mod settling;
 pub(crate) mod tcp;
 mod traffic;
 pub(crate) mod under_way;

@@ -157,6 +157,7 @@ pub(super) async fn tunnel(
             idle: Some(route.timeouts.idle),
             session,
         })),
+        settling: None,
     };
     Ok((Box::new(answer), Bounds::of_tunnel(now)))
 }

@@ -7,10 +7,13 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::Instant;
 
+use http::StatusCode;
+
 use crate::error::{Failure, Reason};
 use crate::interim::Interim;
 use crate::request::attempt::{self, Answer, Outgoing};
 use crate::request::retry::{Progress, peek};
+use crate::request::settling::{self, Settling};
 use crate::request::upgrade::Upgrade;
 use crate::request::{Worker, grpc};
 use crate::snapshot::routes::{Route, Target};
@@ -52,7 +55,7 @@ impl<'a> Attempt<'a> {
         } = self;
         let deadline = progress.deadline();
         let looks = progress.looks_at_calls().then(|| progress.may_go_again());
-        let began = progress.now();
+        let (began, is_call) = (progress.now(), progress.is_call());
         let mut sent = outgoing.next(progress);
         if let (Some(edits), Some(sent)) = (&target.edits, &mut sent) {
             // In what leaves now alone: the next attempt may go to another backend.
@@ -64,6 +67,7 @@ impl<'a> Attempt<'a> {
                 target,
                 endpoint: pick.id,
                 began,
+                is_call,
                 outrun,
                 ended: false,
             };
@@ -91,40 +95,56 @@ impl<'a> Attempt<'a> {
                 (_, outcome) => outcome,
             };
             let now = Instant::now();
-            counted.ended(&outcome, now);
-            (outcome, now)
+            (counted.ended(outcome, now), now)
         }
     }
 }
 
 /// An attempt under way.
 struct UnderWay<'a> {
-    worker: &'a Worker,
+    worker: &'a Rc<Worker>,
     target: &'a Target,
     endpoint: u64,
     began: Instant,
+    /// Whether it is a gRPC call, which tells its failures beside the status of HTTP.
+    is_call: bool,
     outrun: Option<&'a Cell<bool>>,
     ended: bool,
 }
 
 impl UnderWay<'_> {
-    fn ended(mut self, outcome: &Result<Box<Answer>, Failure>, now: Instant) {
-        let ending = match outcome {
+    /// Counts it, or leaves that to the answer, if it is that of a call whose status is still to come.
+    fn ended(
+        mut self,
+        mut outcome: Result<Box<Answer>, Failure>,
+        now: Instant,
+    ) -> Result<Box<Answer>, Failure> {
+        self.ended = true;
+        let cluster = &self.target.cluster;
+        if self.is_call
+            && let Ok(answer) = &mut outcome
+            && settling::is_to_come(answer)
+        {
+            let settling = Settling::new(self.worker, cluster, &answer.pick, (self.began, now));
+            answer.settling = Some(Box::new(settling));
+            return outcome;
+        }
+        let result = for_endpoint(&outcome, self.is_call);
+        let ending = match &outcome {
             Ok(answer) => match answer.said {
                 Some(reason) => Ending::failed(Some(answer.head.status), reason),
+                None if result == Outcome::ServerError => Ending::answered(StatusCode::INTERNAL_SERVER_ERROR),
                 None => Ending::answered(answer.head.status),
             },
             Err(failure) => Ending::failed(None, failure.reason),
         };
-        self.ended = true;
         let took = now.saturating_duration_since(self.began);
-        let cluster = &self.target.cluster;
         cluster.metrics.attempt(ending, took);
-        let result = for_endpoint(outcome, cluster.http2);
-        match outcome {
+        match &outcome {
             Ok(answer) => cluster.settle(&answer.pick, result, took, now),
             Err(_) => cluster.settle_by_id(self.endpoint, result, took, now),
         }
+        outcome
     }
 }
 
@@ -149,9 +169,8 @@ fn has_ended(upload: Option<&Upload>) -> bool {
     upload.is_none_or(Upload::has_ended)
 }
 
-/// How an attempt ended, as far as its endpoint is concerned. `may_be_call`: whether it may have been one of gRPC,
-/// which tells its failures beside the status of HTTP.
-fn for_endpoint(outcome: &Result<Box<Answer>, Failure>, may_be_call: bool) -> Outcome {
+/// How an attempt ended, as far as its endpoint is concerned. `is_call`: whether it was one of gRPC.
+fn for_endpoint(outcome: &Result<Box<Answer>, Failure>, is_call: bool) -> Outcome {
     match outcome {
         Ok(answer) if answer.said.is_some() => match answer.said {
             Some(Reason::ConnectFailed) => Outcome::Refused,
@@ -161,21 +180,28 @@ fn for_endpoint(outcome: &Result<Box<Answer>, Failure>, may_be_call: bool) -> Ou
             _ => Outcome::ServerError,
         },
         Ok(answer) if answer.head.status.is_server_error() => Outcome::ServerError,
-        Ok(answer) if may_be_call && grpc::says_server_failed(&answer.head.headers) => Outcome::ServerError,
+        Ok(answer) if is_call && peek::status(&answer.head).is_some_and(grpc::is_server_failure) => {
+            Outcome::ServerError
+        }
         Ok(_) => Outcome::Success,
-        Err(failure) => match failure.reason {
-            Reason::ConnectFailed => Outcome::Refused,
-            reason if reason.is_of_handshake() => Outcome::Refused,
-            Reason::RefusedStream | Reason::UpstreamReset | Reason::UpstreamProtocol => Outcome::Reset,
-            Reason::ConnectTimeout | Reason::AttemptTimeout | Reason::RequestTimeout => Outcome::Timeout,
-            _ => Outcome::Unknown,
-        },
+        Err(failure) => of_failure(failure.reason),
+    }
+}
+
+/// The same of one that failed for this reason.
+pub(super) fn of_failure(reason: Reason) -> Outcome {
+    match reason {
+        Reason::ConnectFailed => Outcome::Refused,
+        reason if reason.is_of_handshake() => Outcome::Refused,
+        Reason::RefusedStream | Reason::UpstreamReset | Reason::UpstreamProtocol => Outcome::Reset,
+        Reason::ConnectTimeout | Reason::AttemptTimeout | Reason::RequestTimeout => Outcome::Timeout,
+        _ => Outcome::Unknown,
     }
 }
 
 /// Why an attempt was given up. What is still under way when the time to drain is over was cut by this sidecar, not by
 /// its caller.
-fn given_up_for(outrun: bool, drain_has_ended: bool) -> Reason {
+pub(super) fn given_up_for(outrun: bool, drain_has_ended: bool) -> Reason {
     match (outrun, drain_has_ended) {
         (true, _) => Reason::Outrun,
         (false, true) => Reason::Draining,

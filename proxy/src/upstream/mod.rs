@@ -266,6 +266,44 @@ impl Cluster {
 
     /// An attempt at an endpoint ended like this, after so long.
     pub fn settle(&self, endpoint: &Endpoint, outcome: Outcome, took: Duration, now: Instant) {
+        self.took(endpoint, outcome, took, now);
+        let ejection = self.policy.ejection.as_ref();
+        let change = endpoint.health.settle(outcome, (took, now), ejection);
+        self.changes(endpoint, change, outcome, now);
+    }
+
+    /// The same of an attempt that ended long after its head: a gRPC call. `latency`: the time to the head, unless it is
+    /// known by [`Self::speaks`].
+    pub(crate) fn settle_late(
+        &self,
+        endpoint: &Endpoint,
+        outcome: Outcome,
+        latency: Option<Duration>,
+        (began, now): (Instant, Instant),
+    ) {
+        if let Some(latency) = latency {
+            self.took(endpoint, outcome, latency, now);
+        }
+        // A stream may outlive its cluster, which then no longer knows which endpoints there are and how they stand.
+        let outcome = match self.retired.load(Ordering::Relaxed) {
+            true => Outcome::Unknown,
+            false => outcome,
+        };
+        let took = now.saturating_duration_since(began);
+        let ejection = self.policy.ejection.as_ref();
+        let change = endpoint.health.settle(outcome, (took, now), ejection);
+        self.changes(endpoint, change, outcome, now);
+    }
+
+    /// The answer of an attempt that has not ended goes on after its head, which came after so long at this time.
+    pub(crate) fn speaks(&self, endpoint: &Endpoint, took: Duration, at: Instant) {
+        self.took(endpoint, Outcome::Success, took, at);
+        let change = endpoint.health.speaks(at);
+        self.changes(endpoint, change, Outcome::Success, at);
+    }
+
+    /// How long an endpoint took, where that is asked.
+    fn took(&self, endpoint: &Endpoint, outcome: Outcome, took: Duration, now: Instant) {
         if self.rule.balance == Balance::Ewma {
             match outcome {
                 Outcome::Success => endpoint.latency.answered(took, now),
@@ -275,8 +313,11 @@ impl Cluster {
                 }
             }
         }
-        let ejection = self.policy.ejection.as_ref();
-        match endpoint.health.settle(outcome, (took, now), ejection) {
+    }
+
+    /// What the end of an attempt changes.
+    fn changes(&self, endpoint: &Endpoint, change: Change, outcome: Outcome, now: Instant) {
+        match change {
             Change::Nothing => {}
             Change::HasFailedTooOften => self.eject(endpoint, outcome, now),
             Change::OutAgain => self.goes(endpoint, "ejected again: its probe failed"),

@@ -1,16 +1,23 @@
 //! Endpoints that fail are left out for a while.
 
+use std::net::SocketAddr;
+
+use outrigger_tests::grpc::{Call, GrpcUpstream};
 use outrigger_tests::{
-    Answer, Ask, Behaviour, Load, LoadSpec, ServiceFile, Sidecar, Upstream, eventually, simple,
+    Answer, Ask, Behaviour, Load, LoadSpec, ServiceFile, Sidecar, Upstream, eventually, simple, within,
 };
 use serde_json::Value;
 
 /// What `/clusters` says of the endpoint at an upstream.
 async fn endpoint(sidecar: &Sidecar, upstream: &Upstream) -> Value {
+    endpoint_at(sidecar, upstream.address()).await
+}
+
+async fn endpoint_at(sidecar: &Sidecar, address: SocketAddr) -> Value {
     let page = sidecar.page("/clusters").await.json();
     let clusters = page["clusters"].as_array().unwrap().iter();
     let mut endpoints = clusters.flat_map(|cluster| cluster["endpoints"].as_array().unwrap());
-    let address = upstream.address().to_string();
+    let address = address.to_string();
     let found = endpoints.find(|endpoint| endpoint["address"] == *address);
     found
         .unwrap_or_else(|| panic!("{address} is not in {page}"))
@@ -139,8 +146,8 @@ async fn a_caller_that_goes_away_is_no_failure_of_the_endpoint() {
         eventually("a request at the slow one", async || {
             let mut caller = sidecar.client().connect().await;
             let ask = Ask::get("/").host("reviews");
-            caller.wire().send(&ask.to_bytes()).await.ok()?;
             let there = good.requests() + slow.requests();
+            caller.wire().send(&ask.to_bytes()).await.ok()?;
             eventually("the request to arrive", async || {
                 let arrived = good.requests() + slow.requests() > there || slow.requests() > before;
                 arrived.then_some(())
@@ -160,4 +167,96 @@ async fn a_caller_that_goes_away_is_no_failure_of_the_endpoint() {
         (&"in".into(), &0.into()),
         "{state}"
     );
+}
+
+/// A service of gRPC with these endpoints in turn, of which one goes after three failures in a row.
+async fn of_calls(good: &GrpcUpstream, bad: &GrpcUpstream) -> Sidecar {
+    let file = ServiceFile::new("reviews")
+        .field("protocol: grpc")
+        .field("balance: round_robin")
+        .field("ejection: { consecutive_failures: 3 }")
+        .backend("v1", &[good.address(), bad.address()]);
+    Sidecar::of(file).await
+}
+
+/// Two calls with all they say, so that one goes to each endpoint.
+async fn two_calls(sidecar: &Sidecar) {
+    for _ in 0..2 {
+        let ask = Ask::post("/shop.Reviews/Get", b"\0\0\0\0\x01x")
+            .host("reviews")
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
+        sidecar.client().send(ask).await;
+    }
+}
+
+/// Two calls whose caller leaves when it has seen the head.
+async fn two_calls_are_left(sidecar: &Sidecar, good: &GrpcUpstream, bad: &GrpcUpstream) {
+    let given_up = || good.given_up() + bad.given_up();
+    let before = given_up();
+    for _ in 0..2 {
+        let mut caller = sidecar.client().connect().await;
+        let wire = caller.wire();
+        let head = "POST /shop.Reviews/Talk HTTP/1.1\r\nhost: reviews\r\ncontent-type: application/grpc\r\n\
+                    transfer-encoding: chunked\r\n\r\n6\r\n\0\0\0\0\x01x\r\n";
+        wire.send(head.as_bytes()).await.unwrap();
+        let head = within("the head", wire.head()).await.unwrap().unwrap();
+        assert_eq!(head.status(), 200);
+    }
+    eventually("both streams to be given up", async || {
+        (given_up() == before + 2).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_call_that_its_caller_leaves_before_the_trailers_neither_counts_as_a_failure_nor_ends_a_row() {
+    let (good, bad) = (
+        GrpcUpstream::start("good").await,
+        GrpcUpstream::start("bad").await,
+    );
+    let sidecar = of_calls(&good, &bad).await;
+    for failures in 0..3 {
+        for upstream in [&good, &bad] {
+            upstream.behave(Call::HeadFirst);
+        }
+        two_calls_are_left(&sidecar, &good, &bad).await;
+        let state = endpoint_at(&sidecar, bad.address()).await;
+        assert_eq!(
+            state["health"], "in",
+            "{failures} failures and a caller that left"
+        );
+        good.behave(Call::Message(0));
+        bad.behave(Call::Message(14));
+        two_calls(&sidecar).await;
+    }
+    assert_eq!(endpoint_at(&sidecar, bad.address()).await["health"], "ejected");
+    sidecar
+        .metrics_when("all attempts by how they ended", |metrics| {
+            let attempts = |class: &str, reason: &str| {
+                let labels = [("status_class", class), ("reason", reason)];
+                metrics.sum("outrigger_attempts_total", &labels)
+            };
+            (
+                attempts("2xx", "client-gone"),
+                attempts("5xx", ""),
+                attempts("2xx", ""),
+            ) == (6.0, 3.0, 3.0)
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_call_whose_stream_is_reset_after_its_head_counts_as_a_failure() {
+    let (good, bad) = (
+        GrpcUpstream::start("good").await,
+        GrpcUpstream::start("bad").await,
+    );
+    let sidecar = of_calls(&good, &bad).await;
+    bad.behave(Call::HeadThenReset(2));
+    for _ in 0..3 {
+        assert_eq!(endpoint_at(&sidecar, bad.address()).await["health"], "in");
+        two_calls(&sidecar).await;
+    }
+    assert_eq!(endpoint_at(&sidecar, bad.address()).await["health"], "ejected");
 }

@@ -41,6 +41,8 @@ pub(crate) struct Progress {
     attempts: u32,
     /// Whether it may be done twice.
     idempotent: bool,
+    /// Whether it is a gRPC call.
+    is_call: bool,
     /// Whether it is a gRPC call whose policy names statuses of gRPC.
     by_grpc_status: bool,
     /// The targets of the route that it has left, by their places. Those past the 64th it may choose again.
@@ -89,6 +91,7 @@ impl Progress {
             attempts_max: route.retry.attempts.min(ATTEMPTS_MAX as u32),
             attempts: 0,
             idempotent: may_be_done_twice(method, &route.retry),
+            is_call: grpc,
             by_grpc_status: route.retries_calls && grpc,
             left: 0,
             tried: [0; ATTEMPTS_MAX],
@@ -117,6 +120,11 @@ impl Progress {
     pub(crate) fn left_of_call(&self) -> Option<Duration> {
         let deadline = self.request_deadline.filter(|_| self.call)?;
         Some(deadline.saturating_duration_since(self.now))
+    }
+
+    /// Whether it is a gRPC call.
+    pub(crate) fn is_call(&self) -> bool {
+        self.is_call
     }
 
     /// Whether the end of this call must be looked for before it is decided upon.
@@ -354,6 +362,7 @@ mod tests {
             attempts_max: policy.attempts,
             attempts,
             idempotent: may_be_done_twice(method, policy),
+            is_call: false,
             by_grpc_status: false,
             left: 0,
             tried: [0; ATTEMPTS_MAX],

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, StatusCode, response};
 use http_body::Frame;
 
 use super::pushback::{self, Pushback};
@@ -34,6 +34,14 @@ impl Ended {
         let status = grpc::status(headers)?;
         let pushback = pushback::of_call(headers);
         Some(Self { status, pushback })
+    }
+}
+
+/// The status of a call, if it is known by now: from its head, or from trailers that came instead of a message.
+pub(crate) fn status(head: &response::Parts) -> Option<u16> {
+    match head.extensions.get::<Ended>() {
+        Some(ended) => Some(ended.status),
+        None => grpc::status(&head.headers),
     }
 }
 

@@ -45,7 +45,7 @@ pub(super) const GRPC_CALLS: Definition = Definition {
 };
 pub(super) const ATTEMPTS: Definition = Definition {
     name: "outrigger_attempts_total",
-    help: "Attempts made upstream, each retry by itself.",
+    help: "Attempts made upstream, each retry by itself. A gRPC call counts when its status is known; one that says that its server failed is 5xx.",
     labels: &["service", "backend", "status_class", "reason"],
 };
 pub(super) const ATTEMPT_DURATION: Definition = Definition {
@@ -153,6 +153,11 @@ pub(super) const LOG_LINES_LOST: Definition = Definition {
     help: "Access log lines that standard output did not take in time.",
     labels: &[],
 };
+pub(super) const WORKERS_LOST: Definition = Definition {
+    name: "outrigger_workers_lost_total",
+    help: "Data threads that died while the sidecar served. Above 0, /live and /ready answer 503: it is to be started again.",
+    labels: &[],
+};
 pub(super) const TLS_HANDSHAKES: Definition = Definition {
     name: "outrigger_tls_handshakes_total",
     help: "TLS handshakes of the mesh by the side that this sidecar was on, inbound or outbound, and their result: ok or a reason.",
@@ -193,7 +198,7 @@ pub(super) const INBOUND_REQUESTS: Definition = Definition {
 };
 
 /// Every metric of the sidecar; those of the process (`process_*`) come beside.
-pub const ALL: [Definition; 32] = [
+pub const ALL: [Definition; 33] = [
     REQUESTS,
     REQUEST_DURATION,
     GRPC_CALLS,
@@ -219,6 +224,7 @@ pub const ALL: [Definition; 32] = [
     CONFIG_APPLIED_AT,
     PUSHES,
     LOG_LINES_LOST,
+    WORKERS_LOST,
     TLS_HANDSHAKES,
     CERTIFICATE_NOT_AFTER,
     IDENTITY_LOADS,

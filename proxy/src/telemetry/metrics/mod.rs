@@ -12,6 +12,7 @@ mod tcp;
 mod tests;
 mod tls;
 mod traffic;
+mod workers;
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -30,11 +31,13 @@ use definitions::{
     ATTEMPT_DURATION, ATTEMPTS, CONFIG_APPLIED_AT, CONFIG_INFO, CONNECTIONS_CUT, CONNECTIONS_OPEN, EJECTIONS,
     ENDPOINTS, ENDPOINTS_IN, FAULTS, GRPC_CALLS, HEALTH_CHECKS, HEDGES, LIMITED, LOG_LINES_LOST, MIRRORED,
     PANICS, PUSHES, REQUEST_DURATION, REQUESTS, RETRIES, SKIPPED, TCP_BYTES, TCP_CONNECTIONS, TCP_OPEN,
+    WORKERS_LOST,
 };
 pub use seconds::{HedgeMetrics, HedgeResult, RetryMetrics, RetryResult};
 pub use tcp::TcpMetrics;
 pub use tls::{FileSet, Side, SourceMetrics, TlsMetrics};
 pub use traffic::{FaultMetrics, MirrorMetrics, MirrorResult};
+pub use workers::LostWorkers;
 
 /// Labels of a status class; the last stands for a request that never had a status.
 const CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "none"];
@@ -92,6 +95,7 @@ pub struct Metrics {
     config_applied_at: IntGauge,
     pushes: IntCounterVec,
     log_lines_lost: IntCounter,
+    workers_lost: IntCounter,
     tls: Arc<TlsMetrics>,
     /// The living handles by their labels, so that two snapshots that overlap count into the same series.
     routes: Living<RouteLabels, RouteMetrics>,
@@ -188,6 +192,7 @@ impl Metrics {
                 .with_label_values::<&str>(&[]),
             pushes: PUSHES.counters(&registry)?,
             log_lines_lost: LOG_LINES_LOST.counters(&registry)?.with_label_values::<&str>(&[]),
+            workers_lost: WORKERS_LOST.counters(&registry)?.with_label_values::<&str>(&[]),
             tls: Arc::new(TlsMetrics::new(&registry)?),
             routes: Living::default(),
             route_retries: Living::default(),

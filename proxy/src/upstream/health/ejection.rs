@@ -175,6 +175,12 @@ impl Health {
         self.marks.load(Ordering::Relaxed) & EJECTED != 0
     }
 
+    /// The answer of a request that has not ended goes on: whoever is out and was asked whether it is well is back, and a
+    /// row of failures stays one until the end is known.
+    pub(in crate::upstream) fn speaks(&self, now: Instant) -> Change {
+        self.answered_while_out(now)
+    }
+
     fn answered_while_out(&self, now: Instant) -> Change {
         // As above: an answer to what was sent before it was ejected is no sign that it is well again.
         if self.marks.load(Ordering::Relaxed) & PROBED == 0 {
@@ -265,6 +271,26 @@ mod tests {
         assert_eq!(settle(&health, Outcome::Refused, over), Change::OutAgain);
         assert!(!health.may_be_tried(over + Duration::from_secs(59), || false));
         assert!(health.may_be_tried(over + Duration::from_secs(61), || false));
+    }
+
+    #[test]
+    fn an_answer_that_goes_on_brings_it_back_and_ends_no_row_of_failures() {
+        let start = Instant::now();
+        let health = Health::new(start);
+        for _ in 0..2 {
+            assert_eq!(settle(&health, Outcome::ServerError, start), Change::Nothing);
+            assert_eq!(health.speaks(start), Change::Nothing);
+        }
+        assert_eq!(
+            settle(&health, Outcome::ServerError, start),
+            Change::HasFailedTooOften
+        );
+        health.put_out(Outcome::ServerError, start, &POLICY);
+        let over = start + Duration::from_secs(31);
+        assert_eq!(health.speaks(over), Change::Nothing, "that was sent before");
+        assert!(health.may_be_tried(over, || false));
+        assert_eq!(health.speaks(over), Change::Back);
+        assert!(health.is_in());
     }
 
     #[test]

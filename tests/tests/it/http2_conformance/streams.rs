@@ -12,6 +12,7 @@ pub(super) fn cases() -> Vec<Case> {
     [
         idle(),
         half_closed(),
+        old(),
         closed(),
         taken_back(),
         numbers(),
@@ -57,6 +58,32 @@ fn half_closed() -> Vec<Case> {
         case("9113 5.1", "half-closed: WINDOW_UPDATE", &[slow(1), frame::window(1, 1)], Expect::Lives),
         case("9113 5.1", "half-closed: PRIORITY", &[slow(1), frame::priority(1, 3)], Expect::Lives),
         case("9113 5.1", "half-closed: RST_STREAM", &[slow(1), frame::reset(1, code::CANCEL)], Expect::Lives),
+    ]
+}
+
+/// Older than 1,100 others, and still under way.
+// A table is read by its rows.
+#[rustfmt::skip]
+fn old() -> Vec<Case> {
+    let upload = || frame::headers(1, 0, &request("POST", "reviews", "/slow"));
+    let (more, end) = (frame::data(1, 0, "x"), frame::data(1, flag::END_STREAM, "x"));
+    let trailers = frame::headers(1, flag::END_STREAM, &[("x", "y")]);
+    let after = |name: &str, first: Vec<u8>, last: &[&Vec<u8>], expect| {
+        let mut all = vec![Step::Send(first)];
+        for hundred in 0..11 {
+            let streams: Vec<_> = (0..100).map(|number| 3 + 2 * (hundred * 100 + number)).collect();
+            all.push(Step::Send(streams.iter().flat_map(|stream| get(*stream)).collect()));
+            all.extend(streams.iter().map(|stream| Step::Over(*stream)));
+        }
+        all.push(Step::Send(last.iter().flat_map(|bytes| (*bytes).clone()).collect()));
+        steps("9113 5.1", name, all, expect)
+    };
+    vec![
+        after("half-closed and old: DATA", slow(1), &[&end], Expect::Reset(1, CLOSED)),
+        after("half-closed and old: trailers", slow(1), &[&trailers], Expect::Reset(1, CLOSED)),
+        after("open and old: DATA", upload(), &[&more, &more], Expect::Lives),
+        after("open and old: DATA after the end", upload(), &[&more, &end, &more], Expect::Reset(1, CLOSED)),
+        after("open and old: trailers after trailers", upload(), &[&more, &trailers, &trailers], Expect::Reset(1, CLOSED)),
     ]
 }
 

@@ -1,5 +1,7 @@
-"""gRPC's own Python library on both ends. `server` prints its port; `client PORT` prints what it saw as JSON, and so does
-`secure TARGET FOLDER NAME`, which shows the certificate in this folder and expects the server to bear this name.
+"""gRPC's own Python library on both ends. `server` prints its port; `client PORT` prints what it saw as JSON, and so do
+`secure TARGET FOLDER NAME`, which shows the certificate in this folder and expects the server to bear this name, and
+`calls TARGET METHOD COUNT`, which makes so many calls one after the other. `server "" "" CODE` ends what it has begun to
+answer with this status.
 
 Messages are plain bytes, so that no generated code is needed: a proxy does not read them.
 """
@@ -52,8 +54,23 @@ def endless(request, context):
         time.sleep(0.01)
 
 
-def serve(chain=None, key=None):
+def serve(chain=None, key=None, code=None):
+    def late(request, context):
+        """The head is sent first, so that the status stands in the trailers."""
+        context.send_initial_metadata(())
+        if code:
+            context.abort(grpc.StatusCode[code], "late")
+        return b"well"
+
+    def late_stream(request, context):
+        """So does a message."""
+        yield b"begun"
+        if code:
+            context.abort(grpc.StatusCode[code], "late")
+
     handlers = {
+        "Late": grpc.unary_unary_rpc_method_handler(late),
+        "LateStream": grpc.unary_stream_rpc_method_handler(late_stream),
         "Unary": grpc.unary_unary_rpc_method_handler(unary),
         "ServerStream": grpc.unary_stream_rpc_method_handler(server_stream),
         "ClientStream": grpc.stream_unary_rpc_method_handler(client_stream),
@@ -139,5 +156,12 @@ def secure(target, folder, name):
     print(json.dumps(out))
 
 
-roles = {"server": serve, "client": client, "secure": secure}
+def calls(target, method, count):
+    options = [("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0)]
+    channel = grpc.insecure_channel(target, options)
+    call = channel.unary_stream(f"/{SERVICE}/{method}")
+    print(json.dumps([failure(lambda: list(call(b"", timeout=20)))[0] for _ in range(int(count))]))
+
+
+roles = {"server": serve, "client": client, "secure": secure, "calls": calls}
 roles[sys.argv[1]](*sys.argv[2:])

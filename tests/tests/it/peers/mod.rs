@@ -1,5 +1,6 @@
 //! Real peers on both ends, with both sidecars between them: gRPC's own library, WebSockets, HTTP/2 by curl and h2load.
 
+mod ejection;
 mod mtls;
 mod tools;
 
