@@ -16,7 +16,7 @@ use rcgen::SubjectPublicKeyInfo;
 use time::OffsetDateTime;
 
 use super::authority::{SignError, Signed};
-use super::limits::Verdict;
+use super::limits::{Verdict, Who};
 use super::{Ca, CaError, csr, millis, rfc3339, tokens};
 use crate::store::ledger::{AuditRow, Deed, LEAVES_MAX, Leaf, Ledger};
 use crate::store::{Store, StoreError};
@@ -30,6 +30,17 @@ pub struct Attempt {
     pub source: IpAddr,
     /// The client certificate of the connection, which TLS has verified.
     pub proof: Option<Proof>,
+}
+
+impl Attempt {
+    /// Against whom it counts if it fails: a token may be anybody's guess, a certificate is its bearer's own.
+    fn who(&self) -> Who {
+        let brings_token = self.request.as_ref().is_ok_and(|request| request.token.is_some());
+        match &self.proof {
+            Some(proof) if !brings_token => Who::Bearer(proof.serial.clone()),
+            _ => self.source.into(),
+        }
+    }
 }
 
 /// A certificate of the mesh whose key the other end of the connection has.
@@ -90,6 +101,16 @@ impl Refused {
             ..Self::of(RefusalReason::RateLimited, sentence)
         }
     }
+
+    /// Who renews more often than anybody must has lost its way, or means harm.
+    fn too_often(retry_after: Duration) -> Self {
+        let seconds = retry_after.as_secs() + 1;
+        let sentence = format!("what came of this join is renewed too often: try again in {seconds}s");
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::of(RefusalReason::RateLimited, sentence)
+        }
+    }
 }
 
 impl From<StoreError> for Refused {
@@ -137,7 +158,8 @@ enum Credential {
 pub fn join(ca: &Ca, store: &Store, attempt: Attempt, now: Now) -> Result<IdentityAnswer, Refused> {
     let source = attempt.source;
     let mut trail = Trail::default();
-    let before = ca.limits().before(source, now.clock);
+    let who = attempt.who();
+    let before = ca.limits().before(&who, now.clock);
     if let Verdict::Over { retry_after, note } = before {
         let refused = Refused::limited(retry_after);
         if note {
@@ -152,7 +174,7 @@ pub fn join(ca: &Ca, store: &Store, attempt: Attempt, now: Now) -> Result<Identi
             note_refusal(store, source, trail, &refused, now);
             return refused;
         }
-        match ca.limits().failed(source, now.clock) {
+        match ca.limits().failed(&who, now.clock) {
             Verdict::Heard => {
                 note_refusal(store, source, trail, &refused, now);
                 refused
@@ -200,6 +222,11 @@ fn issue(
     };
     let origin = origin(&ledger, &credential)?;
     hold_revocations(store, &id, [serial, origin.joined.as_deref()])?;
+    if let Some(joined) = &origin.joined {
+        let life = ca.certificate_life().unsigned_abs();
+        let wait = ca.limits().renewed(joined, life, now.clock);
+        wait.map_or(Ok(()), |wait| Err(Refused::too_often(wait)))?;
+    }
     let whose = Whose {
         service: &service,
         id: &id,

@@ -314,6 +314,47 @@ fn guessing_is_refused_without_a_reason_and_does_not_fill_the_log() {
 }
 
 #[test]
+fn who_fails_beside_a_workload_does_not_keep_it_from_renewing() {
+    let desk = Desk::new();
+    let held = desk.ask(Some(&desk.token("reviews", 1)), None, None).unwrap();
+    let guess = "ort1.0000000000000000.AAAA.AAAA";
+    // All of them have one address.
+    for _ in 0..30 {
+        desk.ask(Some(guess), None, None).unwrap_err();
+    }
+    assert_eq!(desk.reason(Some(guess), None, None), RefusalReason::RateLimited);
+    desk.ask(None, None, Some(proof(&held))).unwrap();
+    // A certificate is no cover for guessing.
+    let shown = Some(proof(&held));
+    assert_eq!(desk.reason(Some(guess), None, shown), RefusalReason::RateLimited);
+    // And it has a limit of its own, from wherever it comes.
+    let failures = (0..30).map(|_| desk.reason(None, Some("ratings"), Some(proof(&held))));
+    let reasons: Vec<RefusalReason> = failures.collect();
+    assert_eq!(reasons[..20], [RefusalReason::OtherService; 20]);
+    assert_eq!(reasons[20..], [RefusalReason::RateLimited; 10]);
+}
+
+#[test]
+fn one_workload_that_renews_in_a_loop_does_not_take_the_room_of_all() {
+    let mut desk = Desk::new();
+    let mut held = desk.ask(Some(&desk.token("reviews", 1)), None, None).unwrap();
+    let mut renewed = 0;
+    // For three lives of a certificate, always by the newest that it was given.
+    for _ in 0..3 * 8 {
+        while let Ok(next) = desk.ask(None, None, Some(proof(&held))) {
+            held = next;
+            renewed += 1;
+        }
+        desk.later(Duration::from_secs(3 * 3600));
+        let alive = desk.store.leaves(millis(desk.now.wall)).unwrap();
+        let of_it = alive.iter().filter(|leaf| leaf.service == "reviews").count();
+        assert!(of_it <= 33, "{of_it} certificates are alive");
+    }
+    assert!(renewed > 3 * 2, "{renewed}");
+    desk.ask(Some(&desk.token("ratings", 1)), None, None).unwrap();
+}
+
+#[test]
 fn a_certificate_renews_itself_until_it_expires_or_is_revoked() {
     let mut desk = Desk::new();
     let first = desk.ask(Some(&desk.token("reviews", 1)), None, None).unwrap();
