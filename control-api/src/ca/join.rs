@@ -6,6 +6,7 @@
 //! **Invariant:** the use of a token, the certificate and the row of the audit log are one transaction: of two who bring
 //! a token that is good once more, one gets a certificate.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -50,6 +51,8 @@ pub struct Proof {
     pub spiffe_id: String,
     /// Its serial number in hexadecimal.
     pub serial: String,
+    /// Those of the certificates that were shown along with it.
+    pub vouched_by: Vec<String>,
     /// When it expires; a connection may live longer.
     pub not_after: OffsetDateTime,
 }
@@ -216,12 +219,16 @@ fn issue(
     };
     trail.service.clone_from(&service);
     let id = spiffe_id(&domain, &service);
-    let serial = match &credential {
+    let proof = match &credential {
         Credential::Token(_) => None,
-        Credential::Proof(proof) => Some(proof.serial.as_str()),
+        Credential::Proof(proof) => Some(proof),
     };
     let origin = origin(&ledger, &credential)?;
-    hold_revocations(store, &id, [serial, origin.joined.as_deref()])?;
+    let shown = proof.map(|proof| (&proof.serial, &proof.vouched_by));
+    let serials = shown
+        .into_iter()
+        .flat_map(|(own, others)| [own].into_iter().chain(others));
+    hold_revocations(store, &id, serials.chain(&origin.joined))?;
     if let Some(joined) = &origin.joined {
         let life = ca.certificate_life().unsigned_abs();
         let wait = ca.limits().renewed(joined, life, now.clock);
@@ -240,8 +247,8 @@ fn issue(
     row.token.clone_from(&trail.token);
     row.service.clone_from(&service);
     row.serial.clone_from(&signed.serial);
-    row.note = match serial {
-        Some(old) => format!("instead of {old}; until {}", rfc3339(signed.not_after)),
+    row.note = match proof {
+        Some(old) => format!("instead of {}; until {}", old.serial, rfc3339(signed.not_after)),
         None => format!("until {}", rfc3339(signed.not_after)),
     };
     ledger.audit(row)?;
@@ -338,17 +345,24 @@ fn origin(ledger: &Ledger, credential: &Credential) -> Result<Origin, StoreError
     })
 }
 
-/// Refuses what the mesh has revoked: the identity, the certificate that is shown, or the one that its bearer joined with,
-/// so that who has renewed since is not let off.
-fn hold_revocations(store: &Store, id: &str, serials: [Option<&str>; 2]) -> Result<(), Refused> {
+/// Refuses what the mesh has revoked: the identity, the certificate that is shown or one that vouches for it, or the one
+/// that its bearer joined with, so that who has renewed since is not let off. Serial numbers are compared as sidecars
+/// do, without the zeros before them: DER puts one before a number whose first bit is set.
+fn hold_revocations<'a>(
+    store: &Store,
+    id: &str,
+    mut serials: impl Iterator<Item = &'a String>,
+) -> Result<(), Refused> {
     let revoked = super::mesh(&store.head()).revoked.unwrap_or_default();
-    let by_serial = serials
+    let revoked_serials = revoked
+        .serials
         .iter()
-        .flatten()
-        .any(|serial| revoked.serials.iter().any(|revoked| revoked == serial));
+        .map(|serial| digits(serial))
+        .collect::<HashSet<_>>();
+    let by_serial = serials.any(|serial| revoked_serials.contains(digits(serial)));
     if by_serial || revoked.identities.iter().any(|revoked| revoked == id) {
         let what = if by_serial {
-            "the certificate, or the one that it was renewed from,"
+            "the certificate, one that vouches for it, or the one that it was renewed from,"
         } else {
             "the identity"
         };
@@ -356,6 +370,11 @@ fn hold_revocations(store: &Store, id: &str, serials: [Option<&str>; 2]) -> Resu
         return Err(Refused::of(RefusalReason::IdentityRevoked, sentence));
     }
     Ok(())
+}
+
+/// A serial number without the zeros before it.
+fn digits(serial: &str) -> &str {
+    serial.trim_start_matches('0')
 }
 
 /// Signs, and notes the certificate as alive. Gives the roots to trust along with it.

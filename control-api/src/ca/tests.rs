@@ -148,6 +148,7 @@ fn proof(answer: &IdentityAnswer) -> Proof {
     Proof {
         spiffe_id: answer.spiffe_id.clone(),
         serial: answer.serial.clone(),
+        vouched_by: Vec::new(),
         not_after,
     }
 }
@@ -311,6 +312,24 @@ fn guessing_is_refused_without_a_reason_and_does_not_fill_the_log() {
     assert_eq!(desk.reason(Some(&token), None, None), RefusalReason::RateLimited);
     desk.later(Duration::from_secs(3));
     desk.ask(Some(&token), None, None).unwrap();
+}
+
+#[test]
+fn who_is_revoked_as_sidecars_read_it_is_not_renewed_either() {
+    let desk = Desk::new();
+    let held = desk.ask(Some(&desk.token("reviews", 1)), None, None).unwrap();
+    // Of a root that others sign under too, with a number whose first bit is set, as x509 writes it.
+    let proof = Proof {
+        serial: "009f1c".into(),
+        vouched_by: vec!["00aa".into(), "0b".into()],
+        ..proof(&held)
+    };
+    desk.ask(None, None, Some(proof.clone())).unwrap();
+    for revoked in ["9f1c", "009f1c", "aa", "b"] {
+        desk.mesh(&format!("revoked: {{ serials: [\"{revoked}\"] }}"));
+        let reason = desk.reason(None, None, Some(proof.clone()));
+        assert_eq!(reason, RefusalReason::IdentityRevoked, "{revoked}");
+    }
 }
 
 #[test]
