@@ -56,7 +56,7 @@ pub struct Service {
     pub rate_limit: Option<RateLimit>,
     /// Whether paths are brought into one form before they are routed and passed on: encoded letters decoded, `//` made
     /// `/`, `.` and `..` resolved. Default: true. False: they stay as they come, for services whose paths hold other
-    /// addresses; then a path may have several forms, and a rule on paths can be gone around.
+    /// addresses; then a path may have several forms, and a route that matches by path can be gone around.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub normalize_paths: Option<bool>,
     /// How the names of fields are written from HTTP/1.1 to HTTP/1.1.

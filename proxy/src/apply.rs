@@ -100,6 +100,8 @@ pub(crate) async fn apply(to: &mut Applier, push: Push) -> Verdict {
         Ok(next) => next,
         Err(problems) => return refuse(to, version, problems.into_iter().map(unplaced).collect()),
     };
+    // Nothing refuses it any more: who is shut out does not stay for as long as a name server takes.
+    to.standing.identities.deny(&next.denied);
     warm(to, &next, &current).await;
     to.metrics.config_serves(&next.version, next.origin.word());
     to.metrics.pushed(if unchanged {
@@ -121,7 +123,6 @@ pub(crate) async fn apply(to: &mut Applier, push: Push) -> Verdict {
     }
     upstream::succeed(&current.clusters, &next.clusters);
     drop(current);
-    to.standing.identities.deny(&next.denied);
     let old = to.snapshots.swap(Arc::new(next));
     to.retired.push(old);
     to.retired.bury();

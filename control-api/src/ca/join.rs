@@ -6,6 +6,7 @@
 //! **Invariant:** the use of a token, the certificate and the row of the audit log are one transaction: of two who bring
 //! a token that is good once more, one gets a certificate.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use rcgen::SubjectPublicKeyInfo;
 use time::OffsetDateTime;
 
 use super::authority::{SignError, Signed};
-use super::limits::Verdict;
+use super::limits::{Verdict, Who};
 use super::{Ca, CaError, csr, millis, rfc3339, tokens};
 use crate::store::ledger::{AuditRow, Deed, LEAVES_MAX, Leaf, Ledger};
 use crate::store::{Store, StoreError};
@@ -32,6 +33,17 @@ pub struct Attempt {
     pub proof: Option<Proof>,
 }
 
+impl Attempt {
+    /// Against whom it counts if it fails: a token may be anybody's guess, a certificate is its bearer's own.
+    fn who(&self) -> Who {
+        let brings_token = self.request.as_ref().is_ok_and(|request| request.token.is_some());
+        match &self.proof {
+            Some(proof) if !brings_token => Who::Bearer(proof.serial.clone()),
+            _ => self.source.into(),
+        }
+    }
+}
+
 /// A certificate of the mesh whose key the other end of the connection has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proof {
@@ -39,6 +51,8 @@ pub struct Proof {
     pub spiffe_id: String,
     /// Its serial number in hexadecimal.
     pub serial: String,
+    /// Those of the certificates that were shown along with it.
+    pub vouched_by: Vec<String>,
     /// When it expires; a connection may live longer.
     pub not_after: OffsetDateTime,
 }
@@ -85,6 +99,16 @@ impl Refused {
     fn limited(retry_after: Duration) -> Self {
         let seconds = retry_after.as_secs() + 1;
         let sentence = format!("too many attempts failed: try again in {seconds}s");
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::of(RefusalReason::RateLimited, sentence)
+        }
+    }
+
+    /// Who renews more often than anybody must has lost its way, or means harm.
+    fn too_often(retry_after: Duration) -> Self {
+        let seconds = retry_after.as_secs() + 1;
+        let sentence = format!("what came of this join is renewed too often: try again in {seconds}s");
         Self {
             retry_after: Some(retry_after),
             ..Self::of(RefusalReason::RateLimited, sentence)
@@ -137,7 +161,8 @@ enum Credential {
 pub fn join(ca: &Ca, store: &Store, attempt: Attempt, now: Now) -> Result<IdentityAnswer, Refused> {
     let source = attempt.source;
     let mut trail = Trail::default();
-    let before = ca.limits().before(source, now.clock);
+    let who = attempt.who();
+    let before = ca.limits().before(&who, now.clock);
     if let Verdict::Over { retry_after, note } = before {
         let refused = Refused::limited(retry_after);
         if note {
@@ -152,7 +177,7 @@ pub fn join(ca: &Ca, store: &Store, attempt: Attempt, now: Now) -> Result<Identi
             note_refusal(store, source, trail, &refused, now);
             return refused;
         }
-        match ca.limits().failed(source, now.clock) {
+        match ca.limits().failed(&who, now.clock) {
             Verdict::Heard => {
                 note_refusal(store, source, trail, &refused, now);
                 refused
@@ -194,12 +219,21 @@ fn issue(
     };
     trail.service.clone_from(&service);
     let id = spiffe_id(&domain, &service);
-    let serial = match &credential {
+    let proof = match &credential {
         Credential::Token(_) => None,
-        Credential::Proof(proof) => Some(proof.serial.as_str()),
+        Credential::Proof(proof) => Some(proof),
     };
     let origin = origin(&ledger, &credential)?;
-    hold_revocations(store, &id, [serial, origin.joined.as_deref()])?;
+    let shown = proof.map(|proof| (&proof.serial, &proof.vouched_by));
+    let serials = shown
+        .into_iter()
+        .flat_map(|(own, others)| [own].into_iter().chain(others));
+    hold_revocations(store, &id, serials.chain(&origin.joined))?;
+    if let Some(joined) = &origin.joined {
+        let life = ca.certificate_life().unsigned_abs();
+        let wait = ca.limits().renewed(joined, life, now.clock);
+        wait.map_or(Ok(()), |wait| Err(Refused::too_often(wait)))?;
+    }
     let whose = Whose {
         service: &service,
         id: &id,
@@ -213,8 +247,8 @@ fn issue(
     row.token.clone_from(&trail.token);
     row.service.clone_from(&service);
     row.serial.clone_from(&signed.serial);
-    row.note = match serial {
-        Some(old) => format!("instead of {old}; until {}", rfc3339(signed.not_after)),
+    row.note = match proof {
+        Some(old) => format!("instead of {}; until {}", old.serial, rfc3339(signed.not_after)),
         None => format!("until {}", rfc3339(signed.not_after)),
     };
     ledger.audit(row)?;
@@ -311,17 +345,24 @@ fn origin(ledger: &Ledger, credential: &Credential) -> Result<Origin, StoreError
     })
 }
 
-/// Refuses what the mesh has revoked: the identity, the certificate that is shown, or the one that its bearer joined with,
-/// so that who has renewed since is not let off.
-fn hold_revocations(store: &Store, id: &str, serials: [Option<&str>; 2]) -> Result<(), Refused> {
+/// Refuses what the mesh has revoked: the identity, the certificate that is shown or one that vouches for it, or the one
+/// that its bearer joined with, so that who has renewed since is not let off. Serial numbers are compared as sidecars
+/// do, without the zeros before them: DER puts one before a number whose first bit is set.
+fn hold_revocations<'a>(
+    store: &Store,
+    id: &str,
+    mut serials: impl Iterator<Item = &'a String>,
+) -> Result<(), Refused> {
     let revoked = super::mesh(&store.head()).revoked.unwrap_or_default();
-    let by_serial = serials
+    let revoked_serials = revoked
+        .serials
         .iter()
-        .flatten()
-        .any(|serial| revoked.serials.iter().any(|revoked| revoked == serial));
+        .map(|serial| digits(serial))
+        .collect::<HashSet<_>>();
+    let by_serial = serials.any(|serial| revoked_serials.contains(digits(serial)));
     if by_serial || revoked.identities.iter().any(|revoked| revoked == id) {
         let what = if by_serial {
-            "the certificate, or the one that it was renewed from,"
+            "the certificate, one that vouches for it, or the one that it was renewed from,"
         } else {
             "the identity"
         };
@@ -329,6 +370,11 @@ fn hold_revocations(store: &Store, id: &str, serials: [Option<&str>; 2]) -> Resu
         return Err(Refused::of(RefusalReason::IdentityRevoked, sentence));
     }
     Ok(())
+}
+
+/// A serial number without the zeros before it.
+fn digits(serial: &str) -> &str {
+    serial.trim_start_matches('0')
 }
 
 /// Signs, and notes the certificate as alive. Gives the roots to trust along with it.

@@ -1,8 +1,14 @@
-//! How many attempts to join may fail: for each source, and for all together.
+//! How many attempts to join may fail: for each source, and for all together; and how many renewals may succeed.
 //!
 //! A secret of 256 bits is not guessed at any rate. What is bounded is what guessing costs us: signatures to verify and
 //! rows of the audit log to write. So a source that failed often is not listened to for a while, and when all sources
 //! together failed often, failures are no longer told apart nor written down one by one; a good token still works.
+//!
+//! A workload that shows a certificate of the mesh is a source of its own, wherever it comes from: many share an address,
+//! and one of them that fails, or somebody who has come to stand beside them, must not keep the others from renewing.
+//!
+//! A renewal leaves the certificate before it alive, and only so many may be: one workload that renewed in a loop would
+//! take the room of all others. So what came of one join is renewed only so often.
 //!
 //! Pure: `now` is an argument.
 
@@ -22,16 +28,39 @@ const ALL_BURST: u32 = 200;
 /// After so long any source may fail once more: 100,000 rows of refusals last for 14 hours of an attack.
 const ALL_EVERY: Duration = Duration::from_millis(500);
 
+/// Renewals that the bearer of one join may have in a row: starts that follow each other, and tools that ask by hand.
+const RENEWALS_BURST: u32 = 16;
+
+/// It may have so many more in the life of a certificate, where it needs two: so that at most both together are alive.
+pub(super) const RENEWALS_IN_A_LIFE: u32 = 16;
+
 /// Sources that are remembered: about a megabyte. A source that has not failed for a minute is forgotten.
 const SOURCES_MAX: usize = 10_000;
 
 /// The failures of late.
 #[derive(Debug)]
 pub(super) struct Limits {
-    sources: HashMap<IpAddr, Source>,
+    sources: HashMap<Who, Source>,
+    /// By the serial number that a bearer joined with. Each has a certificate that is alive, and these are bounded.
+    renewals: HashMap<String, Bucket>,
     all: Bucket,
     /// Whether it was written down that all sources together are over the limit.
     all_told: bool,
+}
+
+/// Who attempts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Who {
+    /// Whoever comes from there.
+    Address(IpAddr),
+    /// The bearer of the certificate of this serial number, which TLS has verified.
+    Bearer(String),
+}
+
+impl From<IpAddr> for Who {
+    fn from(source: IpAddr) -> Self {
+        Self::Address(network(source))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -84,14 +113,15 @@ impl Limits {
     pub(super) fn new() -> Self {
         Self {
             sources: HashMap::new(),
+            renewals: HashMap::new(),
             all: Bucket::default(),
             all_told: false,
         }
     }
 
     /// Whether an attempt from this source is listened to.
-    pub(super) fn before(&mut self, source: IpAddr, now: Instant) -> Verdict {
-        let Some(known) = self.sources.get_mut(&network(source)) else {
+    pub(super) fn before(&mut self, source: &Who, now: Instant) -> Verdict {
+        let Some(known) = self.sources.get_mut(source) else {
             return Verdict::Heard;
         };
         match known.bucket.wait(SOURCE_BURST, SOURCE_EVERY, now) {
@@ -104,13 +134,12 @@ impl Limits {
     }
 
     /// An attempt failed: whether the reason is told, and the failure written down.
-    pub(super) fn failed(&mut self, source: IpAddr, now: Instant) -> Verdict {
-        let source = network(source);
-        if self.sources.len() >= SOURCES_MAX && !self.sources.contains_key(&source) {
+    pub(super) fn failed(&mut self, source: &Who, now: Instant) -> Verdict {
+        if self.sources.len() >= SOURCES_MAX && !self.sources.contains_key(source) {
             self.sources.retain(|_, known| !known.bucket.is_full(now));
         }
-        if self.sources.len() < SOURCES_MAX || self.sources.contains_key(&source) {
-            let known = self.sources.entry(source).or_default();
+        if self.sources.len() < SOURCES_MAX || self.sources.contains_key(source) {
+            let known = self.sources.entry(source.clone()).or_default();
             known.bucket.spend(SOURCE_EVERY, now);
             known.told = false;
         }
@@ -129,6 +158,24 @@ impl Limits {
     }
 }
 
+impl Limits {
+    /// A certificate that came of this join is renewed, with one that lives so long. How long to wait instead, if it was
+    /// renewed too often.
+    pub(super) fn renewed(&mut self, joined: &str, life: Duration, now: Instant) -> Option<Duration> {
+        let every = life / RENEWALS_IN_A_LIFE;
+        // Whoever has behaved is forgotten, about once for each of them.
+        if self.renewals.len() == self.renewals.capacity() {
+            self.renewals.retain(|_, bucket| !bucket.is_full(now));
+        }
+        let bucket = self.renewals.entry(joined.to_owned()).or_default();
+        let wait = bucket.wait(RENEWALS_BURST, every, now);
+        if wait.is_none() {
+            bucket.spend(every, now);
+        }
+        wait
+    }
+}
+
 /// What counts as one source: whoever has an IPv6 address mostly has all of its /64.
 fn network(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
@@ -144,52 +191,52 @@ fn network(source: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
-    fn address(number: u32) -> IpAddr {
-        IpAddr::V4(number.into())
+    fn address(number: u32) -> Who {
+        IpAddr::V4(number.into()).into()
     }
 
     #[test]
     fn a_source_that_failed_often_is_not_heard_until_time_has_passed() {
         let (mut limits, now) = (Limits::new(), Instant::now());
         for _ in 0..SOURCE_BURST {
-            assert_eq!(limits.before(address(1), now), Verdict::Heard);
-            assert_eq!(limits.failed(address(1), now), Verdict::Heard);
+            assert_eq!(limits.before(&address(1), now), Verdict::Heard);
+            assert_eq!(limits.failed(&address(1), now), Verdict::Heard);
         }
         let over = |note| Verdict::Over {
             retry_after: SOURCE_EVERY,
             note,
         };
-        assert_eq!(limits.before(address(1), now), over(true));
-        assert_eq!(limits.before(address(1), now), over(false));
-        assert_eq!(limits.before(address(2), now), Verdict::Heard);
-        assert_eq!(limits.before(address(1), now + SOURCE_EVERY), Verdict::Heard);
+        assert_eq!(limits.before(&address(1), now), over(true));
+        assert_eq!(limits.before(&address(1), now), over(false));
+        assert_eq!(limits.before(&address(2), now), Verdict::Heard);
+        assert_eq!(limits.before(&address(1), now + SOURCE_EVERY), Verdict::Heard);
     }
 
     #[test]
     fn all_together_are_limited_while_a_source_that_did_not_fail_is_heard() {
         let (mut limits, now) = (Limits::new(), Instant::now());
         for number in 0..ALL_BURST {
-            assert_eq!(limits.failed(address(number), now), Verdict::Heard);
+            assert_eq!(limits.failed(&address(number), now), Verdict::Heard);
         }
         let over = |note| Verdict::Over {
             retry_after: ALL_EVERY,
             note,
         };
-        assert_eq!(limits.failed(address(1_000), now), over(true));
-        assert_eq!(limits.failed(address(1_001), now), over(false));
-        assert_eq!(limits.before(address(1_002), now), Verdict::Heard);
-        assert_eq!(limits.failed(address(1_002), now + ALL_EVERY), Verdict::Heard);
-        assert_eq!(limits.failed(address(1_003), now + ALL_EVERY), over(true));
+        assert_eq!(limits.failed(&address(1_000), now), over(true));
+        assert_eq!(limits.failed(&address(1_001), now), over(false));
+        assert_eq!(limits.before(&address(1_002), now), Verdict::Heard);
+        assert_eq!(limits.failed(&address(1_002), now + ALL_EVERY), Verdict::Heard);
+        assert_eq!(limits.failed(&address(1_003), now + ALL_EVERY), over(true));
     }
 
     #[test]
     fn the_table_is_bounded_and_forgets_who_has_behaved() {
         let (mut limits, now) = (Limits::new(), Instant::now());
         for number in 0..20_000 {
-            limits.failed(address(number), now);
+            limits.failed(&address(number), now);
         }
         assert_eq!(limits.sources.len(), SOURCES_MAX);
-        limits.failed(address(30_000), now + SOURCE_EVERY);
+        limits.failed(&address(30_000), now + SOURCE_EVERY);
         assert_eq!(limits.sources.len(), 1);
     }
 
@@ -200,6 +247,28 @@ mod tests {
         let other: IpAddr = "2001:db8:1:3::1".parse().unwrap();
         assert_eq!(network(one), network(two));
         assert_ne!(network(one), network(other));
-        assert_eq!(network("::ffff:1.2.3.4".parse().unwrap()), address(0x0102_0304));
+        assert_eq!(
+            network("::ffff:1.2.3.4".parse().unwrap()),
+            IpAddr::V4(0x0102_0304.into())
+        );
+    }
+
+    #[test]
+    fn a_join_is_renewed_so_often_and_no_oftener_whatever_others_do() {
+        let (mut limits, now) = (Limits::new(), Instant::now());
+        let life = Duration::from_secs(1600);
+        let every = life / RENEWALS_IN_A_LIFE;
+        for _ in 0..RENEWALS_BURST {
+            assert_eq!(limits.renewed("a", life, now), None);
+        }
+        assert_eq!(limits.renewed("a", life, now), Some(every));
+        assert_eq!(limits.renewed("b", life, now), None);
+        assert_eq!(limits.renewed("a", life, now + every), None);
+        assert_eq!(limits.renewed("a", life, now + every), Some(every));
+        for number in 0..10_000_u32 {
+            let now = now + 2 * life + number * every;
+            assert_eq!(limits.renewed(&number.to_string(), life, now), None);
+        }
+        assert!(limits.renewals.len() < 100, "{}", limits.renewals.len());
     }
 }

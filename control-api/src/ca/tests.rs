@@ -148,6 +148,7 @@ fn proof(answer: &IdentityAnswer) -> Proof {
     Proof {
         spiffe_id: answer.spiffe_id.clone(),
         serial: answer.serial.clone(),
+        vouched_by: Vec::new(),
         not_after,
     }
 }
@@ -311,6 +312,65 @@ fn guessing_is_refused_without_a_reason_and_does_not_fill_the_log() {
     assert_eq!(desk.reason(Some(&token), None, None), RefusalReason::RateLimited);
     desk.later(Duration::from_secs(3));
     desk.ask(Some(&token), None, None).unwrap();
+}
+
+#[test]
+fn who_is_revoked_as_sidecars_read_it_is_not_renewed_either() {
+    let desk = Desk::new();
+    let held = desk.ask(Some(&desk.token("reviews", 1)), None, None).unwrap();
+    // Of a root that others sign under too, with a number whose first bit is set, as x509 writes it.
+    let proof = Proof {
+        serial: "009f1c".into(),
+        vouched_by: vec!["00aa".into(), "0b".into()],
+        ..proof(&held)
+    };
+    desk.ask(None, None, Some(proof.clone())).unwrap();
+    for revoked in ["9f1c", "009f1c", "aa", "b"] {
+        desk.mesh(&format!("revoked: {{ serials: [\"{revoked}\"] }}"));
+        let reason = desk.reason(None, None, Some(proof.clone()));
+        assert_eq!(reason, RefusalReason::IdentityRevoked, "{revoked}");
+    }
+}
+
+#[test]
+fn who_fails_beside_a_workload_does_not_keep_it_from_renewing() {
+    let desk = Desk::new();
+    let held = desk.ask(Some(&desk.token("reviews", 1)), None, None).unwrap();
+    let guess = "ort1.0000000000000000.AAAA.AAAA";
+    // All of them have one address.
+    for _ in 0..30 {
+        desk.ask(Some(guess), None, None).unwrap_err();
+    }
+    assert_eq!(desk.reason(Some(guess), None, None), RefusalReason::RateLimited);
+    desk.ask(None, None, Some(proof(&held))).unwrap();
+    // A certificate is no cover for guessing.
+    let shown = Some(proof(&held));
+    assert_eq!(desk.reason(Some(guess), None, shown), RefusalReason::RateLimited);
+    // And it has a limit of its own, from wherever it comes.
+    let failures = (0..30).map(|_| desk.reason(None, Some("ratings"), Some(proof(&held))));
+    let reasons: Vec<RefusalReason> = failures.collect();
+    assert_eq!(reasons[..20], [RefusalReason::OtherService; 20]);
+    assert_eq!(reasons[20..], [RefusalReason::RateLimited; 10]);
+}
+
+#[test]
+fn one_workload_that_renews_in_a_loop_does_not_take_the_room_of_all() {
+    let mut desk = Desk::new();
+    let mut held = desk.ask(Some(&desk.token("reviews", 1)), None, None).unwrap();
+    let mut renewed = 0;
+    // For three lives of a certificate, always by the newest that it was given.
+    for _ in 0..3 * 8 {
+        while let Ok(next) = desk.ask(None, None, Some(proof(&held))) {
+            held = next;
+            renewed += 1;
+        }
+        desk.later(Duration::from_secs(3 * 3600));
+        let alive = desk.store.leaves(millis(desk.now.wall)).unwrap();
+        let of_it = alive.iter().filter(|leaf| leaf.service == "reviews").count();
+        assert!(of_it <= 33, "{of_it} certificates are alive");
+    }
+    assert!(renewed > 3 * 2, "{renewed}");
+    desk.ask(Some(&desk.token("ratings", 1)), None, None).unwrap();
 }
 
 #[test]

@@ -40,34 +40,21 @@ pub(super) struct Revoke {
 
 impl Revoke {
     pub(super) async fn run(self, api: &Api, output: &mut Output) -> Result<Exit, CliError> {
-        let serials = self.serials(api).await?;
-        let path = format!("/v1/services/{MESH_KEY}");
-        let (text, version) = match api.json::<Value>(Ask::get(path.clone())).await {
-            Ok(stored) => (text_of(&stored, "text")?, Some(text_of(&stored, "version")?)),
-            Err(ClientError::Status { status, .. }) if status == http::StatusCode::NOT_FOUND => {
-                ("kind: Mesh\n".to_owned(), None)
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let meant = Revoked {
-            serials,
-            identities: self.identity,
-        };
         let edit = if self.undo { Edit::Undo } else { Edit::Revoke };
-        let text = with_revoked(&text, meant, edit)?;
-        let ask = Ask::put(
-            format!("{path}?file=mesh.yaml&restore={}", u8::from(self.undo)),
-            "application/yaml",
-            text.into_bytes(),
-        );
-        let outcome: Outcome = match api.json(ask.if_match(version)).await {
-            Ok(outcome) => outcome,
-            Err(ClientError::Problems(problems)) => {
-                output.problems(&problems, &[]);
-                return Err(CliError::Sentence("nothing was changed".to_owned()));
-            }
-            Err(error) => return Err(error.into()),
+        let Some(mut outcome) = self.once(api, edit, output).await? else {
+            return Err(CliError::Sentence("nothing was changed".to_owned()));
         };
+        // What was renewed between the look and the push is found now: past the push nothing of it is renewed.
+        let is_looked_up = !self.serial.is_empty() || !self.token.is_empty();
+        if !self.undo
+            && is_looked_up
+            && let Some(rest) = self
+                .once(api, edit, output)
+                .await?
+                .filter(|rest| !rest.changed.is_empty())
+        {
+            outcome = rest;
+        }
         if self.json {
             output.json(&outcome);
         } else if outcome.changed.is_empty() {
@@ -91,6 +78,37 @@ impl Revoke {
 }
 
 impl Revoke {
+    /// Looks at what is meant and pushes it. Nothing, where it was refused, which has been told.
+    async fn once(&self, api: &Api, edit: Edit, output: &mut Output) -> Result<Option<Outcome>, CliError> {
+        let serials = self.serials(api).await?;
+        let path = format!("/v1/services/{MESH_KEY}");
+        let (text, version) = match api.json::<Value>(Ask::get(path.clone())).await {
+            Ok(stored) => (text_of(&stored, "text")?, Some(text_of(&stored, "version")?)),
+            Err(ClientError::Status { status, .. }) if status == http::StatusCode::NOT_FOUND => {
+                ("kind: Mesh\n".to_owned(), None)
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let meant = Revoked {
+            serials,
+            identities: self.identity.clone(),
+        };
+        let text = with_revoked(&text, meant, edit)?;
+        let ask = Ask::put(
+            format!("{path}?file=mesh.yaml&restore={}", u8::from(self.undo)),
+            "application/yaml",
+            text.into_bytes(),
+        );
+        match api.json(ask.if_match(version)).await {
+            Ok(outcome) => Ok(Some(outcome)),
+            Err(ClientError::Problems(problems)) => {
+                output.problems(&problems, &[]);
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// The serial numbers that are meant: those that were given, and of each the certificates that came of the same join;
     /// those that came of the tokens, which are taken back first, so that none is added meanwhile.
     async fn serials(&self, api: &Api) -> Result<Vec<String>, CliError> {

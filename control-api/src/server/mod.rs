@@ -166,6 +166,12 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
             "the API is served in plaintext beyond this machine: whoever reaches it can push, make join tokens and read \
              what passes; give --tls, or listen on 127.0.0.1"
         );
+    } else if !address.ip().is_loopback() {
+        tracing::warn!(
+            %address,
+            "the API has no logins of operators yet: whoever reaches it, a workload of the mesh too, can push and make join \
+             tokens for any service; let only operators and sidecars reach it"
+        );
     }
     let stop = CancellationToken::new();
     let shared = Arc::new(Shared {

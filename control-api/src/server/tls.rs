@@ -94,18 +94,20 @@ impl Tls {
         let stream = tokio::time::timeout(HANDSHAKE_WITHIN, handshake)
             .await
             .map_err(late)??;
-        let shown = stream
-            .get_ref()
-            .1
-            .peer_certificates()
-            .and_then(|chain| chain.first());
-        let proof = shown.and_then(|certificate| proof(certificate)).map(Arc::new);
+        let shown = stream.get_ref().1.peer_certificates();
+        let proof = shown.and_then(proof).map(Arc::new);
         Ok((stream, proof))
     }
 }
 
-/// What a verified certificate proves; nothing if it names not exactly one workload (X509-SVID, section 2).
-fn proof(certificate: &[u8]) -> Option<Proof> {
+/// What a verified chain proves; nothing if its first certificate names not exactly one workload (X509-SVID, section 2),
+/// or another cannot be read.
+fn proof(chain: &[CertificateDer<'_>]) -> Option<Proof> {
+    let serial = |certificate: &X509Certificate<'_>| certificate.raw_serial_as_string().replace(':', "");
+    let (certificate, others) = chain.split_first()?;
+    let vouched_by = others
+        .iter()
+        .map(|other| Some(serial(&X509Certificate::from_der(other).ok()?.1)));
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     let names = parsed.subject_alternative_name().ok()??;
     let mut uris = names.value.general_names.iter().filter_map(|name| match name {
@@ -117,7 +119,8 @@ fn proof(certificate: &[u8]) -> Option<Proof> {
     };
     Some(Proof {
         spiffe_id: spiffe_id.to_owned(),
-        serial: parsed.raw_serial_as_string().replace(':', ""),
+        serial: serial(&parsed),
+        vouched_by: vouched_by.collect::<Option<_>>()?,
         not_after: parsed.validity().not_after.to_datetime(),
     })
 }

@@ -181,7 +181,11 @@ impl Asker {
     /// When it is refused, not reached, or answered with what is not for us.
     pub async fn join(&self, token: &JoinToken) -> Result<Joined, JoinError> {
         let joined = self
-            .ask(Trust::Fingerprint(token.root), None, Some(token.to_string()))
+            .ask(
+                (Trust::Fingerprint(token.root), None),
+                None,
+                Some(token.to_string()),
+            )
             .await?;
         // The roots came over a connection that the pinned one vouches for; it must be among them.
         if joined
@@ -206,7 +210,8 @@ impl Asker {
             certificates: &held.certificates,
             key: &held.key,
         };
-        self.ask(Trust::Roots(held.bundle.clone()), Some(shown), None)
+        let trust = Trust::Roots(held.bundle.clone());
+        self.ask((trust, domain_of(&held.spiffe_id)), Some(shown), None)
             .await
     }
 
@@ -251,7 +256,7 @@ impl Asker {
 
     async fn ask(
         &self,
-        trust: Trust,
+        (trust, domain): (Trust, Option<&str>),
         shown: Option<Shown<'_>>,
         token: Option<String>,
     ) -> Result<Joined, JoinError> {
@@ -267,7 +272,7 @@ impl Asker {
             service: Some(self.service.clone()),
         };
         let body = serde_json::to_vec(&request).map_err(|error| failed(error.to_string()))?;
-        let pinned = Pinned::new(trust, shown).map_err(failed)?;
+        let pinned = Pinned::in_domain(trust, domain, shown).map_err(failed)?;
         let exchanged = timeout(ATTEMPT_WITHIN, self.exchange(&pinned, body)).await;
         let late = |_| failed(format!("no answer within {ATTEMPT_WITHIN:?}"));
         let (is_good, body) = exchanged.map_err(late)?.map_err(failed)?;
@@ -323,10 +328,8 @@ fn accept(answer: IdentityAnswer, key: &KeyPair, service: &str, now: SystemTime)
         return Err("the certificate of the answer is for another key".to_owned());
     }
     let spiffe_id = verify_chain(&answer.certificates, &answer.bundle)?;
-    let domain = spiffe_id
-        .strip_prefix("spiffe://")
-        .and_then(|rest| rest.split_once('/'));
-    let ours = domain.is_some_and(|(domain, _)| service_of(&spiffe_id, domain) == Some(service));
+    let domain = domain_of(&spiffe_id);
+    let ours = domain.is_some_and(|domain| service_of(&spiffe_id, domain) == Some(service));
     if !ours || spiffe_id != answer.spiffe_id {
         return Err(format!(
             "the certificate of the answer is of `{spiffe_id}`, and not of `{service}`"
@@ -340,6 +343,12 @@ fn accept(answer: IdentityAnswer, key: &KeyPair, service: &str, now: SystemTime)
         spiffe_id,
         since: now,
     })
+}
+
+/// The trust domain of a SPIFFE ID with a path.
+fn domain_of(spiffe_id: &str) -> Option<&str> {
+    let (domain, _) = spiffe_id.strip_prefix("spiffe://")?.split_once('/')?;
+    Some(domain)
 }
 
 /// How long after it was received a certificate is renewed: half its life, drawn a little by `draw` of 0 to 1.

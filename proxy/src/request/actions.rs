@@ -54,7 +54,7 @@ impl<'a> Changes<'a> {
         };
         if virtual_host.normalizes {
             // What a pattern took apart may have been put together into steps upwards.
-            path = path::one_form(path).map_err(refused)?;
+            path = path::one_form(&path).map_err(refused)?.into_owned();
         }
         if let Some(query) = head.uri.query() {
             path.push('?');

@@ -19,6 +19,7 @@ mod traffic;
 pub(crate) mod under_way;
 pub(crate) mod upgrade;
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::pin::pin;
 use std::rc::Rc;
@@ -39,7 +40,7 @@ use crate::request::body::{Bounds, ResponseBody};
 use crate::request::retry::{Decision, Progress, hedge};
 use crate::request::under_way::Attempt;
 use crate::request::upgrade::Upgrade;
-use crate::snapshot::access::Source;
+use crate::snapshot::access::{Asked, Source};
 use crate::snapshot::actions::Action;
 use crate::snapshot::routes::{Route, Target, VirtualHost};
 use crate::snapshot::{Entry, Lease, Matched, Reader, Snapshots};
@@ -237,12 +238,25 @@ async fn attempts(
     }
 }
 
-/// Whether the caller may ask for this, where anything is said of it. The path has its one form by now.
+/// Whether the caller may ask for this, where anything is said of it. The path has its one form by now, unless the service
+/// keeps paths as they come.
 fn authorize(virtual_host: &VirtualHost, source: &Source, head: &Parts) -> Result<(), Failure> {
-    match &virtual_host.access {
-        None => Ok(()),
-        Some(access) => access.authorize(source, Some(head)),
-    }
+    let Some(access) = &virtual_host.access else {
+        return Ok(());
+    };
+    let path = head.uri.path();
+    let form = match virtual_host.normalizes {
+        true => Ok(Cow::Borrowed(path)),
+        false => path::one_form(path),
+    };
+    let form = form.ok();
+    access.authorize(
+        source,
+        Some(Asked {
+            head,
+            form: form.as_deref(),
+        }),
+    )
 }
 
 /// The route of a request whose service is known, once its path and its names have the form that the service asks for.

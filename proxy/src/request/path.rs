@@ -5,6 +5,8 @@
 //! digits of what stays encoded are capitals, `.` and `..` are resolved. Slashes that follow one another are one, as in
 //! App Mesh's Envoys. An encoded slash stays what it is: data of its segment. The query is not touched.
 
+use std::borrow::Cow;
+
 use http::Uri;
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -38,14 +40,14 @@ pub(crate) fn normalize(head: &mut Parts) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The one form of a path that was made here out of a request's.
+/// The one form of a path alone.
 ///
 /// # Errors
 /// As for [`normalize`].
-pub(crate) fn one_form(path: String) -> Result<String, &'static str> {
+pub(crate) fn one_form(path: &str) -> Result<Cow<'_, str>, &'static str> {
     match is_plain(path.as_bytes()) {
-        true => Ok(path),
-        false => normal(&path),
+        true => Ok(Cow::Borrowed(path)),
+        false => normal(path).map(Cow::Owned),
     }
 }
 

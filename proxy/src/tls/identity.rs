@@ -201,7 +201,8 @@ impl Identity {
         // Nothing is resumed: see the head of `tls`.
         server.send_tls13_tickets = 0;
         server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-        let control = Pinned::of(known_by, Arc::clone(&certified) as _, &provider).map_err(unusable)?;
+        let to_control = (Arc::clone(&certified) as _, leaf.not_after);
+        let control = Pinned::of(known_by, id.trust_domain(), to_control, &provider).map_err(unusable)?;
         let mut client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
             .map_err(unusable)?

@@ -17,6 +17,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs as provider, verify_tls13_signatu
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
+use rustls::sign::CertifiedKey;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme, version,
 };
@@ -59,6 +60,18 @@ impl Pinned {
     /// # Errors
     /// In words, when a certificate or key cannot be read.
     pub fn new(trust: Trust, shown: Option<Shown<'_>>) -> Result<Self, String> {
+        Self::in_domain(trust, None, shown)
+    }
+
+    /// The same, to that of this trust domain, where it is known: under one root there may be several.
+    ///
+    /// # Errors
+    /// In words, when a certificate or key cannot be read.
+    pub(crate) fn in_domain(
+        trust: Trust,
+        trust_domain: Option<&str>,
+        shown: Option<Shown<'_>>,
+    ) -> Result<Self, String> {
         let provider = Arc::new(provider::default_provider());
         let known = match trust {
             Trust::Fingerprint(fingerprint) => Known::Fingerprint(fingerprint),
@@ -66,6 +79,7 @@ impl Pinned {
         };
         let verifier = Arc::new(ControlApi {
             known,
+            trust_domain: trust_domain.map(str::to_owned),
             provider: provider.clone(),
         });
         let failed = |error: Error| format!("TLS cannot be set up: {error}");
@@ -90,21 +104,27 @@ impl Pinned {
         Ok(Self::with(config))
     }
 
-    /// Connections to the control API of the mesh of an identity: known by its roots, shown its certificate.
+    /// Connections to the control API of the mesh of an identity: known by its roots, shown its certificate as long as that
+    /// is good, which ends in seconds since 1970.
     pub(super) fn of(
         roots: RootCertStore,
-        certificate: Arc<dyn ResolvesClientCert>,
+        trust_domain: &str,
+        (certificate, not_after): (Arc<dyn ResolvesClientCert>, i64),
         provider: &Arc<CryptoProvider>,
     ) -> Result<Self, Error> {
         let verifier = Arc::new(ControlApi {
             known: Known::Roots(Arc::new(roots)),
+            trust_domain: Some(trust_domain.to_owned()),
             provider: Arc::clone(provider),
         });
         let config = ClientConfig::builder_with_provider(Arc::clone(provider))
             .with_protocol_versions(&[&version::TLS13])?
             .dangerous()
             .with_custom_certificate_verifier(verifier)
-            .with_client_cert_resolver(certificate);
+            .with_client_cert_resolver(Arc::new(WhileGood {
+                certificate,
+                not_after,
+            }));
         Ok(Self::with(config))
     }
 
@@ -218,6 +238,28 @@ fn spiffe_id(certificate: &CertificateDer<'_>) -> Option<String> {
     uris.next().is_none().then_some(first)
 }
 
+/// A certificate that is shown until it expires, and none after it: the control API asks for one and does not demand it, but
+/// takes no handshake with one that is over, and a sidecar without a good certificate is to be configured all the same.
+#[derive(Debug)]
+struct WhileGood {
+    certificate: Arc<dyn ResolvesClientCert>,
+    /// In seconds since 1970.
+    not_after: i64,
+}
+
+impl ResolvesClientCert for WhileGood {
+    fn resolve(&self, hints: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let is_good = super::seconds(SystemTime::now()) < self.not_after;
+        is_good
+            .then(|| self.certificate.resolve(hints, schemes))
+            .flatten()
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
 #[derive(Debug)]
 enum Known {
     Fingerprint([u8; 32]),
@@ -228,6 +270,8 @@ enum Known {
 #[derive(Debug)]
 struct ControlApi {
     known: Known,
+    /// Of which trust domain it must be, where that is known.
+    trust_domain: Option<String>,
     provider: Arc<CryptoProvider>,
 }
 
@@ -264,7 +308,8 @@ impl ServerCertVerifier for ControlApi {
         let path = id
             .as_deref()
             .and_then(|id| id.strip_prefix("spiffe://")?.split_once('/'));
-        if path.is_some_and(|(_, path)| path == CONTROL_PATH) {
+        let ours = |domain: &str| self.trust_domain.as_ref().is_none_or(|own| own == domain);
+        if path.is_some_and(|(domain, path)| path == CONTROL_PATH && ours(domain)) {
             Ok(ServerCertVerified::assertion())
         } else {
             Err(Error::InvalidCertificate(CertificateError::NotValidForName))
@@ -300,5 +345,45 @@ impl ServerCertVerifier for ControlApi {
         self.provider
             .signature_verification_algorithms
             .supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+
+    use super::*;
+
+    #[test]
+    fn a_control_api_of_another_trust_domain_under_the_same_root_is_not_ours() {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let root = params.self_signed(&key).unwrap();
+        let issuer = Issuer::new(params, key);
+        let verify = |trust_domain: Option<&str>, uri: &str| {
+            let mut params = CertificateParams::default();
+            params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+            let leaf = params.signed_by(&KeyPair::generate().unwrap(), &issuer).unwrap();
+            let verifier = ControlApi {
+                known: Known::Roots(Arc::new(root_store(&[root.pem()]).unwrap())),
+                trust_domain: trust_domain.map(str::to_owned),
+                provider: Arc::new(provider::default_provider()),
+            };
+            let name = ServerName::try_from("control").unwrap();
+            let verified = verifier.verify_server_cert(leaf.der(), &[], &name, &[], UnixTime::now());
+            verified.is_ok()
+        };
+        for (trust_domain, uri, expected) in [
+            (Some("shop"), "spiffe://shop/outrigger/control", true),
+            (Some("shop"), "spiffe://other/outrigger/control", false),
+            (Some("shop"), "spiffe://shop/outrigger", false),
+            (Some("shop"), "spiffe://shop/x/outrigger/control", false),
+            // Before there is an identity, the root of the token is all that is known.
+            (None, "spiffe://other/outrigger/control", true),
+            (None, "spiffe://other/reviews", false),
+        ] {
+            assert_eq!(verify(trust_domain, uri), expected, "{trust_domain:?} {uri}");
+        }
     }
 }

@@ -58,6 +58,30 @@ async fn what_no_rule_allows_is_refused_by_the_service_s_own_sidecar() {
 }
 
 #[tokio::test]
+async fn a_service_that_keeps_paths_as_they_come_is_not_gone_around_by_another_form_of_them() {
+    let app = Upstream::start("a").await;
+    let pki = Pki::new();
+    let keeps = format!("{ALLOW}\nnormalize_paths: false");
+    let server = server(app.address(), &keeps, &pki.files("reviews")).await;
+    let fields = "tls: { mode: permissive }\nnormalize_paths: false";
+    let caller = caller(&server, fields, &pki.files("productpage")).await;
+    for (path, status) in [
+        ("/reviews/http://a//b", 200),
+        ("/reviews/a%2Db", 200),
+        ("/reviews/../admin", 403),
+        ("/reviews/%2e%2e/admin", 403),
+        ("/reviews/../../admin", 403),
+        ("/reviews\\..\\admin", 403),
+        ("/admin/../reviews", 403),
+        ("//reviews", 403),
+    ] {
+        let reply = caller.client().send(Ask::new("GET", path).host("reviews")).await;
+        assert_eq!(reply.status(), status, "{path} {reply:?}");
+    }
+    assert_eq!(app.requests(), 2);
+}
+
+#[tokio::test]
 async fn audit_serves_what_would_be_refused_and_says_so() {
     let app = Upstream::start("a").await;
     let pki = Pki::new();

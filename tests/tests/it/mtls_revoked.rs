@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use outrigger_tests::background::Background;
+use outrigger_tests::dns::{DnsServer, Manner};
 use outrigger_tests::http2::frame::{self, kind};
 use outrigger_tests::http2::{Caller, Http2Upstream, Raw};
+use outrigger_tests::metrics::Metrics;
 use outrigger_tests::pki::{Issued, serial};
 use outrigger_tests::wire::Wire;
 use outrigger_tests::{
@@ -513,6 +515,31 @@ async fn a_request_on_a_connection_from_before_is_answered_403_with_the_reason()
     Box::pin(refused).await;
     let labels = [("source", "spiffe://shop/productpage"), ("result", "refused")];
     assert!(server.metrics().await.sum(ASKED, &labels) >= 1.0);
+}
+
+#[tokio::test]
+async fn what_is_revoked_does_not_wait_for_the_names_of_other_backends() {
+    let app = Upstream::start("a").await;
+    let pki = Pki::new();
+    let dns = DnsServer::start("test").await;
+    dns.behave(Manner::Silent);
+    let text = beside(app.address(), STRICT);
+    let spec = SidecarSpec::text("server", &text).beside("reviews");
+    let server = Sidecar::start(spec.identity(&pki.files("reviews")).dns(dns.address())).await;
+    let served = |metrics: &Metrics| metrics.sum("outrigger_config_pushes_total", &[("result", "applied")]);
+    let before = served(&server.metrics().await);
+    let slow =
+        "kind: Service\nname: slow\nbackends: [{ name: v1, discover: { dns: slow.test, port: 80 } }]\n";
+    server.rewrite(&revoking(
+        &by_identity("productpage"),
+        &format!("{text}\n---\n{slow}"),
+    ));
+    server
+        .metrics_when("what is revoked, before the rest is served", |metrics| {
+            let denied = metrics.sum("outrigger_revoked", &[("what", "identities")]);
+            denied == 1.0 && served(metrics) == before
+        })
+        .await;
 }
 
 #[tokio::test]

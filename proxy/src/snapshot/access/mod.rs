@@ -170,12 +170,12 @@ impl Access {
         }
     }
 
-    /// Whether a caller may ask for this; without a head, whether it may open a connection. One that has been revoked since
-    /// it came may not, whatever is only audited.
+    /// Whether a caller may ask for this; without a request, whether it may open a connection. One that has been revoked
+    /// since it came may not, whatever is only audited.
     ///
     /// # Errors
     /// When it may not.
-    pub(crate) fn authorize(&self, source: &Source, head: Option<&Parts>) -> Result<(), Failure> {
+    pub(crate) fn authorize(&self, source: &Source, asked: Option<Asked<'_>>) -> Result<(), Failure> {
         let series = source.series.as_ref().unwrap_or(&self.plaintext);
         if let Some(Err(failure)) = source.session().map(Session::stands) {
             series.refused.inc();
@@ -197,12 +197,12 @@ impl Access {
                 Failure::new(Reason::IdentityMissing, detail)
             });
         }
-        if self.allows(source, head) {
+        if self.allows(source, asked) {
             series.allowed.inc();
             return Ok(());
         }
         let who = source.id().map_or("a caller without an identity", |id| id);
-        let what = head.map_or_else(String::new, |head| {
+        let what = asked.map_or_else(String::new, |Asked { head, .. }| {
             format!(" {} {}", head.method, head.uri.path())
         });
         if self.audit {
@@ -220,19 +220,31 @@ impl Access {
         Err(Failure::new(Reason::Forbidden, detail))
     }
 
-    fn allows(&self, source: &Source, head: Option<&Parts>) -> bool {
+    fn allows(&self, source: &Source, asked: Option<Asked<'_>>) -> bool {
         let Some(rules) = &self.rules else { return true };
         let Some(peer) = &source.peer else { return false };
         rules.iter().any(|rule| {
             (rule.from.is_empty() || rule.from.iter().any(|from| from.means(&peer.id)))
-                && head.is_none_or(|head| rule.takes(head))
+                && asked.is_none_or(|asked| rule.takes(asked))
         })
     }
 }
 
+/// A request, as it is asked about.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked<'a> {
+    pub(crate) head: &'a Parts,
+    /// Its path in its one form; `None`: it has none. Another than that of the head only where a service keeps paths as
+    /// they come.
+    pub(crate) form: Option<&'a str>,
+}
+
 impl Rule {
-    fn takes(&self, head: &Parts) -> bool {
+    fn takes(&self, Asked { head, form }: Asked<'_>) -> bool {
+        let takes = |path: &str| self.paths.iter().any(|rule| rule.matches(path));
+        let path = head.uri.path();
         (self.methods.is_empty() || self.methods.contains(&head.method))
-            && (self.paths.is_empty() || self.paths.iter().any(|path| path.matches(head.uri.path())))
+            // As it came and in its one form: which of them the application takes it for is not known here.
+            && (self.paths.is_empty() || takes(path) && form.is_some_and(|form| form == path || takes(form)))
     }
 }

@@ -172,6 +172,19 @@ async fn without_a_control_api_everything_serves_until_the_certificates_end_and_
     })
     .await;
     assert!(reply.text().contains("expired"), "{}", reply.text());
+
+    // Their tokens are used up, so that no certificate comes; but what is pushed does, and how it was served once more.
+    let listen = desk.url.trim_start_matches("https://").to_owned();
+    let (api, _) = serve(&desk.data(), &listen, &["--tls", "--certificate-ttl", "1m"]).await;
+    desk.api = api;
+    let file = desk.path().join("another.yaml");
+    std::fs::write(&file, "kind: Mesh\ndefault_policy: deny\n").unwrap();
+    desk.run(&format!("push {}", file.display())).await.ok();
+    caller
+        .config_when("what was pushed since", |config| {
+            config.to_string().contains("default_policy: deny")
+        })
+        .await;
 }
 
 #[tokio::test]

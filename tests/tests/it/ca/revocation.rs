@@ -67,6 +67,24 @@ async fn who_has_renewed_before_it_was_revoked_is_not_let_off() {
 }
 
 #[tokio::test]
+async fn who_renews_at_the_very_moment_is_not_let_off() {
+    let (desk, serial) = joined().await;
+    let body = desk.path().join("body.json");
+    std::fs::write(&body, json!({ "csr": desk.csr() }).to_string()).unwrap();
+    let (folder, url) = (desk.path().to_owned(), &desk.url);
+    let data = body.display();
+    let ask = format!("curl -sS -H content-type:application/json --data @{data} {SHOWN} {url}/v1/identity");
+    // Until it is refused.
+    let renewing = std::thread::spawn(move || while super::ran(&folder, &ask).contains("not_after") {});
+    desk.run(&format!("revoke --serial {serial}")).await.ok();
+    let mesh = desk.run("get @mesh").await.ok().stdout;
+    renewing.join().unwrap();
+    let all = desk.certificates("--service reviews").await;
+    let spared: Vec<_> = all.iter().filter(|serial| !mesh.contains(*serial)).collect();
+    assert!(spared.is_empty(), "{spared:?} of {} are not revoked", all.len());
+}
+
+#[tokio::test]
 async fn what_a_token_let_in_is_revoked_together_with_it_and_nobody_else() {
     let (desk, elsewhere) = joined().await;
     let stolen = desk.token("reviews", 3, "1h").await;
