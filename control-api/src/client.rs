@@ -295,7 +295,14 @@ impl Api {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let broke = |error: hyper::Error| self.unreachable(format!("the connection broke ({error})"));
+        let broke = |error: hyper::Error| {
+            self.unreachable(match error.is_parse() {
+                true => format!(
+                    "what it says is not HTTP ({error}): if it is served with --tls, ask it by https://"
+                ),
+                false => format!("the connection broke ({error})"),
+            })
+        };
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broke)?;
         let driver = tokio::spawn(connection);
         let response = sender.send_request(request).await.map_err(broke)?;

@@ -220,7 +220,7 @@ impl Reason {
             // Envoy's flag FI. Status and grpc-status are those that the route says, else these.
             Self::FaultInjected =>    facts("fault-injected",    503, 14, No,    "the route's `fault` says so; take it out when the trial is over"),
             Self::TlsRequired =>      facts("tls-required",      403,  7, No,    "the service's `tls` is strict and the caller spoke plaintext; give the caller's sidecar an identity"),
-            Self::Forbidden =>        facts("forbidden",         403,  7, No,    "the service's `allow` does not name this caller for this request; the log says who it is"),
+            Self::Forbidden =>        facts("forbidden",         403,  7, No,    "the service's `allow` names no such caller for this request; one that speaks plaintext has no identity and is never named: its sidecar speaks mTLS where the service says `tls: { mode: permissive }` or strict; the log says who it is"),
             Self::Overloaded =>       facts("overloaded",        503, 14, No,    "a limit of this sidecar was reached; look at connections and at slow endpoints"),
             Self::NoEndpoint =>       facts("no-endpoint",       503, 14, No,    "the backend has no endpoint; look at its `discover` and at DNS"),
             Self::Loop =>             facts("loop",              508, 13, No,    "the backend leads back to this sidecar; its `app` or `discover` must name the application's port, not the sidecar's"),
@@ -236,7 +236,7 @@ impl Reason {
             Self::PeerWrongIdentity => facts("peer-wrong-identity", 503, 14, No, "the other end is not who is meant; does `discover` lead to another service, is its certificate another's, or `server_name` not its name?"),
             Self::PeerNoCertificate => facts("peer-no-certificate", 503, 14, No, "the other end showed no certificate; it is no sidecar of the mesh"),
             // To a caller that comes by a connection from before it is 403 and PERMISSION_DENIED.
-            Self::PeerRevoked =>      facts("peer-revoked",      503, 14, No,    "the mesh has revoked the other end; is it in `outrigger get @mesh` by mistake? `outrigger revoke --undo` lets it in again"),
+            Self::PeerRevoked =>      facts("peer-revoked",      503, 14, No,    "the mesh has revoked one of the two ends, the caller where this is a 403, else the endpoint; is it in `outrigger get @mesh` by mistake? `outrigger revoke --undo` lets it in again"),
             Self::RefusedStream =>    facts("refused-stream",    503, 14, No,    "the instance turned the request away before it began; look for its restart or its limit on streams"),
             Self::UpstreamReset =>    facts("upstream-reset",    502, 14, Maybe, "the instance closed the connection; look for its crash or restart"),
             Self::EnhanceYourCalm =>  facts("enhance-your-calm", 502,  8, Maybe, "the instance is being asked too much and said so; it is not asked again; look at its load"),

@@ -48,7 +48,7 @@ struct Arguments {
     /// The token to join the mesh with, as `outrigger token create` prints it. Better in the variable than on the command
     /// line, which others can see
     #[arg(long, env = "OUTRIGGER_TOKEN", value_name = "TOKEN", hide_env_values = true)]
-    token: Option<JoinToken>,
+    token: Option<String>,
     /// A file that holds it
     #[arg(long, env = "OUTRIGGER_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
@@ -131,7 +131,13 @@ impl Arguments {
         overrule(&mut bootstrap.config.control, self.control);
         overrule(&mut bootstrap.config.path, self.path);
         overrule(&mut bootstrap.config.last_good, self.last_good);
-        if self.token.is_some() || self.token_file.is_some() {
+        // Read here and not by clap, whose errors repeat what they are given: this is a secret, if a damaged one.
+        let token = self.token.as_deref().map(|text| {
+            let read = text.trim().parse::<JoinToken>();
+            read.map_err(|why| anyhow::anyhow!("--token or OUTRIGGER_TOKEN: {why}"))
+        });
+        let token = token.transpose()?;
+        if token.is_some() || self.token_file.is_some() {
             let source = bootstrap.identity.get_or_insert_default();
             let join = source.join.get_or_insert_default();
             overrule(&mut join.token_file, self.token_file);
@@ -160,7 +166,7 @@ impl Arguments {
         Ok(Start {
             bootstrap,
             dns: self.dns,
-            token: self.token,
+            token,
         })
     }
 }

@@ -9,7 +9,7 @@ use outrigger_config::{MESH_KEY, Mesh, check, split};
 use serde_json::Value;
 
 use super::ca::certificates;
-use super::output::{Output, count};
+use super::output::{Output, count, harmless};
 use super::{CliError, Exit};
 use crate::ca::certificates::{CertificateView, Which};
 use crate::ca::tokens::TokenView;
@@ -22,7 +22,7 @@ use crate::push::Outcome;
 pub(super) struct Revoke {
     /// The serial number of a certificate, as `outrigger audit` shows it, with all that it was renewed from or to; may be
     /// given again.
-    #[arg(long, value_name = "HEX")]
+    #[arg(long, value_name = "HEX", required_unless_present_any = ["token", "identity"])]
     serial: Vec<String>,
     /// The id of a join token: it is taken back, and all that came of it is revoked; may be given again.
     #[arg(long, value_name = "ID")]
@@ -41,7 +41,7 @@ pub(super) struct Revoke {
 impl Revoke {
     pub(super) async fn run(self, api: &Api, output: &mut Output) -> Result<Exit, CliError> {
         let edit = if self.undo { Edit::Undo } else { Edit::Revoke };
-        let Some(mut outcome) = self.once(api, edit, output).await? else {
+        let Some(mut outcome) = self.once(api, (edit, true), output).await? else {
             return Err(CliError::Sentence("nothing was changed".to_owned()));
         };
         // What was renewed between the look and the push is found now: past the push nothing of it is renewed.
@@ -49,7 +49,7 @@ impl Revoke {
         if !self.undo
             && is_looked_up
             && let Some(rest) = self
-                .once(api, edit, output)
+                .once(api, (edit, false), output)
                 .await?
                 .filter(|rest| !rest.changed.is_empty())
         {
@@ -79,8 +79,14 @@ impl Revoke {
 
 impl Revoke {
     /// Looks at what is meant and pushes it. Nothing, where it was refused, which has been told.
-    async fn once(&self, api: &Api, edit: Edit, output: &mut Output) -> Result<Option<Outcome>, CliError> {
-        let serials = self.serials(api).await?;
+    async fn once(
+        &self,
+        api: &Api,
+        (edit, first): (Edit, bool),
+        output: &mut Output,
+    ) -> Result<Option<Outcome>, CliError> {
+        let telling = first && !self.undo && !self.json;
+        let serials = self.serials(api, telling.then_some(&mut *output)).await?;
         let path = format!("/v1/services/{MESH_KEY}");
         let (text, version) = match api.json::<Value>(Ask::get(path.clone())).await {
             Ok(stored) => (text_of(&stored, "text")?, Some(text_of(&stored, "version")?)),
@@ -111,7 +117,7 @@ impl Revoke {
 
     /// The serial numbers that are meant: those that were given, and of each the certificates that came of the same join;
     /// those that came of the tokens, which are taken back first, so that none is added meanwhile.
-    async fn serials(&self, api: &Api) -> Result<Vec<String>, CliError> {
+    async fn serials(&self, api: &Api, mut output: Option<&mut Output>) -> Result<Vec<String>, CliError> {
         let mut all = Vec::new();
         for serial in &self.serial {
             let serial = serial.replace(':', "").to_ascii_lowercase();
@@ -119,8 +125,15 @@ impl Revoke {
                 serial: Some(serial.clone()),
                 ..Which::default()
             };
+            let found = came_of(api, &which).await?;
+            if let Some(output) = output.as_deref_mut().filter(|_| found.is_empty()) {
+                output.line(format!(
+                    "no certificate that is alive has the serial number {}; it is denied all the same",
+                    harmless(&serial)
+                ));
+            }
             all.push(serial);
-            all.extend(came_of(api, &which).await?);
+            all.extend(found);
         }
         for id in &self.token {
             let taken_back: TokenView = api

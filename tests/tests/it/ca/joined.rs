@@ -231,3 +231,23 @@ async fn a_control_api_of_another_mesh_is_not_listened_to() {
     let audit = stranger.run("audit --json").await.ok().stdout;
     assert!(!audit.contains("issued"), "{audit}");
 }
+
+#[tokio::test]
+async fn a_damaged_token_is_refused_without_being_repeated() {
+    let desk = Desk::over_tls(&[]).await;
+    let token = desk.token("reviews", 1, "10m").await;
+    let secret = token.split('.').nth(2).unwrap().to_owned();
+    for damaged in [token[..token.len() - 1].to_owned(), format!("\"{token}\"")] {
+        let arguments = ["--service", "reviews", "--control", &desk.url].map(OsString::from);
+        let environment = [("OUTRIGGER_TOKEN".to_owned(), damaged)];
+        let program = Program::start_in("sidecar", "outrigger-proxy", &arguments, &environment);
+        let ended = outrigger_tests::cli::finish(program).await;
+        assert_eq!(ended.code, 2, "{}", ended.stderr);
+        assert!(
+            ended.stderr.contains("this is not a join token"),
+            "{}",
+            ended.stderr
+        );
+        assert!(!ended.stderr.contains(&secret), "{}", ended.stderr);
+    }
+}
