@@ -2,10 +2,11 @@
 //!
 //! **Does not** pool, retry or follow: a person waits for each answer, and a push must not be sent twice unasked.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_TYPE, HOST, IF_MATCH};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, IF_MATCH};
 use http::{HeaderValue, Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
@@ -47,6 +48,8 @@ pub struct Api {
     authority: String,
     /// How it is known, if it is spoken to over TLS.
     tls: Option<Pinned>,
+    /// How it knows an operator; marked as sensitive, so that nothing prints it.
+    operator: Option<HeaderValue>,
 }
 
 /// One request.
@@ -68,6 +71,15 @@ pub enum ClientError {
         url: String,
         /// What is wrong with it.
         what: String,
+    },
+    /// The operator token would be read on the way.
+    #[error(
+        "the operator token is not sent to {url}: it would cross the network in the clear. Use https:// (`outrigger serve \
+         --tls`, known by --ca-fingerprint or --api-ca), or run the tool on the machine of the control API"
+    )]
+    Plaintext {
+        /// Where.
+        url: String,
     },
     /// Nobody answered.
     #[error(
@@ -218,7 +230,33 @@ impl Api {
             url: url.trim_end_matches('/').to_owned(),
             authority: format!("{}:{port}", authority.host()),
             tls,
+            operator: None,
         })
+    }
+
+    /// Shows this operator token with every request. Refused for an address of http:// beyond this machine.
+    pub fn with_operator_token(mut self, token: &str) -> Result<Self, ClientError> {
+        let host = self.host().trim_start_matches('[').trim_end_matches(']');
+        let here = host.parse::<IpAddr>().map_or_else(
+            // `localhost` never leaves the machine (RFC 6761, section 6.3).
+            |_| host.eq_ignore_ascii_case("localhost"),
+            |address| address.to_canonical().is_loopback(),
+        );
+        if self.tls.is_none() && !here {
+            return Err(ClientError::Plaintext { url: self.url });
+        }
+        let value = HeaderValue::try_from(format!("Bearer {token}"));
+        let mut value =
+            value.map_err(|_| self.strange("an operator token that no header can hold".to_owned()))?;
+        value.set_sensitive(true);
+        self.operator = Some(value);
+        Ok(self)
+    }
+
+    /// The host of the address, an IPv6 one in its brackets.
+    fn host(&self) -> &str {
+        let host = self.authority.rsplit_once(':').map(|(host, _)| host);
+        host.unwrap_or(&self.authority)
     }
 
     /// The address as it was given.
@@ -263,9 +301,12 @@ impl Api {
 
     /// Connects, sends, and reads the whole answer, whatever its status.
     pub async fn exchange(&self, ask: Ask, accept: &'static str) -> Result<(StatusCode, Bytes), ClientError> {
-        let request = ask
+        let mut request = ask
             .request(&self.authority, accept)
             .map_err(|error| self.strange(error.to_string()))?;
+        if let Some(operator) = &self.operator {
+            request.headers_mut().insert(AUTHORIZATION, operator.clone());
+        }
         let stream = timeout(CONNECT_WITHIN, TcpStream::connect(&self.authority))
             .await
             .map_err(|_| self.unreachable(format!("no connection within {}s", CONNECT_WITHIN.as_secs())))?
@@ -273,11 +314,7 @@ impl Api {
         let Some(tls) = &self.tls else {
             return self.ask_over(stream, request).await;
         };
-        let host = self
-            .authority
-            .rsplit_once(':')
-            .map_or(self.authority.as_str(), |(host, _)| host);
-        let stream = timeout(CONNECT_WITHIN, tls.connect(host, stream))
+        let stream = timeout(CONNECT_WITHIN, tls.connect(self.host(), stream))
             .await
             .map_err(|_| self.unreachable(format!("no TLS within {}s", CONNECT_WITHIN.as_secs())))?
             .map_err(|error| {

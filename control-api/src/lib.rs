@@ -1,6 +1,6 @@
 //! The control API and the operator's tool of Outrigger.
 //!
-//! One way through the house, from the ground up: [`store`] keeps the documents, [`ca`] is
+//! One way through the house, from the ground up: [`store`] keeps the documents, `secrets` what only its owner may read, [`ca`] is
 //! the certificate authority of the mesh, [`push`] is the journey of one
 //! push, [`nodes`] remembers who polls and what it answered, [`discovery`] decides what a poll is told,
 //! [`server`] is the edge where all of it meets HTTP, [`client`] speaks to that edge, [`demo`] runs all of it
@@ -16,5 +16,6 @@ mod demo;
 pub mod discovery;
 pub mod nodes;
 pub mod push;
+mod secrets;
 pub mod server;
 pub mod store;

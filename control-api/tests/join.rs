@@ -43,6 +43,7 @@ impl Desk {
                 ..outrigger_control::ca::Options::default()
             },
             tls: Some(TlsOptions::default()),
+            require_operator_token: false,
         };
         let handle = start(config).await.unwrap();
         let api = Api::trusting(&url(&handle), Some(Trust::Fingerprint(handle.root))).unwrap();

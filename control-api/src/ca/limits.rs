@@ -39,7 +39,7 @@ const SOURCES_MAX: usize = 10_000;
 
 /// The failures of late.
 #[derive(Debug)]
-pub(super) struct Limits {
+pub(crate) struct Limits {
     sources: HashMap<Who, Source>,
     /// By the serial number that a bearer joined with. Each has a certificate that is alive, and these are bounded.
     renewals: HashMap<String, Bucket>,
@@ -50,7 +50,7 @@ pub(super) struct Limits {
 
 /// Who attempts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Who {
+pub(crate) enum Who {
     /// Whoever comes from there.
     Address(IpAddr),
     /// The bearer of the certificate of this serial number, which TLS has verified.
@@ -72,7 +72,7 @@ struct Source {
 
 /// What may be said to and noted of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     /// It is heard, and a failure is told and written down.
     Heard,
     /// It is over the limit until then. The first of a row is written down.
@@ -110,7 +110,7 @@ impl Bucket {
 }
 
 impl Limits {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             sources: HashMap::new(),
             renewals: HashMap::new(),
@@ -120,7 +120,7 @@ impl Limits {
     }
 
     /// Whether an attempt from this source is listened to.
-    pub(super) fn before(&mut self, source: &Who, now: Instant) -> Verdict {
+    pub(crate) fn before(&mut self, source: &Who, now: Instant) -> Verdict {
         let Some(known) = self.sources.get_mut(source) else {
             return Verdict::Heard;
         };
@@ -134,7 +134,7 @@ impl Limits {
     }
 
     /// An attempt failed: whether the reason is told, and the failure written down.
-    pub(super) fn failed(&mut self, source: &Who, now: Instant) -> Verdict {
+    pub(crate) fn failed(&mut self, source: &Who, now: Instant) -> Verdict {
         if self.sources.len() >= SOURCES_MAX && !self.sources.contains_key(source) {
             self.sources.retain(|_, known| !known.bucket.is_full(now));
         }

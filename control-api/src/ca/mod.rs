@@ -11,8 +11,8 @@ mod authority;
 pub mod certificates;
 mod csr;
 pub mod join;
-mod limits;
-mod random;
+pub(crate) mod limits;
+pub(crate) mod random;
 mod roots;
 pub mod rotation;
 #[cfg(test)]

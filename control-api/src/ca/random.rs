@@ -7,7 +7,7 @@ use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 const SERIAL_BYTES: usize = 16;
 
 /// So many random bytes.
-pub(super) fn bytes<const N: usize>() -> Result<[u8; N], String> {
+pub(crate) fn bytes<const N: usize>() -> Result<[u8; N], String> {
     let mut bytes = [0; N];
     let filled = SystemRandom::new().fill(&mut bytes);
     filled.map_err(|_| "the system gives no randomness".to_owned())?;

@@ -2,9 +2,6 @@
 //!
 //! **Does not** change: another set takes its place when a root is added, begins to sign, or goes.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,6 +10,7 @@ use time::OffsetDateTime;
 
 use super::authority::{Authority, SignError, Signed, Wanted};
 use super::{CaError, millis};
+use crate::secrets;
 use crate::store::ledger::{Root, RootState};
 
 /// The roots, oldest first, and what signs.
@@ -133,15 +131,7 @@ fn read_key(path: &Path) -> Result<KeyPair, CaError> {
         path: path.to_owned(),
         cause,
     };
-    let text = std::fs::read_to_string(path).map_err(|error| refused(error.to_string()))?;
-    let mode = std::fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
-    if mode & 0o077 != 0 {
-        // A volume may be mounted with rights of its own, so that this is not refused.
-        tracing::warn!(
-            path = %path.display(), mode = format!("{:o}", mode & 0o777),
-            "the key of the CA can be read by others than its owner: `chmod 600` it"
-        );
-    }
+    let text = secrets::read(path, "the key of the CA").map_err(|error| refused(error.to_string()))?;
     KeyPair::from_pem(&text).map_err(|error| refused(error.to_string()))
 }
 
@@ -149,25 +139,8 @@ fn read_key(path: &Path) -> Result<KeyPair, CaError> {
 fn make_key(folder: &Path, path: &Path) -> Result<KeyPair, CaError> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256);
     let key = key.map_err(|error| CaError::Sign(error.to_string()))?;
-    let write = || -> std::io::Result<()> {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)?;
-        let unfinished = path.with_extension("key.new");
-        // What a start that was cut off left behind has no certificate and signs nothing.
-        let _ = std::fs::remove_file(&unfinished);
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&unfinished)?;
-        file.write_all(key.serialize_pem().as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&unfinished, path)?;
-        File::open(folder)?.sync_all()
-    };
-    write().map_err(|error| CaError::Key {
+    let written = secrets::write(folder, path, key.serialize_pem().as_bytes());
+    written.map_err(|error| CaError::Key {
         path: path.to_owned(),
         cause: error.to_string(),
     })?;

@@ -26,7 +26,11 @@ use outrigger_config::join::read_fingerprint;
 use outrigger_proxy::tls::pin::Trust;
 
 use crate::client::{API_DEFAULT, Api, ClientError};
+use crate::server::is_operator_token;
 use output::Output;
+
+/// The variable of the operator token.
+const OPERATOR_TOKEN: &str = "OUTRIGGER_OPERATOR_TOKEN";
 
 /// The control API of the mesh, and the tool of its operators.
 #[derive(Debug, Parser)]
@@ -49,6 +53,15 @@ struct Arguments {
     /// For an --api of https://: a file with the mesh's roots, as `outrigger ca bundle` prints them.
     #[arg(long, global = true, env = "OUTRIGGER_API_CA", value_name = "FILE")]
     api_ca: Option<PathBuf>,
+    /// A file with the operator token, `operator.token` of the control API's data folder. Instead, the token itself may
+    /// be in OUTRIGGER_OPERATOR_TOKEN. It is needed where the control API is on another machine.
+    #[arg(
+        long,
+        global = true,
+        env = "OUTRIGGER_OPERATOR_TOKEN_FILE",
+        value_name = "FILE"
+    )]
+    operator_token_file: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -137,7 +150,11 @@ async fn dispatch(arguments: Arguments, output: &mut Output) -> Result<Exit, Cli
     let (fingerprint, roots) = (arguments.ca_fingerprint, arguments.api_ca);
     let api = || {
         let trust = trust(fingerprint.as_deref(), roots.as_deref())?;
-        Api::trusting(&arguments.api, trust).map_err(CliError::from)
+        let api = Api::trusting(&arguments.api, trust)?;
+        match operator_token(arguments.operator_token_file.as_deref())? {
+            Some(token) => api.with_operator_token(&token).map_err(CliError::from),
+            None => Ok(api),
+        }
     };
     match arguments.command {
         Command::Serve(serve) => serve.run().await,
@@ -153,6 +170,31 @@ async fn dispatch(arguments: Arguments, output: &mut Output) -> Result<Exit, Cli
         Command::Revoke(revoke) => revoke.run(&api()?, output).await,
         Command::Demo(demo) => demo.run(output).await,
     }
+}
+
+/// The operator token, if one was given. There is no option that is the token itself: others on the machine can read the
+/// arguments of a program. What is wrong with it is said without repeating it.
+fn operator_token(file: Option<&Path>) -> Result<Option<String>, CliError> {
+    let (from, text) = if let Some(path) = file {
+        let from = format!("--operator-token-file {}", path.display());
+        let text = std::fs::read_to_string(path);
+        let text = text.map_err(|error| CliError::Sentence(format!("{from}: {error}")))?;
+        (from, text)
+    } else {
+        let Some(text) = std::env::var_os(OPERATOR_TOKEN).filter(|text| !text.is_empty()) else {
+            return Ok(None);
+        };
+        (OPERATOR_TOKEN.to_owned(), text.to_string_lossy().into_owned())
+    };
+    let token = text.trim();
+    if !is_operator_token(token) {
+        let sentence = format!(
+            "{from}: it is not an operator token, which begins with `oro1.` and is in the file `operator.token` of the \
+             control API's data folder"
+        );
+        return Err(CliError::Sentence(sentence));
+    }
+    Ok(Some(token.to_owned()))
 }
 
 /// By what an API of https:// is known, if anything was given.

@@ -35,6 +35,9 @@ pub(super) struct Serve {
     /// Serve TLS 1.3 on --listen, under a certificate of this API's own CA. Without it: plaintext.
     #[arg(long, env = "OUTRIGGER_TLS")]
     tls: bool,
+    /// Ask operators on this machine for the operator token of the data folder too, not only those elsewhere.
+    #[arg(long, env = "OUTRIGGER_REQUIRE_OPERATOR_TOKEN")]
+    require_operator_token: bool,
     /// A DNS name or IP address by which the API is reached, for its certificate; may be given again.
     #[arg(long, requires = "tls", value_name = "NAME")]
     name: Vec<String>,
@@ -81,6 +84,7 @@ impl Serve {
             listen: self.listen,
             data: self.data,
             tls: self.tls.then_some(TlsOptions { names: self.name }),
+            require_operator_token: self.require_operator_token,
             ca: Options {
                 trust_domain: self.trust_domain,
                 certificate_life: self.certificate_ttl,

@@ -223,10 +223,13 @@ impl Mesh {
             data: data.join("control"),
             ca: crate::ca::Options::default(),
             tls: None,
+            require_operator_token: false,
         };
         let control = server::start(config).await.map_err(|error| match error {
             StartError::Listen { address, cause } => DemoError::Api(address, cause),
-            error @ (StartError::Store(_) | StartError::Ca(_)) => DemoError::Store(error),
+            error @ (StartError::Store(_) | StartError::Ca(_) | StartError::OperatorToken { .. }) => {
+                DemoError::Store(error)
+            }
         })?;
         Ok(Self {
             control,

@@ -10,6 +10,7 @@
 mod answer;
 mod documents;
 mod identity;
+mod operators;
 mod polls;
 mod routes;
 #[cfg(test)]
@@ -40,11 +41,13 @@ use crate::ca::{self, Ca, CaError};
 use crate::nodes::Nodes;
 use crate::store::{Store, StoreError};
 
+use self::operators::Operators;
 use self::tls::Tls;
 pub(crate) use answer::ErrorBody;
 pub(crate) use documents::{AUTHOR, PUSH_BYTES_MAX, WholeConfig, split_all};
 pub use documents::{PushBody, PushText};
 pub(crate) use identity::{AuditList, TokenList};
+pub(crate) use operators::is_token as is_operator_token;
 pub use tls::TlsOptions;
 
 /// Connections at a time: every sidecar that one control API serves, and room for those who reconnect before their
@@ -75,6 +78,8 @@ pub struct Config {
     pub ca: ca::Options,
     /// Serve TLS, under a certificate of that CA. Absent: plaintext.
     pub tls: Option<TlsOptions>,
+    /// Operators bring the operator token from loopback too.
+    pub require_operator_token: bool,
 }
 
 /// Why the control API did not start.
@@ -86,6 +91,17 @@ pub enum StartError {
     /// The CA cannot do its work.
     #[error(transparent)]
     Ca(#[from] CaError),
+    /// The operator token cannot be read or made.
+    #[error(
+        "the operator token at {}: {cause}; make it readable, or take it away and another is made at the next start",
+        path.display()
+    )]
+    OperatorToken {
+        /// Its file.
+        path: PathBuf,
+        /// What happened.
+        cause: String,
+    },
     /// The address cannot be bound.
     #[error("cannot listen on {address}: {cause}; name another address with --listen")]
     Listen {
@@ -122,6 +138,7 @@ impl Handle {
 pub(crate) struct Shared {
     store: Store,
     ca: Ca,
+    operators: Operators,
     /// Turns of making a certificate.
     joins: Semaphore,
     nodes: Arc<Nodes>,
@@ -140,16 +157,17 @@ pub(crate) struct Peer {
 
 /// Opens the store, binds the address and serves until [`Handle::shutdown`].
 pub async fn start(config: Config) -> Result<Handle, StartError> {
-    let (path, options) = (config.data.clone(), config.ca);
+    let (path, options) = (config.data.clone(), config.ca.clone());
     let open = move || {
         let store = Store::open(&path)?;
         let ca = Ca::open(&store, &path, options, Now::read().wall)?;
-        Ok((store, ca))
+        let operators = Operators::open(&path, config.require_operator_token)?;
+        Ok((store, ca, operators))
     };
     let opened = tokio::task::spawn_blocking(open).await;
-    let (store, ca) = opened.unwrap_or_else(|fault| {
+    let (store, ca, operators) = opened.unwrap_or_else(|fault| {
         Err(StartError::Store(StoreError::Open {
-            path: config.data,
+            path: config.data.clone(),
             cause: fault.to_string(),
         }))
     })?;
@@ -160,24 +178,13 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
     let listener = bind(config.listen).map_err(refused)?;
     let address = listener.local_addr().map_err(refused)?;
     tracing::info!(listener = "api", %address, tls = config.tls.is_some(), "listening");
-    if config.tls.is_none() && !address.ip().is_loopback() {
-        tracing::warn!(
-            %address,
-            "the API is served in plaintext beyond this machine: whoever reaches it can push, make join tokens and read \
-             what passes; give --tls, or listen on 127.0.0.1"
-        );
-    } else if !address.ip().is_loopback() {
-        tracing::warn!(
-            %address,
-            "the API has no logins of operators yet: whoever reaches it, a workload of the mesh too, can push and make join \
-             tokens for any service; let only operators and sidecars reach it"
-        );
-    }
+    say_who_operates(&config, address, &operators);
     let stop = CancellationToken::new();
     let shared = Arc::new(Shared {
         nodes: Arc::new(Nodes::of_store(store.head().store.clone())),
         store,
         ca,
+        operators,
         joins: Semaphore::new(identity::JOINS_MAX),
         fragments: polls::Fragments::default(),
         stop: stop.clone(),
@@ -197,6 +204,30 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
         stop,
         served,
     })
+}
+
+/// Says in the log who is an operator, where others than this machine reach the API.
+fn say_who_operates(config: &Config, address: SocketAddr, operators: &Operators) {
+    if address.ip().to_canonical().is_loopback() {
+        return;
+    }
+    let operator_token = operators.path().display();
+    if config.tls.is_none() {
+        tracing::warn!(
+            %address, %operator_token,
+            "the API is served in plaintext beyond this machine: whoever is on the way can read join tokens and operator \
+             tokens and change what is pushed, and the tool sends no operator token there; give --tls, or listen on 127.0.0.1"
+        );
+    }
+    if config.require_operator_token {
+        tracing::info!(%address, %operator_token, "operators bring the operator token");
+    } else {
+        tracing::info!(
+            %address, %operator_token,
+            "operators elsewhere bring the operator token; whatever runs on this machine, or in its network namespace, is an \
+             operator without it (--require-operator-token asks it there too)"
+        );
+    }
 }
 
 /// Binds the address. It may be bound again at once after a stop, and many may knock together.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::error_handling::HandleErrorLayer;
+use axum::middleware::from_fn_with_state;
 use axum::routing::{delete, get, post};
 use bytes::Bytes;
 use http::{Method, StatusCode, Uri};
@@ -18,6 +19,7 @@ use tower::timeout::error::Elapsed;
 use tower::{BoxError, ServiceBuilder};
 
 use super::answer::ApiError;
+use super::operators::only_operators;
 use super::{Shared, documents, identity, polls};
 
 /// Operators' requests at a time: pushes come one after another anyway, and more than this is a loop gone wrong.
@@ -51,17 +53,20 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
             "/v1/ca/rotation",
             post(identity::start_rotation).delete(identity::finish_rotation),
         )
-        .layer(limits);
-    // These wait on purpose, and so stand outside the limits above; the connections are counted instead.
-    let polls = Router::new()
-        .route("/v1/discovery", post(polls::discovery))
+        .layer(limits)
+        // It waits on purpose, and so stands outside the limits; the connections are counted instead.
         .route("/v1/nodes", get(polls::nodes))
+        // Before the limits: who is no operator takes no operator's place.
+        .route_layer(from_fn_with_state(shared.clone(), only_operators));
+    // These wait on purpose too. Sidecars need them, and those that join have nothing yet to show for themselves.
+    let sidecars = Router::new()
+        .route("/v1/discovery", post(polls::discovery))
         .route("/v1/identity", post(identity::identity));
     let alive = Router::new()
         .route("/live", get(async || "live\n"))
         .route("/ready", get(async || "ready\n"));
     operators
-        .merge(polls)
+        .merge(sidecars)
         .merge(alive)
         .method_not_allowed_fallback(wrong_method)
         .fallback(unknown_path)

@@ -34,6 +34,7 @@ impl Running {
             data: folder.path().to_owned(),
             ca: ca::Options::default(),
             tls: None,
+            require_operator_token: false,
         };
         let handle = start(config).await.unwrap();
         let api = Api::new(&format!("http://{}", handle.address)).unwrap();
@@ -384,6 +385,7 @@ async fn a_second_server_on_the_same_store_says_what_to_do() {
         data: running.folder.path().to_owned(),
         ca: ca::Options::default(),
         tls: None,
+        require_operator_token: false,
     };
     let problem = start(config).await.unwrap_err();
     assert!(

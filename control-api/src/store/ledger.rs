@@ -119,6 +119,8 @@ pub enum Deed {
     Renewed,
     /// No certificate was given.
     Refused,
+    /// Somebody brought a wrong operator token.
+    OperatorRefused,
     /// A token was made.
     TokenCreated,
     /// A token was taken back.
@@ -378,7 +380,7 @@ impl Ledger {
             Ok(table.last()?.map_or(0, |(number, _)| number.value()))
         };
         row.number = newest(&deeds)?.max(newest(&refusals)?) + 1;
-        let table = if row.deed == Deed::Refused {
+        let table = if matches!(row.deed, Deed::Refused | Deed::OperatorRefused) {
             &mut refusals
         } else {
             &mut deeds

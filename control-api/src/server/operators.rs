@@ -1,0 +1,335 @@
+//! Who may do what operators do: whoever is on this machine, unless that was forbidden at the start, and whoever brings the
+//! operator token.
+//!
+//! Where a peer is, is the address of its connection and nothing that it says: `X-Forwarded-For` and its like are never
+//! looked at. So whatever passes requests on from this machine passes them on as an operator's, unless loopback has to
+//! bring the token too.
+//!
+//! The token is 256 random bits, kept here as its SHA-256, as join tokens are (see [`crate::ca::tokens`]). A right one is
+//! always heard. What wrong ones may cost is limited: otherwise whoever shares an operator's address could keep it out.
+//!
+//! **Does not** tell operators apart: there is one token.
+
+use std::io::ErrorKind;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use axum::body::Body;
+use axum::extract::{Extension, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::header::{AUTHORIZATION, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use http_body_util::BodyExt;
+use subtle::ConstantTimeEq;
+use tokio::time::timeout;
+
+use super::answer::ApiError;
+use super::documents::PUSH_BYTES_MAX;
+use super::{Peer, Shared, StartError};
+use crate::ca::join::Now;
+use crate::ca::limits::{self, Limits};
+use crate::ca::{random, rfc3339};
+use crate::secrets;
+use crate::store::ledger::{AuditRow, Deed};
+
+/// What an operator token begins with: its kind and version.
+const PREFIX: &str = "oro1.";
+
+/// Random bytes of a token, which nobody guesses.
+const SECRET_BYTES: usize = 32;
+
+/// The file of the token in the folder of `--data`.
+const FILE: &str = "operator.token";
+
+/// How long the rest of a refused body is read and forgotten, so that a large push is not cut before its answer is read.
+const REST_WITHIN: Duration = Duration::from_secs(5);
+
+/// What is known of operators.
+#[derive(Debug)]
+pub(super) struct Operators {
+    token_sha256: [u8; 32],
+    /// Where the token is, for the log.
+    path: PathBuf,
+    /// Loopback has to bring the token too.
+    everywhere: bool,
+    limits: Mutex<Limits>,
+}
+
+/// What a request shows of its sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// It is an operator's.
+    Operator,
+    /// It brings no token and had to.
+    Missing,
+    /// What it brings is not the token.
+    Wrong,
+}
+
+impl Operators {
+    /// Reads the token of the folder of `--data`; at the first start it is made.
+    pub(super) fn open(data: &Path, everywhere: bool) -> Result<Self, StartError> {
+        let path = data.join(FILE);
+        let refused = |cause: String| StartError::OperatorToken {
+            path: path.clone(),
+            cause,
+        };
+        let token = match secrets::read(&path, "the operator token") {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let secret = random::bytes::<SECRET_BYTES>().map_err(refused)?;
+                let token = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(secret));
+                let written = secrets::write(data, &path, format!("{token}\n").as_bytes());
+                written.map_err(|error| refused(error.to_string()))?;
+                token
+            }
+            Err(error) => return Err(refused(error.to_string())),
+        };
+        if !is_token(token.trim()) {
+            return Err(refused("it holds no operator token".to_owned()));
+        }
+        Ok(Self {
+            token_sha256: sha256(token.trim()),
+            path,
+            everywhere,
+            limits: Mutex::new(Limits::new()),
+        })
+    }
+
+    /// Where the token is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Counts a wrong token. How long until one is heard again if there were too many, and whether to write it down.
+    fn failed(&self, peer: IpAddr, now: &Now) -> (Option<Duration>, bool) {
+        let source = peer.into();
+        // Each change of it is whole before the next can panic.
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut verdict = limits.before(&source, now.clock);
+        if verdict == limits::Verdict::Heard {
+            verdict = limits.failed(&source, now.clock);
+        }
+        match verdict {
+            limits::Verdict::Heard => (None, true),
+            limits::Verdict::Over { retry_after, note } => (Some(retry_after), note),
+        }
+    }
+}
+
+/// Whether this has the form of an operator token.
+pub(crate) fn is_token(text: &str) -> bool {
+    let secret = text.strip_prefix(PREFIX).map(|text| URL_SAFE_NO_PAD.decode(text));
+    matches!(secret, Some(Ok(secret)) if secret.len() == SECRET_BYTES)
+}
+
+/// Lets operators through and refuses everybody else. Stands before every route that is not for sidecars.
+pub(super) async fn only_operators(
+    State(shared): State<Arc<Shared>>,
+    Extension(peer): Extension<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let (operators, source) = (&shared.operators, peer.address.ip().to_canonical());
+    let everywhere = operators.everywhere;
+    let verdict = judge(source, everywhere, request.headers(), &operators.token_sha256);
+    let retry_after = match verdict {
+        Verdict::Operator => return next.run(request).await,
+        Verdict::Missing => None,
+        Verdict::Wrong => {
+            let now = Now::read();
+            let (retry_after, note) = operators.failed(source, &now);
+            if note {
+                let shared = shared.clone();
+                let noted = tokio::task::spawn_blocking(move || note_refusal(&shared, source, &now)).await;
+                if let Err(error) = noted {
+                    tracing::error!(%error, "noting a wrong operator token ended by a fault of this program");
+                }
+            }
+            retry_after
+        }
+    };
+    let _ = timeout(REST_WITHIN, forget(request.into_body())).await;
+    refusal(verdict, retry_after)
+}
+
+/// Decides by the address of the connection, and by the token if that is not enough.
+fn judge(peer: IpAddr, everywhere: bool, headers: &HeaderMap, token_sha256: &[u8; 32]) -> Verdict {
+    // An IPv4 peer of a socket of both families is `::ffff:127.0.0.1`.
+    if !everywhere && peer.to_canonical().is_loopback() {
+        return Verdict::Operator;
+    }
+    let mut given = headers.get_all(AUTHORIZATION).iter();
+    let token = match (given.next(), given.next()) {
+        (None, _) => return Verdict::Missing,
+        (Some(value), None) => bearer(value),
+        // Two of them are read by each as it likes (RFC 9110, section 5.3).
+        (Some(_), Some(_)) => None,
+    };
+    let right = token.is_some_and(|token| sha256(token).ct_eq(token_sha256).into());
+    if right { Verdict::Operator } else { Verdict::Wrong }
+}
+
+/// The token of `Bearer …`; the scheme may be written in any case (RFC 9110, section 11.1).
+fn bearer(value: &HeaderValue) -> Option<&str> {
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+fn sha256(token: &str) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
+    hash
+}
+
+/// Reads a body no further than any request may be long, and keeps nothing of it.
+async fn forget(mut body: Body) {
+    let mut left = PUSH_BYTES_MAX;
+    while let Some(Ok(frame)) = body.frame().await {
+        let bytes = frame.data_ref().map_or(0, bytes::Bytes::len);
+        let Some(rest) = left.checked_sub(bytes) else {
+            return;
+        };
+        left = rest;
+    }
+}
+
+fn refusal(verdict: Verdict, retry_after: Option<Duration>) -> Response {
+    if let Some(wait) = retry_after {
+        // Whole seconds (RFC 9110, section 10.2.3), rounded up: never too early.
+        let seconds = wait.as_secs() + 1;
+        let sentence = format!(
+            "too many wrong operator tokens came from here: try again in {seconds}s, or with the right one"
+        );
+        let mut response = ApiError::Sentence(StatusCode::TOO_MANY_REQUESTS, sentence).into_response();
+        response
+            .headers_mut()
+            .insert(RETRY_AFTER, HeaderValue::from(seconds));
+        return response;
+    }
+    let what = if verdict == Verdict::Missing {
+        "this is for operators, and the request brings no operator token"
+    } else {
+        "the operator token is wrong"
+    };
+    let sentence = format!(
+        "{what}. It is in the file `{FILE}` of the folder of --data, on the machine of the control API: give it with \
+         OUTRIGGER_OPERATOR_TOKEN or --operator-token-file (`Authorization: Bearer {PREFIX}…`)"
+    );
+    let mut response = ApiError::Sentence(StatusCode::UNAUTHORIZED, sentence).into_response();
+    // Every 401 says how to be let in (RFC 9110, section 15.5.2).
+    response
+        .headers_mut()
+        .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    response
+}
+
+/// Writes a wrong token into the audit log. That it cannot be written changes nothing for the asker.
+fn note_refusal(shared: &Shared, source: IpAddr, now: &Now) {
+    tracing::warn!(%source, "a wrong operator token");
+    let mut row = AuditRow::of(Deed::OperatorRefused, rfc3339(now.wall));
+    row.source = source.to_string();
+    "a wrong operator token".clone_into(&mut row.note);
+    let written = shared.store.ledger().and_then(|ledger| {
+        ledger.audit(row)?;
+        ledger.commit()
+    });
+    if let Err(error) = written {
+        tracing::error!(%error, "a refusal could not be written to the audit log");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(values: &[&str]) -> HeaderMap {
+        let value = |text: &&str| (AUTHORIZATION, HeaderValue::from_str(text).unwrap());
+        let mut headers: HeaderMap = HeaderMap::new();
+        for (name, value) in values.iter().map(value) {
+            headers.append(name, value);
+        }
+        // What a client says of where it comes from counts for nothing.
+        headers.insert("x-forwarded-for", HeaderValue::from_static("127.0.0.1"));
+        headers.insert("forwarded", HeaderValue::from_static("for=127.0.0.1"));
+        headers
+    }
+
+    #[test]
+    fn loopback_is_an_operator_unless_told_otherwise_and_others_bring_the_token() {
+        use Verdict::{Missing, Operator, Wrong};
+        let (right, wrong) = ("Bearer oro1.right", "Bearer oro1.wrong");
+        let hash = sha256("oro1.right");
+        let here = ["127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1"];
+        let away = [
+            "10.0.0.1",
+            "::ffff:10.0.0.1",
+            "2001:db8::1",
+            // Addresses that look like loopback and are not.
+            "::127.0.0.1",
+            "::",
+            "0.0.0.0",
+            "128.0.0.1",
+        ];
+        let cases: [(&[&str], Verdict); 12] = [
+            (&[], Missing),
+            (&[right], Operator),
+            (&["bEARER   oro1.right"], Operator),
+            (&[wrong], Wrong),
+            (&["Bearer"], Wrong),
+            (&["Bearer "], Wrong),
+            (&["oro1.right"], Wrong),
+            (&["Basic oro1.right"], Wrong),
+            (&["Bearer oro1.right2"], Wrong),
+            (&["Bearer oro1.righ"], Wrong),
+            (&[right, wrong], Wrong),
+            (&[right, right], Wrong),
+        ];
+        for (values, expected) in cases {
+            let headers = headers(values);
+            for peer in here.map(|peer| peer.parse().unwrap()) {
+                assert_eq!(judge(peer, false, &headers, &hash), Operator, "{peer} {values:?}");
+                assert_eq!(judge(peer, true, &headers, &hash), expected, "{peer} {values:?}");
+            }
+            for peer in away.map(|peer| peer.parse().unwrap()) {
+                assert_eq!(judge(peer, false, &headers, &hash), expected, "{peer} {values:?}");
+                assert_eq!(judge(peer, true, &headers, &hash), expected, "{peer} {values:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_token_is_made_once_for_its_owner_alone_and_one_that_is_cut_short_is_said() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let first = Operators::open(folder.path(), false).unwrap();
+        let text = std::fs::read_to_string(first.path()).unwrap();
+        assert!(is_token(text.trim()), "not a token");
+        assert_eq!(
+            std::fs::metadata(first.path()).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        let again = Operators::open(folder.path(), false).unwrap();
+        assert_eq!(again.token_sha256, first.token_sha256);
+        assert_eq!(first.token_sha256, sha256(text.trim()));
+        let other = tempfile::tempdir().unwrap();
+        assert_ne!(
+            Operators::open(other.path(), false).unwrap().token_sha256,
+            first.token_sha256
+        );
+        for broken in ["", "\n", "oro1.", &text[..20]] {
+            std::fs::write(first.path(), broken).unwrap();
+            let error = Operators::open(folder.path(), false).unwrap_err().to_string();
+            assert!(
+                error.contains("operator.token") && error.contains("take it away"),
+                "{error}"
+            );
+        }
+    }
+}
