@@ -24,6 +24,23 @@ fn joining(desk: &Desk, id: &str, service: &str) -> SidecarSpec {
     SidecarSpec::control(id, &desk.url).beside(service)
 }
 
+/// The sidecar of `reviews` and that of `productpage`, which have joined and speak mTLS.
+async fn pair(desk: &Desk, app: &Upstream) -> (Sidecar, Sidecar) {
+    let start = async |id: &str, service: &str| {
+        let token = desk.token(service, 1, "10m").await;
+        Sidecar::launch(joining(desk, id, service).environment("OUTRIGGER_TOKEN", &token)).await
+    };
+    let server = start("server", "reviews").await;
+    push(desk, app.address(), server.inbound()).await;
+    let caller = start("caller", "productpage").await;
+    caller.is_ready().await;
+    eventually("an answer by mTLS", async || {
+        (caller.client().get("reviews", "/").await.status() == 200).then_some(())
+    })
+    .await;
+    (server, caller)
+}
+
 async fn certificate(sidecar: &Sidecar) -> Value {
     sidecar.page("/certs").await.json()["identity"].clone()
 }
@@ -75,18 +92,7 @@ async fn two_sidecars_with_nothing_but_a_token_speak_mtls() {
 async fn certificates_are_renewed_under_load_while_the_root_is_replaced_and_no_request_fails() {
     let desk = Desk::over_tls(&["--certificate-ttl", "1m"]).await;
     let app = Upstream::start("a").await;
-    let start = async |id: &str, service: &str| {
-        let token = desk.token(service, 1, "10m").await;
-        Sidecar::launch(joining(&desk, id, service).environment("OUTRIGGER_TOKEN", &token)).await
-    };
-    let server = start("server", "reviews").await;
-    push(&desk, app.address(), server.inbound()).await;
-    let caller = start("caller", "productpage").await;
-    caller.is_ready().await;
-    eventually("an answer by mTLS", async || {
-        (caller.client().get("reviews", "/").await.status() == 200).then_some(())
-    })
-    .await;
+    let (server, caller) = pair(&desk, &app).await;
     desk.run("ca rotate start").await.ok();
     // In CI until each has been given a second certificate with both roots; at length until the old root is gone.
     let long = std::env::var_os("OUTRIGGER_TESTS_LONG").is_some();
@@ -122,18 +128,7 @@ async fn certificates_are_renewed_under_load_while_the_root_is_replaced_and_no_r
 async fn without_a_control_api_everything_serves_until_the_certificates_end_and_then_says_so() {
     let mut desk = Desk::over_tls(&["--certificate-ttl", "1m"]).await;
     let app = Upstream::start("a").await;
-    let start = async |id: &str, service: &str| {
-        let token = desk.token(service, 1, "10m").await;
-        Sidecar::launch(joining(&desk, id, service).environment("OUTRIGGER_TOKEN", &token)).await
-    };
-    let server = start("server", "reviews").await;
-    push(&desk, app.address(), server.inbound()).await;
-    let caller = start("caller", "productpage").await;
-    caller.is_ready().await;
-    eventually("an answer by mTLS", async || {
-        (caller.client().get("reviews", "/").await.status() == 200).then_some(())
-    })
-    .await;
+    let (server, caller) = pair(&desk, &app).await;
     desk.api.kill();
     let ends = certificate(&caller).await["certificate"]["not_after"]
         .as_i64()
