@@ -176,10 +176,10 @@ async fn a_certificate_that_runs_out_ends_what_was_made_with_it_and_says_so() {
     }
     assert!(found >= 1.0);
     // What runs out without another in its place is not used any more.
-    let mut stream = tokio::net::TcpStream::connect(caller.local("reviews"))
-        .await
-        .unwrap();
-    let _ = outrigger_tests::within("a refusal", stream.read_to_end(&mut rest)).await;
+    // It is reset at once, which may show as early as in connecting.
+    if let Ok(mut stream) = tokio::net::TcpStream::connect(caller.local("reviews")).await {
+        let _ = outrigger_tests::within("a refusal", stream.read_to_end(&mut rest)).await;
+    }
     caller
         .metrics_when("a reason", |metrics| {
             metrics.sum(
