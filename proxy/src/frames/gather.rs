@@ -66,7 +66,8 @@ impl Gathered {
         let Some(beyond) = self.written.checked_sub(self.held.len()) else {
             return Ok(None);
         };
-        (self.written, _) = (0, self.held.clear());
+        self.held.clear();
+        self.written = 0;
         Ok(Some(beyond))
     }
 }
