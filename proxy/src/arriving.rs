@@ -1,7 +1,7 @@
 //! A body that arrives, from a caller or from an endpoint, whichever version of HTTP it comes by.
 //!
-//! It only joins the two; what comes by HTTP/1 is hyper's, what comes by HTTP/2 is [`crate::http2`]'s. Of trailers it lets
-//! through what may be trailers.
+//! It only joins them: what comes by HTTP/1 from a caller is hyper's, what comes from an endpoint is [`crate::http1`]'s, and
+//! what comes by HTTP/2 is [`crate::http2`]'s. Of trailers it lets through what may be trailers.
 
 use std::fmt;
 use std::io;
@@ -17,6 +17,7 @@ use http::{HeaderMap, HeaderName};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use crate::http1::Content;
 use crate::http2::Received;
 
 /// What may not be a trailer (RFC 9110 section 6.5.1): what frames or routes a message, says how to read it or who asks, and
@@ -57,7 +58,7 @@ pub(crate) fn is_read_as(name: &[u8], other: &str) -> bool {
 }
 
 /// A frame without what may not be in it.
-fn sifted(mut frame: Frame<Bytes>) -> Frame<Bytes> {
+pub(crate) fn sifted(mut frame: Frame<Bytes>) -> Frame<Bytes> {
     if let Some(trailers) = frame.trailers_mut() {
         sift(trailers);
     }
@@ -79,6 +80,8 @@ fn sift(trailers: &mut HeaderMap) {
 pub(crate) enum Arriving {
     Nothing,
     Http1(Incoming),
+    /// By a connection to an endpoint, which is asked for each frame (`Carrier::poll_body`).
+    Http1Answer(Content),
     Http2(Received),
 }
 
@@ -87,15 +90,19 @@ pub(crate) enum Arriving {
 pub(crate) enum Broken {
     Http1(hyper::Error),
     Http2(h2::Error),
-    /// What hyper lets pass, and HTTP does not.
+    /// What is not as HTTP says.
     Malformed(&'static str),
+    /// The connection broke, or was closed in the middle.
+    Lost(io::Error),
+    /// The request that was being answered broke off, which ends its answer too.
+    Request(Box<Self>),
 }
 
 impl Broken {
     /// The reason that an HTTP/2 peer gave.
     pub(crate) fn code(&self) -> Option<h2::Reason> {
         match self {
-            Self::Http1(_) | Self::Malformed(_) => None,
+            Self::Http1(_) | Self::Malformed(_) | Self::Lost(_) | Self::Request(_) => None,
             Self::Http2(error) => error.reason(),
         }
     }
@@ -103,7 +110,8 @@ impl Broken {
     /// Whether it was this sidecar that reset the stream: it does so when the request's body broke off.
     pub(crate) fn is_our_own(&self) -> bool {
         match self {
-            Self::Http1(_) | Self::Malformed(_) => false,
+            Self::Http1(_) | Self::Malformed(_) | Self::Lost(_) => false,
+            Self::Request(_) => true,
             Self::Http2(error) => error.is_reset() && !error.is_remote() && !error.is_library(),
         }
     }
@@ -112,7 +120,8 @@ impl Broken {
     pub(crate) fn is_malformed(&self) -> bool {
         match self {
             Self::Malformed(_) => true,
-            Self::Http2(_) => false,
+            Self::Http2(_) | Self::Lost(_) => false,
+            Self::Request(error) => error.is_malformed(),
             Self::Http1(error) => std::error::Error::source(error)
                 .and_then(|cause| cause.downcast_ref::<io::Error>())
                 .is_some_and(|cause| {
@@ -147,6 +156,8 @@ impl fmt::Display for Broken {
             Self::Http1(error) => error.fmt(f),
             Self::Http2(error) => error.fmt(f),
             Self::Malformed(what) => f.write_str(what),
+            Self::Lost(error) => error.fmt(f),
+            Self::Request(error) => error.fmt(f),
         }
     }
 }
@@ -156,7 +167,9 @@ impl std::error::Error for Broken {
         match self {
             Self::Http1(error) => Some(error),
             Self::Http2(error) => Some(error),
+            Self::Lost(error) => Some(error),
             Self::Malformed(_) => None,
+            Self::Request(error) => error.source(),
         }
     }
 }
@@ -176,6 +189,8 @@ impl Body for Arriving {
                 }
                 frame => Some(frame.map(sifted).map_err(Broken::Http1)),
             }),
+            Self::Http1Answer(content) if content.is_over() => Poll::Ready(None),
+            Self::Http1Answer(_) => Poll::Ready(Some(Err(Broken::Lost(io::ErrorKind::NotConnected.into())))),
             Self::Http2(body) => Pin::new(body)
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map(sifted).map_err(Broken::Http2))),
@@ -186,6 +201,7 @@ impl Body for Arriving {
         match self {
             Self::Nothing => true,
             Self::Http1(body) => body.is_end_stream(),
+            Self::Http1Answer(content) => content.is_over(),
             Self::Http2(body) => body.is_end_stream(),
         }
     }
@@ -194,6 +210,7 @@ impl Body for Arriving {
         match self {
             Self::Nothing => SizeHint::with_exact(0),
             Self::Http1(body) => body.size_hint(),
+            Self::Http1Answer(content) => content.size_hint(),
             Self::Http2(body) => body.size_hint(),
         }
     }

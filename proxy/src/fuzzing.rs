@@ -4,11 +4,13 @@
 //! The fuzz targets of `fuzz/` call these, and so do the tests below, on the corpus of `fuzz/` and on what a few changes make of
 //! it. Nothing of it is compiled into the sidecar.
 
+use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Version};
 use outrigger_config::identity::SpiffeId;
 
+use crate::http1;
 use crate::listener::unknown;
 use crate::request::headers;
 use crate::tls;
@@ -136,6 +138,46 @@ pub fn answer_head(bytes: &[u8]) {
     is_left(&before, &head.headers, false);
 }
 
+/// What an endpoint sends by HTTP/1.1: heads, then a body, and what is behind it. Where it is cut changes nothing.
+pub fn answer(bytes: &[u8]) {
+    let whole = read_answer(&[bytes]);
+    for cut in 0..bytes.len() {
+        let (one, two) = bytes.split_at(cut);
+        assert_eq!(read_answer(&[one, two]), whole, "cut at {cut}");
+    }
+}
+
+/// Reads an answer that comes in these pieces: its status, the bytes of its body, and what is left when it is over. `None`: it
+/// has not ended. What breaks off ends for its reader with the first fault.
+fn read_answer(pieces: &[&[u8]]) -> Option<(u16, Vec<u8>, Vec<u8>)> {
+    let mut came = Bytes::new();
+    let mut head = None;
+    let mut body = Vec::new();
+    for piece in pieces {
+        came = Bytes::from([&came, *piece].concat());
+        while head.is_none() && !came.is_empty() {
+            let Some((said, length)) = http1::read_head(&came, &mut HeaderMap::new(), false).ok()? else {
+                break;
+            };
+            assert!(
+                (1..=came.len()).contains(&length),
+                "a head longer than what is there"
+            );
+            came = came.slice(length..);
+            if let http1::Said::Answer(answer) = said {
+                head = Some((answer.status.as_u16(), answer.content));
+            }
+        }
+        let Some((_, content)) = &mut head else { continue };
+        while let Some(frame) = content.next(&mut came).ok()? {
+            body.extend(frame.into_data().unwrap_or_default());
+        }
+        assert!(content.is_over() || came.is_empty(), "bytes that nobody reads");
+    }
+    let (status, mut content) = head?;
+    content.closed().then(|| (status, body, came.to_vec()))
+}
+
 /// Whether of the fields that this hop has no say in all are left, in their order, that are no one's of this hop.
 fn is_left(before: &HeaderMap, after: &HeaderMap, of_request: bool) {
     let settled = [HOST, CONTENT_LENGTH, TRANSFER_ENCODING, TE];
@@ -222,6 +264,7 @@ mod tests {
         ("identity_files", identity_files),
         ("request_head", request_head),
         ("answer_head", answer_head),
+        ("answer", answer),
         ("config", |bytes| text(bytes, config)),
     ];
 

@@ -11,8 +11,8 @@
 //! * `stream` is a socket as hyper and h2 are handed it, [`tls`] who is at its two ends, and at that of the control API.
 //! * [`telemetry`] is metrics and the access log.
 //! * `arriving` is a body that comes in, whichever version of HTTP it comes by.
-//! * [`error`], [`drain`], `timer`, `pump`, `http2` are the ground: the one table of reasons, how everything stops,
-//!   deadlines, streams as bodies.
+//! * [`error`], [`drain`], `timer`, `pump`, `http1`, `http2` are the ground: the one table of reasons, how everything stops,
+//!   deadlines, HTTP/1.1 to endpoints as bytes, streams as bodies.
 //! * Under it, `frames` looks at the frames of HTTP/2 before `h2` does.
 //!
 //! `fuzzing` is compiled for tests and fuzz targets only.
@@ -28,6 +28,7 @@ mod frames;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod http1;
 mod http2;
 mod interim;
 mod listener;

@@ -3,6 +3,7 @@
 //! It reports what happened and never tries again by itself, but for one thing: a kept connection that turns out to
 //! be closed before a byte was written on it was no attempt at all, and another connection takes its place.
 
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -25,7 +26,7 @@ use crate::upstream::Pick;
 use crate::upstream::http1::{Connection, Switching};
 use crate::upstream::limits::Waiting;
 use crate::upstream::outgoing::{Coming, OutgoingBody};
-use crate::upstream::pool::{Bounds, Carrier, SendError, Switched};
+use crate::upstream::pool::{Bounds, Broke, Carrier, SendError, Switched};
 
 /// A request as it came and, once its head is prepared, as it will leave; kept for another attempt as long as there
 /// may be one.
@@ -357,18 +358,27 @@ fn failure(error: SendError, pick: &Pick, carrier: &Carrier, deadline: Option<(I
             Reason::IdleTimeout,
             format!("the request's body to {address} was silent for too long"),
         ),
-        SendError::Broken(error) if error.is_user() || error.is_body_write_aborted() => {
+        SendError::Broken(broke) => broken(broke, address, carrier.reused()),
+    }
+}
+
+/// The connection broke before the answer.
+fn broken(broke: Broke, address: SocketAddr, reused: bool) -> Failure {
+    let not_http = |what: &dyn std::fmt::Display| {
+        let detail = format!("{address} did not answer in HTTP: {what}");
+        Failure::new(Reason::UpstreamProtocol, detail)
+    };
+    let kind = if reused { "a kept" } else { "a new" };
+    let closed = format!("{address} closed {kind} connection before it answered");
+    match broke {
+        Broke::NotHttp(what) => not_http(&what),
+        Broke::Hyper(error) if error.is_parse() || error.is_parse_too_large() => not_http(&error),
+        Broke::Hyper(error) if error.is_user() || error.is_body_write_aborted() => {
             broke_off(&error, Broken::was_malformed(&error))
         }
-        SendError::Broken(error) if error.is_parse() || error.is_parse_too_large() => Failure::new(
-            Reason::UpstreamProtocol,
-            format!("{address} did not answer in HTTP: {error}"),
-        ),
-        SendError::Broken(error) => {
-            let kind = if carrier.reused() { "a kept" } else { "a new" };
-            let detail = format!("{address} closed {kind} connection before it answered: {error}");
-            Failure::new(Reason::UpstreamReset, detail)
-        }
+        Broke::Closed => Failure::new(Reason::UpstreamReset, closed),
+        Broke::Lost(error) => Failure::new(Reason::UpstreamReset, format!("{closed}: {error}")),
+        Broke::Hyper(error) => Failure::new(Reason::UpstreamReset, format!("{closed}: {error}")),
     }
 }
 

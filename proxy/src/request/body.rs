@@ -140,9 +140,7 @@ pub(crate) fn put_by(worker: &Rc<Worker>, outcome: Result<Box<Answer>, Failure>,
 
 /// Gives a connection back to the pool, if the request had one of its own and it stands.
 pub(super) fn give_back(worker: &Worker, carrier: Carrier, now: Instant) {
-    if let Carrier::Own(connection) = carrier
-        && !connection.is_closed()
-    {
+    if let Carrier::Own(connection) = carrier {
         worker.pool.give_back(connection, now);
     }
 }

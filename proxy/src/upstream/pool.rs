@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -95,8 +95,8 @@ pub(crate) enum SendError {
     Reset(h2::Error),
     /// The endpoint answered what HTTP/2 does not allow: this.
     Malformed(&'static str),
-    /// The connection broke, or what came was not HTTP.
-    Broken(hyper::Error),
+    /// The connection broke, or what came was not HTTP/1.1.
+    Broken(Broke),
     /// The caller broke off in the middle of the request.
     CallerBroke(Broken),
     /// It cannot be said in the endpoint's protocol.
@@ -107,6 +107,25 @@ pub(crate) enum SendError {
     TimedOut,
     /// The request's body was silent for too long.
     UploadSilent,
+}
+
+/// How a connection of HTTP/1.1 broke.
+#[derive(Debug)]
+pub(crate) enum Broke {
+    /// The endpoint closed it.
+    Closed,
+    /// It broke.
+    Lost(std::io::Error),
+    /// What came was not HTTP: this.
+    NotHttp(&'static str),
+    /// hyper's word for one of these, or for a request that broke off.
+    Hyper(hyper::Error),
+}
+
+impl From<Broke> for SendError {
+    fn from(broke: Broke) -> Self {
+        Self::Broken(broke)
+    }
 }
 
 impl Carrier {
@@ -274,12 +293,7 @@ impl Pool {
             return;
         }
         if !connection.is_ready() {
-            // The last read may have left the end of the answer to be noticed. Nobody waits for it: while it is idle it
-            // is not driven.
-            connection.drive(&Context::from_waker(Waker::noop()));
-            if !connection.is_ready() {
-                return;
-            }
+            return;
         }
         if connection.is_old(now) {
             // Between two requests, so that none is lost by it.

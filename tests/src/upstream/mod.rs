@@ -91,6 +91,8 @@ pub enum Behaviour {
     Call(fn(&Received) -> Answer),
     /// Answers as soon as the head is there, then reads what remains of the request.
     AnswerEarly(Answer),
+    /// Answers as soon as the head is there, then closes the connection with the rest of the request unread.
+    AnswerUnread(Answer),
     /// Closes the connection as soon as the head is there.
     CloseAfterHead,
     /// Reads the whole request, then closes the connection.

@@ -100,6 +100,10 @@ async fn request(wire: &mut Wire, shared: &Shared, head: Head, number: u64) -> i
         Behaviour::AnswerEarly(answer) => {
             send(wire, shared, &method, answer).await?;
         }
+        Behaviour::AnswerUnread(answer) => {
+            send(wire, shared, &method, answer).await?;
+            return Ok(Then::Close);
+        }
         _ if head.header("expect").is_some() => wire.send(b"HTTP/1.1 100 Continue\r\n\r\n").await?,
         _ => {}
     }
@@ -129,7 +133,10 @@ async fn respond(
         }
         Behaviour::Call(answer) => send(wire, shared, method, &answer(received)).await,
         Behaviour::AnswerEarly(_) => Ok(Then::Next),
-        Behaviour::CloseBeforeAnswer | Behaviour::CloseAfterHead | Behaviour::Reset => Ok(Then::Close),
+        Behaviour::AnswerUnread(_)
+        | Behaviour::CloseBeforeAnswer
+        | Behaviour::CloseAfterHead
+        | Behaviour::Reset => Ok(Then::Close),
         Behaviour::HalfBody(answer) => {
             wire.send(&half(shared, method, answer)).await?;
             Ok(Then::Close)

@@ -50,6 +50,20 @@ async fn a_connection_whose_upload_was_not_finished_carries_no_other_request() {
     assert_eq!(upstream.unreadable(), 0, "the next request was read as a body");
 }
 
+#[tokio::test]
+async fn an_answer_is_the_callers_even_if_its_endpoint_reads_no_further() {
+    let upstream = Upstream::start("a").await;
+    let sidecar = one_worker(&simple("reviews", &[&upstream], "")).await;
+    // More than any socket takes without a reader, so that the sidecar is in the middle of it when the endpoint closes.
+    let body = vec![b'x'; 16 * 1024 * 1024];
+    for _ in 0..10 {
+        upstream.next([Behaviour::AnswerUnread(Answer::status(413).body("too much"))]);
+        let ask = Ask::post("/", body.clone()).header("host", "reviews");
+        let reply = within("the answer", sidecar.client().send(ask)).await;
+        assert_eq!((reply.status(), reply.text().as_str()), (413, "too much"));
+    }
+}
+
 /// What comes back for a request by HTTP/2 without a body.
 async fn by_http2(sidecar: &Sidecar, method: &str) -> Reply {
     let mut caller = Caller::open(sidecar.outbound()).await.unwrap();

@@ -1,8 +1,6 @@
-//! An HTTP/1.1 connection to an endpoint: used by one request at a time.
-//!
-//! It has no task of its own: the request that uses it drives it, which saves two wake-ups a request, and while it is
-//! idle nobody drives it. It is driven next with the next request, which is when a close by the peer shows. The only
-//! place that names `hyper::client` on the data path. It does not choose endpoints and does not retry.
+//! An HTTP/1.1 connection on which hyper speaks: for services whose names of fields keep their case, which hyper alone can
+//! hand from a caller to an endpoint and back; and for what switches protocols. The only place that names `hyper::client`
+//! on the data path.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -25,88 +23,45 @@ use crate::stream::Stream;
 use crate::timer::Deadline;
 use crate::tls::{Alpn, Session};
 use crate::upstream::Endpoint;
-use crate::upstream::age;
 use crate::upstream::dial::{self, Dialled};
-use crate::upstream::gate::Gate;
-use crate::upstream::interim::Ear;
-use crate::upstream::limits::Counted;
-use crate::upstream::outgoing::OutgoingBody;
-use crate::upstream::pool::{Bounds, SendError, Switched};
+use crate::upstream::http1::BUFFER_MAX;
+use crate::upstream::http1::ear::Ear;
+use crate::upstream::http1::gate::Gate;
+use crate::upstream::outgoing::{OutgoingBody, Upload};
+use crate::upstream::pool::{Bounds, Broke, SendError, Switched};
 
-/// The read buffer's bound: a head and what came with it. A head that does not fit is refused. It is also the piece of
-/// an answer that is held while its caller does not read: five hundred of them over HTTP/2 take 28 MB with it and about
-/// 40 with 64 KiB, where 32 MB is what there is.
-const BUFFER_MAX: usize = 24 * 1024;
-
-/// A connection to an endpoint.
+/// A connection that hyper reads and writes.
 #[derive(Debug)]
-pub(crate) struct Connection {
+pub(super) struct Cased {
     sender: http1::SendRequest<OutgoingBody>,
     /// Gone once the connection is over: dropping it is what makes hyper hand back a request that it still holds.
     driver: Option<http1::Connection<Stream, OutgoingBody>>,
     gate: Gate,
     ear: Ear,
-    /// Whether a request has been sent on it before: then the peer may have begun to close it.
-    pub(crate) reused: bool,
-    /// Whether what came on it leaves in doubt where an answer ends: then it takes no other request.
-    pub(super) doubtful: bool,
-    /// Whether the names in its answers keep their case.
-    pub(crate) keeps_case: bool,
-    pub(crate) deadline: Deadline,
-    pub(super) idle_since: Instant,
-    retires_at: Instant,
-    counted: Counted,
-    /// How long it may be used, where it speaks TLS.
-    pub(super) session: Option<Session>,
 }
 
-impl Connection {
-    /// Dials an endpoint. `keeps_case`: whether the names in its answers keep their case.
-    pub(crate) async fn dial(
-        endpoint: &Arc<Endpoint>,
-        keeps_case: bool,
-        deadline: Option<Instant>,
-    ) -> Result<Box<Self>, Failure> {
-        let Dialled {
-            stream,
-            counted,
-            session,
-        } = dial::connect(endpoint, Alpn::Http1, deadline).await?;
+impl Cased {
+    /// Speaks on a stream to this endpoint.
+    pub(super) async fn new(stream: Stream, endpoint: &Endpoint) -> Result<Self, Failure> {
         let (sender, driver) = http1::Builder::new()
             .max_buf_size(BUFFER_MAX)
-            .preserve_header_case(keeps_case)
+            .preserve_header_case(true)
             .handshake(stream)
             .await
             .map_err(|error| {
                 let address = endpoint.address;
                 Failure::new(Reason::ConnectFailed, format!("connect to {address}: {error}"))
             })?;
-        let now = Instant::now();
-        Ok(Box::new(Self {
+        Ok(Self {
             sender,
             driver: Some(driver),
             gate: Gate::new(),
             ear: Ear::default(),
-            reused: false,
-            doubtful: false,
-            keeps_case,
-            deadline: Deadline::new(now),
-            idle_since: now,
-            retires_at: age::retires_at(now, fastrand::f64()),
-            counted,
-            session,
-        }))
+        })
     }
 
-    /// Moves what can be moved: writes what is queued, reads what has come.
-    pub(crate) fn drive(&mut self, cx: &Context<'_>) {
-        let Self { driver, gate, .. } = self;
-        drive(driver, gate, cx);
-    }
-
-    /// The next frame of an answer's body that comes by this connection. The connection is driven for it: nobody
-    /// else would.
-    pub(crate) fn poll_body(
+    /// The next frame of an answer's body.
+    pub(super) fn poll_body(
         &mut self,
         body: &mut Arriving,
         cx: &mut Context<'_>,
@@ -119,53 +74,34 @@ impl Connection {
         if frame.is_ready() {
             return frame;
         }
-        self.drive(cx);
+        drive(&mut self.driver, &self.gate, cx);
         look(body, &self.gate)
     }
 
-    /// Whether it can take a request now.
-    pub(super) fn is_ready(&self) -> bool {
+    /// Whether it can take a request now, once it has been driven.
+    pub(super) fn is_ready(&mut self) -> bool {
+        if self.driver.is_some() && !self.sender.is_ready() {
+            drive(&mut self.driver, &self.gate, &Context::from_waker(Waker::noop()));
+        }
         self.driver.is_some() && self.sender.is_ready()
     }
 
-    /// Whether it has been closed.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.driver.is_none()
-    }
-
-    /// Whether it takes no further request because of its age.
-    pub(super) fn is_old(&self, now: Instant) -> bool {
-        now >= self.retires_at
-    }
-
-    /// The endpoint that it goes to.
-    pub(super) fn endpoint(&self) -> &Arc<Endpoint> {
-        self.counted.endpoint()
-    }
-
-    /// Takes a request, sends it and waits for the head of its answer, within bounds. What the endpoint says before is
-    /// passed on as it comes.
-    pub(crate) async fn send(
+    /// Sends a request and waits for the head of its answer, within bounds.
+    pub(super) async fn send(
         &mut self,
         request: &mut Option<Request<OutgoingBody>>,
-        bounds: Bounds,
+        (bounds, deadline, upload): (Bounds, &mut Deadline, Option<Upload>),
         interim: &Interim,
     ) -> Result<Response<Arriving>, SendError> {
         let Some(mut taken) = request.take() else {
             return Err(SendError::NotSent);
         };
-        let upload = bounds.idle.and_then(|_| taken.body().upload());
-        if let Some(until) = bounds.next(upload.as_ref()) {
-            self.deadline.set(until);
-        }
         self.ear.listen_for(&mut taken);
         let Self {
             sender,
             driver,
             gate,
             ear,
-            deadline,
-            ..
         } = self;
         let mut answer = std::pin::pin!(unconstrained(gate.shut(|| sender.try_send_request(taken))));
         let sent = std::future::poll_fn(|cx| {
@@ -179,7 +115,7 @@ impl Connection {
                         *request = Some(back);
                         SendError::NotSent
                     }
-                    None => SendError::Broken(error.into_error()),
+                    None => Broke::Hyper(error.into_error()).into(),
                 }));
             }
             bounds.poll(deadline, upload.as_ref(), cx).map(Err)
@@ -248,9 +184,9 @@ impl Switching {
                 .await
                 .map_err(|_| SendError::TimedOut)?,
         };
-        let mut answer = answer.map_err(|error| SendError::Broken(error.into_error()))?;
+        let mut answer = answer.map_err(|error| Broke::Hyper(error.into_error()))?;
         let switched = if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let upgraded = hyper::upgrade::on(&mut answer).await.map_err(SendError::Broken)?;
+            let upgraded = hyper::upgrade::on(&mut answer).await.map_err(Broke::Hyper)?;
             let bytes = Either::Left(Either::Left(TokioIo::new(upgraded)));
             Some(Switched {
                 session: self.session,
