@@ -31,6 +31,7 @@ pub mod fuzzing;
 mod http2;
 mod interim;
 mod listener;
+mod names;
 mod pump;
 mod request;
 pub mod snapshot;
