@@ -304,6 +304,20 @@ async fn converse(names: &Answering, mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
+/// What is answered to a message as if its name were of the mesh, for `fuzzing`.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn answer(bytes: &[u8]) -> Option<Vec<u8>> {
+    match question::read(bytes) {
+        Read::Nothing => None,
+        Read::Refused(answer) => Some(answer),
+        Read::Asked(question) => {
+            assert!(question.end <= bytes.len());
+            question::answers(bytes, question.end, bytes);
+            question.answered(&[Ipv4Addr::LOCALHOST.into()], 1)
+        }
+    }
+}
+
 /// The addresses at which the application reaches the listener of its requests.
 fn own_addresses(outbound: IpAddr) -> Vec<IpAddr> {
     let (four, six) = (Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into());
