@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::gateway::GatewayListener;
 use crate::identity::IdentitySource;
+use crate::names::DnsListener;
 use crate::units::Duration;
 
 /// What is fixed while a sidecar runs: who it is, where it listens, where its configuration comes from.
@@ -85,6 +86,10 @@ pub struct Listeners {
     pub local: Vec<LocalListener>,
     /// Ports for callers outside of the mesh, each for the hosts of one `Gateway`.
     pub gateways: Vec<GatewayListener>,
+    /// Where the application asks for names: an address such as `127.0.0.1:15053`, or a mapping. Names of the mesh's services
+    /// lead to this sidecar, all others are asked of the name servers. Default: it answers no names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dns: Option<DnsListener>,
     /// How long the head of a request may take to come once it has begun; then its connection is closed. 1 s to 1 h.
     pub head_timeout: Duration,
     /// How long a connection of a caller may have no request; then it is closed. 1 s to 1 h. Default 75 s: above the 60 s
@@ -103,6 +108,7 @@ impl Default for Listeners {
             outbound: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15001),
             local: Vec::new(),
             gateways: Vec::new(),
+            dns: None,
             head_timeout: Duration::from_secs(75),
             idle_timeout: Duration::from_secs(75),
             proxy_protocol: Vec::new(),

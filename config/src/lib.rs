@@ -15,6 +15,7 @@ pub mod gateway;
 pub mod identity;
 pub mod join;
 pub mod mesh;
+pub mod names;
 pub mod outside;
 pub mod pattern;
 pub mod problem;

@@ -22,6 +22,7 @@ use crate::control::identity::IdentitySource;
 use crate::control::{ControlApi, Known, Source};
 use crate::drain::Drain;
 use crate::listener::{self, Listener, Silence, Workers};
+use crate::names::Names;
 use crate::snapshot::{Entry, Snapshots, Standing, compile};
 use crate::telemetry::metrics::{Metrics, TlsMetrics};
 use crate::telemetry::request_log::AccessLogger;
@@ -67,6 +68,7 @@ pub struct Start {
 pub struct Sidecar {
     start: Start,
     listeners: Vec<Listener>,
+    names: Option<Names>,
     scrape: std::net::TcpListener,
     admin: std::net::TcpListener,
     drain: Drain,
@@ -87,7 +89,12 @@ impl Sidecar {
         }
         let announced = bootstrap.listeners.proxy_protocol.contains(&Door::Outbound);
         let address = bootstrap.listeners.outbound;
-        listeners.push(Listener::bind(Entry::Outbound, address, announced)?);
+        let dns = bootstrap.listeners.dns.as_ref();
+        let range = dns.and_then(|dns| dns.range);
+        listeners.push(Listener::bind(Entry::Outbound, address, announced)?.addressed(range));
+        for address in dns.into_iter().flat_map(|dns| dns.port_addresses(address)) {
+            listeners.push(Listener::bind(Entry::Outbound, address, announced)?.addressed(range));
+        }
         for local in &bootstrap.listeners.local {
             listeners.push(Listener::bind(
                 Entry::Local(local.service.as_str().into()),
@@ -101,6 +108,17 @@ impl Sidecar {
             let listener = Listener::bind(entry, gateway.address, gateway.proxy_protocol)?;
             listeners.push(listener.showing(server));
         }
+        if let Some(range) = range.filter(|_| !listeners.iter().any(Listener::is_addressed)) {
+            tracing::warn!(
+                %range,
+                %address,
+                "names are answered with addresses of the range, and no listener takes connections to them: have \
+                 `listeners.outbound` listen on 0.0.0.0, or say in `listeners.dns.ports` which ports they have"
+            );
+        }
+        let names = dns
+            .map(|dns| Names::bind(dns, &bootstrap.listeners, &start.dns))
+            .transpose()?;
         let page = |name: &str, address: SocketAddr| {
             let socket = listener::bind(address).with_context(|| {
                 format!("cannot listen on {address} for {name}: is another program using it? set another address in the bootstrap")
@@ -111,6 +129,7 @@ impl Sidecar {
         let (scrape, admin) = (page("scrape", bootstrap.scrape)?, page("admin", bootstrap.admin)?);
         Ok(Self {
             listeners,
+            names,
             scrape,
             admin,
             start,
@@ -153,6 +172,7 @@ impl Sidecar {
                     token,
                 },
             listeners,
+            names,
             scrape,
             admin,
             drain,
@@ -171,7 +191,8 @@ impl Sidecar {
             &logger,
             (&drain, &metrics.lost_workers()),
         )?;
-        let resolver = Resolver::new(&dns)?;
+        let around = names.as_ref().and_then(Names::instead_of_the_system);
+        let resolver = Resolver::new(around.filter(|_| dns.is_empty()).unwrap_or(&dns))?;
         let identity = IdentitySource::of(&bootstrap, token, &resolver)?;
         let known = Known {
             identities: Arc::clone(&identities),
@@ -182,8 +203,12 @@ impl Sidecar {
         let standing = Standing {
             service: bootstrap.node.service.clone(),
             listeners: doors.map(|door| (door.entry.clone(), door.address)).collect(),
+            range: bootstrap.listeners.dns.as_ref().and_then(|dns| dns.range),
             identities: Arc::clone(&identities),
         };
+        if let Some(names) = names {
+            names.start(&snapshots, metrics.names(), &drain)?;
+        }
         let applier = Applier::new(Arc::clone(&snapshots), Arc::clone(&metrics), resolver, standing);
 
         let servers = shown(&listeners, metrics.tls());

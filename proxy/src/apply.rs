@@ -121,6 +121,7 @@ pub(crate) async fn apply(to: &mut Applier, push: Push) -> Verdict {
             "this sidecar's service is not configured, or its document says no `app`: requests for the application beside it will be refused"
         );
     }
+    warn_of_a_small_range(to, &next);
     upstream::succeed(&current.clusters, &next.clusters);
     drop(current);
     let old = to.snapshots.swap(Arc::new(next));
@@ -129,6 +130,19 @@ pub(crate) async fn apply(to: &mut Applier, push: Push) -> Verdict {
     to.config = config;
     *to.refused.lock().unwrap_or_else(PoisonError::into_inner) = None;
     Verdict::Applied
+}
+
+/// Says which services DNS cannot be answered for.
+fn warn_of_a_small_range(to: &Applier, next: &Snapshot) {
+    let (without, range) = (next.without_address(), to.standing.range);
+    if let (false, Some(range)) = (without.is_empty(), range) {
+        tracing::warn!(
+            %range,
+            services = ?without,
+            "the range of virtual addresses is too small: these services have none, and their names are answered with a failure; \
+             give `listeners.dns.range` a larger one, such as 240.0.0.0/4"
+        );
+    }
 }
 
 /// Nothing changes but what says that something was refused.

@@ -12,6 +12,7 @@ use outrigger_config::identity::SpiffeId;
 
 use crate::http1;
 use crate::listener::unknown;
+use crate::names;
 use crate::request::headers;
 use crate::tls;
 
@@ -58,6 +59,18 @@ pub fn opening(bytes: &[u8]) {
         Some(false)
     };
     assert_eq!(unknown::speaks_http2(bytes), expected);
+}
+
+/// A message to the DNS listener.
+pub fn dns_question(bytes: &[u8]) {
+    let answer = names::answer(bytes);
+    if let Some(answer) = answer {
+        assert_eq!(answer[..2], bytes[..2], "another question is answered");
+        assert!(answer[2] & 0x80 != 0, "the answer is a question");
+        assert!(bytes[2] & 0x80 == 0, "an answer is answered");
+        // RFC 1035 section 4.2.1: what everybody can take by UDP.
+        assert!(answer.len() <= 512, "{} bytes", answer.len());
+    }
 }
 
 /// A SPIFFE ID, which goes into a header as it is.
@@ -259,6 +272,7 @@ mod tests {
     const TARGETS: &[(&str, Target)] = &[
         ("announced", announced),
         ("opening", opening),
+        ("dns_question", dns_question),
         ("spiffe_id", |bytes| text(bytes, spiffe_id)),
         ("certificate", certificate),
         ("identity_files", identity_files),

@@ -32,6 +32,7 @@ mod http1;
 mod http2;
 mod interim;
 mod listener;
+mod names;
 mod pump;
 mod request;
 pub mod snapshot;

@@ -61,6 +61,9 @@ struct Arguments {
     /// A port that stands for one service, such as 127.0.0.1:9001=reviews; may be given again
     #[arg(long, env = "OUTRIGGER_LOCAL", value_name = "ADDRESS=SERVICE", value_delimiter = ',', value_parser = local)]
     local: Vec<LocalListener>,
+    /// Where the application asks for names, such as 127.0.0.1:15053 [default: nowhere]
+    #[arg(long, env = "OUTRIGGER_DNS_LISTENER", value_name = "ADDRESS")]
+    dns_listener: Option<SocketAddr>,
     /// Where Prometheus and health checks ask [default: 0.0.0.0:9901]
     #[arg(long, env = "OUTRIGGER_SCRAPE", value_name = "ADDRESS")]
     scrape: Option<SocketAddr>,
@@ -160,6 +163,10 @@ impl Arguments {
         replace(&mut bootstrap.admin, self.admin);
         replace(&mut bootstrap.drain, self.drain);
         replace(&mut bootstrap.access_log, self.access_log);
+        if let Some(address) = self.dns_listener {
+            let dns = &mut bootstrap.listeners.dns;
+            dns.get_or_insert_with(|| address.into()).address = address;
+        }
         if !self.local.is_empty() {
             bootstrap.listeners.local = self.local;
         }

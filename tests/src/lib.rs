@@ -17,6 +17,7 @@ pub mod background;
 pub mod cli;
 pub mod client;
 pub mod control_api;
+pub mod dig;
 pub mod dns;
 pub mod ends;
 pub mod grpc;

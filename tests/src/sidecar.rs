@@ -37,6 +37,8 @@ pub struct SidecarSpec {
     pub service: Option<String>,
     /// Where its inbound side listens; any free port if it is not said.
     pub inbound: SocketAddr,
+    /// Where its outbound side listens; any free port if it is not said.
+    pub outbound: SocketAddr,
     /// Where its configuration comes from.
     pub source: Source,
     /// The services for which it opens a local port.
@@ -62,6 +64,7 @@ impl SidecarSpec {
             id: id.to_owned(),
             service: None,
             inbound: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            outbound: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             source,
             local: Vec::new(),
             last_good: None,
@@ -94,6 +97,13 @@ impl SidecarSpec {
     #[must_use]
     pub fn inbound_at(mut self, address: SocketAddr) -> Self {
         self.inbound = address;
+        self
+    }
+
+    /// Listens here with its outbound side.
+    #[must_use]
+    pub fn outbound_at(mut self, address: SocketAddr) -> Self {
+        self.outbound = address;
         self
     }
 
@@ -150,7 +160,7 @@ impl SidecarSpec {
         let mut arguments: Vec<OsString> = Vec::new();
         let mut flag = |name: &str, value: OsString| arguments.extend([name.into(), value]);
         flag("--node-id", self.id.clone().into());
-        flag("--outbound", ANY.into());
+        flag("--outbound", self.outbound.to_string().into());
         flag("--scrape", ANY.into());
         flag("--admin", ANY.into());
         if let Some(service) = &self.service {

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use crate::error::Reason;
 use crate::listener::callers::{Callers, Joined, Order, UnderWay};
 use crate::listener::opening::{self, Speaks};
-use crate::listener::{Arrival, announced, edge, http1, http2};
+use crate::listener::{Arrival, addressed, announced, edge, http1, http2};
 use crate::request::body::ResponseBody;
 use crate::request::{Worker, tcp};
 use crate::snapshot::Entry;
@@ -57,6 +57,7 @@ pub(super) async fn serve(
         announced,
         entry,
         server,
+        range,
         open,
     } = arrival;
     let (_counted, open) = (Counted(connections), open.open());
@@ -76,6 +77,10 @@ pub(super) async fn serve(
             cut.into_iter().for_each(|cut| open.was_cut(cut));
             return;
         }
+    };
+    let Some(entry) = addressed::entry(&worker, entry, (&stream, range)) else {
+        open.was_cut(Cut::Elsewhere);
+        return;
     };
     if worker.lease().raw(&entry).is_some() {
         if let Err(cut) = serve_raw(&worker, &callers, &entry, (stream, source)).await {

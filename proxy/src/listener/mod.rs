@@ -4,6 +4,7 @@
 //! connection, and connections are spread by count and not by the kernel's hash. What a request means is not known
 //! here.
 
+mod addressed;
 mod announced;
 mod callers;
 mod connection;
@@ -19,6 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
+use outrigger_config::names::Range;
 use tokio::sync::mpsc;
 
 pub(crate) use callers::Silence;
@@ -46,6 +48,8 @@ pub(crate) struct Listener {
     announced: bool,
     /// What it shows of itself, where callers from outside of the mesh speak TLS to it.
     pub(crate) server: Option<Arc<Server>>,
+    /// The virtual addresses that it takes connections to.
+    range: Option<Range>,
     socket: std::net::TcpListener,
 }
 
@@ -59,6 +63,7 @@ impl Listener {
             Entry::Inbound => "inbound".to_owned(),
             Entry::Outbound => "outbound".to_owned(),
             Entry::Local(service) => format!("local:{service}"),
+            Entry::Virtual(service) => format!("virtual:{service}"),
             Entry::Gateway(name) => format!("gateway:{name}"),
         };
         let socket = bind(address).with_context(|| {
@@ -72,6 +77,7 @@ impl Listener {
             address,
             announced,
             server: None,
+            range: None,
             socket,
         })
     }
@@ -80,6 +86,18 @@ impl Listener {
     pub(crate) fn showing(self, server: Option<Server>) -> Self {
         let server = server.map(Arc::new);
         Self { server, ..self }
+    }
+
+    /// The same, which tells by the address whom a connection is for, and takes none from elsewhere.
+    pub(crate) fn addressed(self, range: Option<Range>) -> Self {
+        // Who listens at one address takes no connection to another.
+        let range = range.filter(|_| self.address.ip().is_unspecified());
+        Self { range, ..self }
+    }
+
+    /// Whether it takes connections to virtual addresses.
+    pub(crate) fn is_addressed(&self) -> bool {
+        self.range.is_some()
     }
 }
 
@@ -106,6 +124,8 @@ struct Arrival {
     entry: Arc<Entry>,
     /// What is shown to it, where it comes from outside of the mesh to speak TLS.
     server: Option<Arc<Server>>,
+    /// The virtual addresses of its listener.
+    range: Option<Range>,
     open: Connections,
 }
 
@@ -121,7 +141,7 @@ struct Seat {
 /// refused.
 async fn accept(
     listener: tokio::net::TcpListener,
-    (entry, announced, server): (Arc<Entry>, bool, Option<Arc<Server>>),
+    (entry, announced, server, range): (Arc<Entry>, bool, Option<Arc<Server>>, Option<Range>),
     open: Connections,
     seats: Vec<Seat>,
     drain: Drain,
@@ -166,6 +186,7 @@ async fn accept(
             announced,
             entry: Arc::clone(&entry),
             server: server.clone(),
+            range,
             open: open.clone(),
         };
         // If it dies just now this connection is lost with its others; the next goes elsewhere.
@@ -195,7 +216,8 @@ pub(crate) fn start_accepting(
             for (listener, open) in listeners.into_iter().zip(opened) {
                 match tokio::net::TcpListener::from_std(listener.socket) {
                     Ok(socket) => {
-                        let entry = (Arc::new(listener.entry), listener.announced, listener.server);
+                        let (entry, server) = (Arc::new(listener.entry), listener.server);
+                        let entry = (entry, listener.announced, server, listener.range);
                         accepting.spawn(accept(socket, entry, open, seats.clone(), drain.clone()));
                     }
                     Err(error) => {

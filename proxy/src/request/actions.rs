@@ -263,6 +263,7 @@ mod tests {
         let standing = Standing {
             service: None,
             listeners: Vec::new(),
+            range: None,
             identities: Arc::new(Identities::new(false, Arc::clone(metrics.tls()))),
         };
         compile::compile(said, &config, &standing, &metrics, None).unwrap()

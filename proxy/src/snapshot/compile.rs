@@ -16,6 +16,7 @@ use outrigger_config::{Config, Document};
 use regex_automata::meta::Regex;
 
 use crate::snapshot::actions::{Action, HeaderPairs};
+use crate::snapshot::addresses::Addresses;
 use crate::snapshot::routes::{
     Header, Hedge, HostTable, Matcher, Path, Query, Route, Target, Text, VirtualHost, Weights,
 };
@@ -88,6 +89,7 @@ pub fn compile(
         clusters: compiler.clusters.into_values().collect(),
         virtual_hosts: compiler.virtual_hosts,
         hosts: compiler.hosts,
+        addresses: addresses(config, standing),
         services: compiler.services,
         gateways,
         inbound: compiler.inbound,
@@ -115,12 +117,20 @@ pub fn nothing(metrics: &Arc<Metrics>) -> Snapshot {
         virtual_hosts: Vec::new(),
         hosts: HostTable::default(),
         services: HashMap::new(),
+        addresses: Addresses::default(),
         gateways: HashMap::new(),
         inbound: None,
         denied: Arc::default(),
         unmatched_inbound: unmatched(INBOUND),
         unmatched_outbound: unmatched(OUTBOUND),
     }
+}
+
+/// The virtual addresses of the services, where there is a range of them.
+fn addresses(config: &Config, standing: &Standing) -> Addresses {
+    let services = || config.services.iter().map(|service| service.name.as_str());
+    let range = standing.range;
+    range.map_or_else(Addresses::default, |range| Addresses::give(range, services()))
 }
 
 type ClusterKey = (String, String);
@@ -422,6 +432,7 @@ impl<'a> Compiler<'a> {
             keeps_case: service.keeps_header_case(),
             tls,
             doors: self.standing.doors(backend == APP),
+            range: self.standing.range,
             policy,
         };
         let previous = self.previous_clusters.get(&key);

@@ -6,6 +6,7 @@
 
 pub(crate) mod access;
 pub(crate) mod actions;
+mod addresses;
 pub mod compile;
 mod gateways;
 pub mod routes;
@@ -14,17 +15,19 @@ mod tests;
 pub(crate) mod traffic;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use http::request::Parts;
+use outrigger_config::names::Range;
 use outrigger_config::{Document, Problem};
 use serde::Serialize;
 
 use crate::error::{Failure, Reason};
 use crate::snapshot::access::{Access, Opens, Source};
+use crate::snapshot::addresses::Addresses;
 use crate::snapshot::routes::{HostTable, Route, VirtualHost};
 use crate::telemetry::metrics::RouteMetrics;
 use crate::tls::revoked::Denied;
@@ -74,6 +77,9 @@ pub enum Entry {
     Outbound,
     /// From the application, for this service whatever its host.
     Local(Arc<str>),
+    /// From the application, to the virtual address of this service: for the service that its host names, and for this one
+    /// where it names none of the mesh.
+    Virtual(Arc<str>),
     /// From outside of the mesh, for the hosts of this gateway.
     Gateway(Arc<str>),
 }
@@ -85,6 +91,8 @@ pub struct Standing {
     pub service: Option<String>,
     /// Its own doors.
     pub listeners: Vec<(Entry, SocketAddr)>,
+    /// What services have virtual addresses from.
+    pub range: Option<Range>,
     /// Its identity.
     pub identities: Arc<Identities>,
 }
@@ -113,6 +121,8 @@ pub struct Snapshot {
     pub(crate) virtual_hosts: Vec<VirtualHost>,
     hosts: HostTable,
     services: HashMap<String, usize>,
+    /// Empty without a range.
+    addresses: Addresses,
     gateways: HashMap<String, HostTable>,
     inbound: Option<usize>,
     /// What the mesh has revoked.
@@ -132,10 +142,35 @@ impl Snapshot {
     pub(crate) fn raw(&self, entry: &Entry) -> Option<usize> {
         let place = match entry {
             Entry::Inbound => self.inbound,
-            Entry::Local(service) => self.services.get(&**service).copied(),
+            Entry::Local(service) | Entry::Virtual(service) => self.services.get(&**service).copied(),
             Entry::Outbound | Entry::Gateway(_) => None,
         };
         place.filter(|place| self.virtual_hosts[*place].raw)
+    }
+
+    /// Whether a name of DNS, in lower case and without the root's dot, is of the mesh, and the virtual address of its
+    /// service. The hosts of a service are its names, and so is what its file calls it, where that is no other's host.
+    pub(crate) fn named(&self, name: &str) -> Option<Named> {
+        let place = self
+            .hosts
+            .named(name)
+            .or_else(|| self.services.get(name).copied())?;
+        let service = &self.virtual_hosts[place].unrouted.labels().service;
+        Some(match self.addresses.of(service) {
+            Some(address) => Named::Virtual(address),
+            None if self.addresses.without.contains(service) => Named::WithoutAddress,
+            None => Named::Mesh,
+        })
+    }
+
+    /// The service whose virtual address this is.
+    pub(crate) fn service_at(&self, address: Ipv4Addr) -> Option<Arc<str>> {
+        self.addresses.at(address)
+    }
+
+    /// The services for which the range had no address left.
+    pub(crate) fn without_address(&self) -> &[String] {
+        &self.addresses.without
     }
 
     /// Whether requests by this listener may be for a service that keeps the case of names.
@@ -143,7 +178,7 @@ impl Snapshot {
         let place = match entry {
             Entry::Inbound => self.inbound,
             Entry::Local(service) => self.services.get(&**service).copied(),
-            Entry::Outbound | Entry::Gateway(_) => {
+            Entry::Outbound | Entry::Virtual(_) | Entry::Gateway(_) => {
                 return self.virtual_hosts.iter().any(|host| host.keeps_case);
             }
         };
@@ -181,7 +216,9 @@ impl Snapshot {
     pub(crate) fn unmatched(&self, entry: &Entry) -> &Arc<RouteMetrics> {
         match entry {
             Entry::Inbound => &self.unmatched_inbound,
-            Entry::Outbound | Entry::Local(_) | Entry::Gateway(_) => &self.unmatched_outbound,
+            Entry::Outbound | Entry::Local(_) | Entry::Virtual(_) | Entry::Gateway(_) => {
+                &self.unmatched_outbound
+            }
         }
     }
 
@@ -197,6 +234,15 @@ impl Snapshot {
             Entry::Outbound => (self.hosts.find(host), |host| {
                 format!("no service has the host `{host}`")
             }),
+            // A `Host` that no service has is the application's own spelling of a name that led here.
+            Entry::Virtual(service) => (
+                self.hosts
+                    .find(host)
+                    .or_else(|| self.services.get(&**service).copied()),
+                |host| {
+                    format!("no service has the host `{host}`, and the one whose address was asked is gone")
+                },
+            ),
             Entry::Local(service) => {
                 let found = self.services.get(&**service).copied();
                 return found.ok_or_else(|| {
@@ -222,6 +268,17 @@ impl Snapshot {
         };
         found.ok_or_else(|| Failure::new(Reason::NoService, detail(host)))
     }
+}
+
+/// What DNS is answered about a name of the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Named {
+    /// It is one; services have no addresses of their own.
+    Mesh,
+    /// Its service has this one.
+    Virtual(Ipv4Addr),
+    /// Its service should have one, and none was left.
+    WithoutAddress,
 }
 
 /// The place of the snapshot that serves. One writer: `apply`.

@@ -51,7 +51,11 @@ impl HostTable {
     /// The virtual host of a `Host` value: without regard to case, port and the root's dot.
     pub(crate) fn find(&self, host: &str) -> Option<usize> {
         let name = without_port(host);
-        let name = name.strip_suffix('.').unwrap_or(name);
+        self.named(name.strip_suffix('.').unwrap_or(name))
+    }
+
+    /// The virtual host of a name without regard to case.
+    pub(crate) fn named(&self, name: &str) -> Option<usize> {
         let name = if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
             Cow::Owned(name.to_ascii_lowercase())
         } else {

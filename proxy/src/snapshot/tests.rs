@@ -25,6 +25,7 @@ fn compiled(yaml: &str, metrics: &Arc<Metrics>, previous: Option<&Snapshot>) -> 
     let standing = Standing {
         service: Some("reviews".into()),
         listeners: Vec::new(),
+        range: Some("127.64.0.0/16".parse().unwrap()),
         identities: Arc::new(Identities::new(false, Arc::clone(metrics.tls()))),
     };
     compile::compile(said, &config, &standing, metrics, previous).unwrap()
@@ -334,7 +335,7 @@ fn what_a_route_counts_of_its_traffic_survives_a_push_that_says_the_same_of_it()
     let first = compiled(&file("requests: 1/h", "backend: v2", ""), &metrics, None);
     let (now, caller) = (
         std::time::Instant::now(),
-        traffic::limit::Caller::Address(std::net::Ipv4Addr::LOCALHOST.into()),
+        traffic::limit::Caller::Address(Ipv4Addr::LOCALHOST.into()),
     );
     let traffic =
         |snapshot: &Snapshot| Arc::clone(snapshot.virtual_hosts[0].routes[0].traffic.as_ref().unwrap());
@@ -371,4 +372,50 @@ fn a_route_that_says_nothing_of_its_traffic_has_none() {
     let snapshot = compiled(TWO, &metrics(), None);
     let mut routes = snapshot.virtual_hosts.iter().flat_map(|host| &host.routes);
     assert!(routes.all(|route| route.traffic.is_none()));
+}
+
+#[test]
+fn the_hosts_of_a_service_and_its_name_lead_to_its_virtual_address() {
+    let snapshot = compiled(TWO, &metrics(), None);
+    let Some(Named::Virtual(address)) = snapshot.named("reviews") else {
+        panic!("{:?}", snapshot.named("reviews"));
+    };
+    for name in [
+        "reviews.shop.internal",
+        "a.reviews.example",
+        "a.b.reviews.example",
+    ] {
+        assert_eq!(snapshot.named(name), Some(Named::Virtual(address)), "{name}");
+    }
+    for name in ["reviews.example", "shop.internal", "gone", "", "xreviews"] {
+        assert_eq!(snapshot.named(name), None, "{name}");
+    }
+    assert_eq!(snapshot.service_at(address).as_deref(), Some("reviews"));
+    assert_ne!(snapshot.named("ratings"), Some(Named::Virtual(address)));
+}
+
+#[test]
+fn a_request_to_a_virtual_address_is_for_its_host_s_service_and_else_for_that_of_the_address() {
+    let snapshot = compiled(TWO, &metrics(), None);
+    let entry = Entry::Virtual("ratings".into());
+    let get = head("GET /", &[]);
+    for (host, found) in [
+        ("reviews", "default"),
+        ("ratings", "default"),
+        ("other:80", "default"),
+        ("", "default"),
+    ] {
+        assert_eq!(route(&snapshot, &entry, host, &get), Ok(found), "{host}");
+    }
+    let service = |host: &str| {
+        let place = snapshot.virtual_host(&entry, host).unwrap();
+        snapshot.virtual_hosts[place].authority.clone()
+    };
+    assert_eq!(
+        (service("Reviews"), service("other")),
+        ("Reviews".into(), "ratings".into())
+    );
+    let gone = Entry::Virtual("gone".into());
+    assert_eq!(route(&snapshot, &gone, "reviews", &get), Ok("default"));
+    assert_eq!(route(&snapshot, &gone, "other", &get), Err(Reason::NoService));
 }

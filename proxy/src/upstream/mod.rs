@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use http::request::Parts;
 use outrigger_config::mesh::EndpointPolicy;
+use outrigger_config::names::Range;
 use outrigger_config::service::{Balance, Discover, StaticEndpoint};
 use outrigger_config::units::Percent;
 use tokio::sync::Notify;
@@ -61,6 +62,8 @@ pub struct Words {
     pub tls: Option<tls::Words>,
     /// This sidecar's own listeners, which would send a request round for ever.
     pub doors: Vec<SocketAddr>,
+    /// The virtual addresses of services, which lead to its own listeners too.
+    pub range: Option<Range>,
     /// How its endpoints are chosen, checked, left out and spared.
     pub policy: EndpointPolicy,
 }
@@ -158,6 +161,15 @@ impl Cluster {
         self.changed.notify_one();
     }
 
+    /// Whether a request that went there would come to this sidecar again.
+    fn leads_round(&self, address: SocketAddr) -> bool {
+        let is_virtual = |range: Range| match address.ip().to_canonical() {
+            IpAddr::V4(address) => range.contains(address),
+            IpAddr::V6(_) => false,
+        };
+        self.doors.iter().any(|door| is_behind(*door, address)) || self.range.is_some_and(is_virtual)
+    }
+
     fn found_beside(
         &self,
         found: impl IntoIterator<Item = StaticEndpoint>,
@@ -166,7 +178,7 @@ impl Cluster {
     ) {
         let (mut loops, mut absence) = (false, absence);
         let found = found.into_iter().filter(|endpoint| {
-            let round = self.doors.iter().any(|door| is_behind(*door, endpoint.address));
+            let round = self.leads_round(endpoint.address);
             if round {
                 loops = true;
                 absence = format!("{} is this sidecar's own listener", endpoint.address);

@@ -53,6 +53,8 @@ mod mtls_refused;
 mod mtls_revoked;
 mod mtls_rotation;
 mod mtls_versions;
+mod names;
+mod names_in_a_namespace;
 mod observability;
 mod other_store;
 mod outside;

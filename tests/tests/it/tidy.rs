@@ -15,7 +15,7 @@ const FLOORS: &[&[&str]] = &[
     &["upstream"],
     &["snapshot"],
     &["request", "tcp"],
-    &["listener", "control", "admin"],
+    &["listener", "names", "control", "admin"],
     &["apply", "fuzzing"],
     &["app"],
     &["main"],
@@ -29,6 +29,8 @@ const DOORS: &[(&str, &[&str])] = &[
     ("x509_parser", &["tls/"]),
     ("prometheus", &["telemetry/metrics/"]),
     ("hickory_resolver", &["upstream/discovery.rs"]),
+    ("hickory_proto", &["names/"]),
+    ("resolv_conf", &["names/"]),
     ("hyper::server", &["listener.rs", "listener/", "admin.rs"]),
     (
         "h2",

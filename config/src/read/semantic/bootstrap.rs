@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use super::super::node::{Fault, shown};
-use super::At;
 use super::names::{gateway_name, host, service_name};
+use super::{At, dns};
 use crate::bootstrap::{Bootstrap, Listeners, Source};
 use crate::identity::{IdentitySource, workload_socket};
 use crate::units::Duration;
@@ -29,6 +29,7 @@ pub(in super::super) fn bootstrap(at: &At<'_>, bootstrap: &Bootstrap, faults: &m
         local(&at, &bootstrap.listeners, faults);
         silences(&at, &bootstrap.listeners, faults);
         gateways(&at, &bootstrap.listeners, faults);
+        dns::listener(&at, &bootstrap.listeners, faults);
     }
     if let Some(at) = at.field("config") {
         source(&at, &bootstrap.config, faults);
@@ -173,6 +174,11 @@ fn addresses(at: &At<'_>, bootstrap: &Bootstrap, faults: &mut Vec<Fault>) {
     .into_iter()
     .map(|(name, address, above)| (format!("`{name}`"), address, above.and_then(|at| at.field(name))))
     .collect();
+    all.extend(
+        group
+            .into_iter()
+            .flat_map(|at| dns::addresses(at, &bootstrap.listeners)),
+    );
     // The written ones come after the defaults, so that the problem stands where something is written.
     all.sort_by_key(|(_, _, written)| written.is_some());
     let local = group.map(|at| at.items_of("local")).unwrap_or_default();

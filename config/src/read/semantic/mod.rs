@@ -6,6 +6,7 @@
 
 mod actions;
 mod bootstrap;
+mod dns;
 mod endpoints;
 mod gateway;
 mod hosts;

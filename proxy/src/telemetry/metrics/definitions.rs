@@ -130,7 +130,7 @@ pub(super) const CONNECTIONS_OPEN: Definition = Definition {
 };
 pub(super) const CONNECTIONS_CUT: Definition = Definition {
     name: "outrigger_connections_cut_total",
-    help: "Connections from callers that the sidecar ended, by why: flood, protocol, silent (no request for 75 s), unread, revoked.",
+    help: "Connections from callers that the sidecar ended, by why: flood, protocol, silent (no request for 75 s), unread, revoked, elsewhere (to the application's side, and not by the application).",
     labels: &["listener", "reason"],
 };
 pub(super) const CONFIG_INFO: Definition = Definition {
@@ -198,7 +198,7 @@ pub(super) const INBOUND_REQUESTS: Definition = Definition {
 };
 
 /// Every metric of the sidecar; those of the process (`process_*`) come beside.
-pub const ALL: [Definition; 33] = [
+pub const ALL: [Definition; 34] = [
     REQUESTS,
     REQUEST_DURATION,
     GRPC_CALLS,
@@ -232,6 +232,7 @@ pub const ALL: [Definition; 33] = [
     REVOKED,
     PLAINTEXT_CONNECTIONS,
     INBOUND_REQUESTS,
+    super::names::QUERIES,
 ];
 
 impl Definition {

@@ -6,6 +6,7 @@
 
 mod cluster;
 mod definitions;
+mod names;
 mod seconds;
 mod tcp;
 #[cfg(test)]
@@ -33,6 +34,7 @@ use definitions::{
     PANICS, PUSHES, REQUEST_DURATION, REQUESTS, RETRIES, SKIPPED, TCP_BYTES, TCP_CONNECTIONS, TCP_OPEN,
     WORKERS_LOST,
 };
+pub use names::{NameMetrics, QueryResult};
 pub use seconds::{HedgeMetrics, HedgeResult, RetryMetrics, RetryResult};
 pub use tcp::TcpMetrics;
 pub use tls::{FileSet, Side, SourceMetrics, TlsMetrics};
@@ -96,6 +98,7 @@ pub struct Metrics {
     pushes: IntCounterVec,
     log_lines_lost: IntCounter,
     workers_lost: IntCounter,
+    dns_queries: IntCounterVec,
     tls: Arc<TlsMetrics>,
     /// The living handles by their labels, so that two snapshots that overlap count into the same series.
     routes: Living<RouteLabels, RouteMetrics>,
@@ -193,6 +196,7 @@ impl Metrics {
             pushes: PUSHES.counters(&registry)?,
             log_lines_lost: LOG_LINES_LOST.counters(&registry)?.with_label_values::<&str>(&[]),
             workers_lost: WORKERS_LOST.counters(&registry)?.with_label_values::<&str>(&[]),
+            dns_queries: names::QUERIES.counters(&registry)?,
             tls: Arc::new(TlsMetrics::new(&registry)?),
             routes: Living::default(),
             route_retries: Living::default(),
@@ -336,15 +340,18 @@ pub enum Cut {
     Unread,
     /// The caller has been revoked.
     Revoked,
+    /// It came from elsewhere to what is for the application alone.
+    Elsewhere,
 }
 
 impl Cut {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Flood,
         Self::Protocol,
         Self::Silent,
         Self::Unread,
         Self::Revoked,
+        Self::Elsewhere,
     ];
 
     const fn word(self) -> &'static str {
@@ -354,6 +361,7 @@ impl Cut {
             Self::Silent => "silent",
             Self::Unread => "unread",
             Self::Revoked => "revoked",
+            Self::Elsewhere => "elsewhere",
         }
     }
 }
