@@ -17,6 +17,7 @@ use regex_automata::meta::Regex;
 
 use crate::snapshot::actions::{Action, HeaderPairs};
 use crate::snapshot::addresses::Addresses;
+use crate::snapshot::lookup::Lookup;
 use crate::snapshot::routes::{
     Header, Hedge, HostTable, Matcher, Path, Query, Route, Target, Text, VirtualHost, Weights,
 };
@@ -216,15 +217,12 @@ impl<'a> Compiler<'a> {
             ..service::Route::default()
         };
         let implied = (service.routes.is_empty() && !service.backends.is_empty()).then(default_route);
-        let routes = service
-            .routes
-            .iter()
-            .chain(&implied)
-            .map(|route| self.route(service, route))
-            .collect();
+        let routes = service.routes.iter().chain(&implied);
+        let routes: Vec<Route> = routes.map(|route| self.route(service, route)).collect();
         let authority = service.hosts().next().unwrap_or(&service.name).to_owned();
         self.virtual_hosts.push(VirtualHost {
             authority,
+            lookup: Lookup::new(&routes),
             routes,
             normalizes: service.normalize_paths.unwrap_or(true),
             keeps_case: service.keeps_header_case(),
@@ -276,6 +274,7 @@ impl<'a> Compiler<'a> {
         self.virtual_hosts.push(VirtualHost {
             authority: service.name.clone(),
             routes: vec![route],
+            lookup: None,
             normalizes: service.normalize_paths.unwrap_or(true),
             keeps_case: service.keeps_header_case(),
             raw: service.protocol == Protocol::Tcp,

@@ -9,6 +9,7 @@ pub(crate) mod actions;
 mod addresses;
 pub mod compile;
 mod gateways;
+mod lookup;
 pub mod routes;
 #[cfg(test)]
 mod tests;

@@ -17,6 +17,7 @@ use regex_automata::meta::Regex;
 
 use crate::snapshot::access::Access;
 use crate::snapshot::actions::{Action, HeaderPairs};
+use crate::snapshot::lookup::Lookup;
 use crate::snapshot::traffic::Traffic;
 use crate::telemetry::metrics::{HedgeMetrics, RetryMetrics, RouteMetrics, TcpMetrics};
 use crate::upstream::Cluster;
@@ -26,26 +27,22 @@ use crate::upstream::health::Budget;
 /// Host names and the places of their virtual hosts.
 #[derive(Debug, Default)]
 pub(crate) struct HostTable {
-    exact: HashMap<String, usize, xxhash_rust::xxh3::Xxh3DefaultBuilder>,
-    /// Suffixes with their leading dot, longest first, so that the most specific is met first.
-    wildcards: Vec<(String, usize)>,
+    exact: Places,
+    /// Suffixes with their leading dot.
+    wildcards: Places,
 }
+
+/// Names and places.
+type Places = HashMap<String, usize, xxhash_rust::xxh3::Xxh3DefaultBuilder>;
 
 impl HostTable {
     /// Adds a host, in lower case; `*.` in front takes every name below it.
     pub(crate) fn insert(&mut self, host: &str, place: usize) {
         let host = host.to_ascii_lowercase();
         match host.strip_prefix('*') {
-            None => {
-                self.exact.insert(host, place);
-            }
-            Some(suffix) => {
-                let at = self
-                    .wildcards
-                    .partition_point(|(known, _)| known.len() >= suffix.len());
-                self.wildcards.insert(at, (suffix.to_owned(), place));
-            }
-        }
+            None => self.exact.insert(host, place),
+            Some(suffix) => self.wildcards.insert(suffix.to_owned(), place),
+        };
     }
 
     /// The virtual host of a `Host` value: without regard to case, port and the root's dot.
@@ -64,11 +61,13 @@ impl HostTable {
         if let Some(place) = self.exact.get(&*name) {
             return Some(*place);
         }
-        let below = |suffix: &str| name.len() > suffix.len() && name.ends_with(suffix);
-        self.wildcards
-            .iter()
-            .find(|(suffix, _)| below(suffix))
-            .map(|(_, place)| *place)
+        if self.wildcards.is_empty() {
+            return None;
+        }
+        // From the left, so that the most specific is met first. A name has something before its first dot.
+        let dots = name.match_indices('.').map(|(dot, _)| dot);
+        dots.filter(|dot| *dot > 0)
+            .find_map(|dot| self.wildcards.get(&name[dot..]).copied())
     }
 }
 
@@ -86,6 +85,8 @@ pub(crate) struct VirtualHost {
     /// The name that is set as `Host` where a caller gave none.
     pub(crate) authority: String,
     pub(crate) routes: Vec<Route>,
+    /// The same by what they ask of the path, where they are many.
+    pub(crate) lookup: Option<Box<Lookup>>,
     /// Whether paths are brought into one form.
     pub(crate) normalizes: bool,
     /// Whether the names of fields keep their case.
@@ -101,7 +102,10 @@ pub(crate) struct VirtualHost {
 impl VirtualHost {
     /// The place of the first route that matches.
     pub(crate) fn route(&self, head: &Parts) -> Option<usize> {
-        self.routes.iter().position(|route| route.matches(head))
+        match &self.lookup {
+            None => self.routes.iter().position(|route| route.matches(head)),
+            Some(lookup) => lookup.first(head.uri.path(), |place| self.routes[place].matches(head)),
+        }
     }
 }
 
@@ -149,7 +153,7 @@ pub(crate) struct Target {
 }
 
 impl Route {
-    fn matches(&self, head: &Parts) -> bool {
+    pub(super) fn matches(&self, head: &Parts) -> bool {
         self.matchers.is_empty() || self.matchers.iter().any(|matcher| matcher.matches(head))
     }
 

@@ -419,3 +419,79 @@ fn a_request_to_a_virtual_address_is_for_its_host_s_service_and_else_for_that_of
     assert_eq!(route(&snapshot, &gone, "reviews", &get), Ok("default"));
     assert_eq!(route(&snapshot, &gone, "other", &get), Err(Reason::NoService));
 }
+
+/// Random tables of many routes, and paths that meet some of them.
+mod many {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn path() -> impl Strategy<Value = String> {
+        let segment = prop::sample::select(vec!["a", "b", "ab", "a%2Fb"]);
+        prop::collection::vec(segment, 0..4).prop_map(|segments| format!("/{}", segments.join("/")))
+    }
+
+    /// The conditions of a route in YAML, of which one must hold.
+    fn conditions() -> impl Strategy<Value = String> {
+        let condition = prop_oneof![
+            path().prop_map(|path| format!("path: {{ exact: '{path}' }}")),
+            path().prop_map(|path| format!("path: {{ prefix: '{path}' }}")),
+            path().prop_map(|path| format!("path: {{ prefix: '{path}/' }}").replace("//'", "/'")),
+            path().prop_map(|path| format!("path: {{ regex: '{path}.' }}")),
+            path().prop_map(|path| format!("path: {{ prefix: '{path}' }}, methods: [POST]")),
+            Just("methods: [POST]".to_owned()),
+        ];
+        prop::collection::vec(condition, 1..3).prop_map(|all| {
+            let all: Vec<_> = all.iter().map(|one| format!("{{ {one} }}")).collect();
+            format!("[{}]", all.join(", "))
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn the_first_of_many_routes_that_matches_is_taken(
+            routes in prop::collection::vec(conditions(), 9..40),
+            requests in prop::collection::vec((path(), any::<bool>(), any::<bool>()), 20),
+        ) {
+            let mut yaml = "kind: Service\nname: reviews\nbackends: [{ name: v1, discover: { static: [127.0.0.1:1] } }]\nroutes:\n".to_owned();
+            for (place, conditions) in routes.iter().enumerate() {
+                yaml += &format!("  - {{ name: r{place}, match: {conditions}, to: [{{ backend: v1 }}] }}\n");
+            }
+            let snapshot = compiled(&yaml, &metrics(), None);
+            let virtual_host = &snapshot.virtual_hosts[0];
+            prop_assert!(virtual_host.lookup.is_some());
+            for (path, posts, slash) in requests {
+                let method = if posts { "POST" } else { "GET" };
+                let slash = if slash { "/" } else { "" };
+                let head = head(&format!("{method} {path}{slash}"), &[]);
+                let asked_in_turn = virtual_host.routes.iter().position(|route| route.matches(&head));
+                prop_assert_eq!(virtual_host.route(&head), asked_in_turn, "{} {}", method, head.uri);
+            }
+        }
+    }
+
+    #[test]
+    fn of_wildcards_the_most_specific_is_taken() {
+        let mut table = HostTable::default();
+        for (place, host) in ["*.a.b", "*.b", "x.b", "*.c.a.b"].iter().enumerate() {
+            table.insert(host, place);
+        }
+        for (host, place) in [
+            ("x.b", Some(2)),
+            ("X.B:80", Some(2)),
+            ("y.b.", Some(1)),
+            ("y.a.b", Some(0)),
+            ("z.y.a.b", Some(0)),
+            ("y.c.a.b", Some(3)),
+            ("c.a.b", Some(0)),
+            ("a.b", Some(1)),
+            ("b", None),
+            (".b", None),
+            ("other", None),
+        ] {
+            assert_eq!(table.find(host), place, "{host}");
+        }
+    }
+}
