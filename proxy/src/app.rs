@@ -27,7 +27,7 @@ use crate::telemetry::metrics::{Metrics, TlsMetrics};
 use crate::telemetry::request_log::AccessLogger;
 use crate::tls::gateway::Server;
 use crate::tls::{self, Identities};
-use crate::upstream::discovery::Resolver;
+use crate::upstream::discovery::{Resolver, SystemFiles};
 
 /// While it drains, the sidecar is done when it has had no connection for this long: long enough for a caller that
 /// was told to close its connection to come back once with a new one.
@@ -58,6 +58,8 @@ pub struct Start {
     pub bootstrap: Bootstrap,
     /// DNS servers to ask; none: those of the system.
     pub dns: Vec<SocketAddr>,
+    /// The files that say how the system resolves names.
+    pub system_files: SystemFiles,
     /// The token to join the mesh with, where it was given and does not stand in a file.
     pub token: Option<JoinToken>,
 }
@@ -150,6 +152,7 @@ impl Sidecar {
                 Start {
                     bootstrap,
                     dns,
+                    system_files,
                     token,
                 },
             listeners,
@@ -171,7 +174,8 @@ impl Sidecar {
             &logger,
             (&drain, &metrics.lost_workers()),
         )?;
-        let resolver = Resolver::new(&dns)?;
+        let resolver = Resolver::with_files(&dns, system_files)?;
+        tokio::task::spawn_local(resolver.clone().keep_current());
         let identity = IdentitySource::of(&bootstrap, token, &resolver)?;
         let known = Known {
             identities: Arc::clone(&identities),

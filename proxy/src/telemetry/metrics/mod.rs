@@ -6,6 +6,7 @@
 
 mod cluster;
 mod definitions;
+mod dns;
 mod seconds;
 mod tcp;
 #[cfg(test)]
@@ -33,6 +34,7 @@ use definitions::{
     PANICS, PUSHES, REQUEST_DURATION, REQUESTS, RETRIES, SKIPPED, TCP_BYTES, TCP_CONNECTIONS, TCP_OPEN,
     WORKERS_LOST,
 };
+pub use dns::DnsMetrics;
 pub use seconds::{HedgeMetrics, HedgeResult, RetryMetrics, RetryResult};
 pub use tcp::TcpMetrics;
 pub use tls::{FileSet, Side, SourceMetrics, TlsMetrics};
@@ -97,6 +99,7 @@ pub struct Metrics {
     log_lines_lost: IntCounter,
     workers_lost: IntCounter,
     tls: Arc<TlsMetrics>,
+    dns: dns::DnsVectors,
     /// The living handles by their labels, so that two snapshots that overlap count into the same series.
     routes: Living<RouteLabels, RouteMetrics>,
     route_retries: Living<RetryLabels, RetryMetrics>,
@@ -105,6 +108,7 @@ pub struct Metrics {
     tcp: Living<RouteLabels, TcpMetrics>,
     route_mirrors: Living<RouteLabels, MirrorMetrics>,
     route_faults: Living<RetryLabels, FaultMetrics>,
+    names: Living<String, DnsMetrics>,
 }
 
 /// What names the series of a route.
@@ -194,6 +198,7 @@ impl Metrics {
             log_lines_lost: LOG_LINES_LOST.counters(&registry)?.with_label_values::<&str>(&[]),
             workers_lost: WORKERS_LOST.counters(&registry)?.with_label_values::<&str>(&[]),
             tls: Arc::new(TlsMetrics::new(&registry)?),
+            dns: dns::DnsVectors::new(&registry)?,
             routes: Living::default(),
             route_retries: Living::default(),
             route_hedges: Living::default(),
@@ -201,6 +206,7 @@ impl Metrics {
             tcp: Living::default(),
             route_mirrors: Living::default(),
             route_faults: Living::default(),
+            names: Living::default(),
             registry,
             process,
         })
