@@ -9,6 +9,7 @@
 
 pub mod actions;
 pub mod bootstrap;
+pub mod discover;
 pub mod discovery;
 pub mod endpoints;
 pub mod gateway;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::discover::DiscoverDefaults;
 use crate::identity::{DefaultPolicy, Tls, TlsMode};
 use crate::join::Revoked;
 use crate::service::{
@@ -50,6 +51,9 @@ pub struct Defaults {
     /// How long a new endpoint takes to grow to its share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<units::Duration>,
+    /// How DNS is asked where endpoints are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discover: Option<DiscoverDefaults>,
     /// How long a request may take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Timeout>,

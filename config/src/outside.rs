@@ -23,7 +23,7 @@ pub enum BackendTls {
 #[serde(deny_unknown_fields)]
 pub struct OutsideTls {
     /// The name that is asked for (SNI), and for which the certificate must be good: a DNS name or an IP address. Default:
-    /// the name in `discover.dns`.
+    /// the name in `discover.dns`, where it is the only one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_name: Option<String>,
     /// Whom to trust: `system`, the roots that this machine or image has, or the absolute path of a PEM file with roots on

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use crate::actions::{HeaderEdits, Redirect, RegexRewrite, Respond, Rewrite, Scheme};
+pub use crate::discover::{Discover, DiscoverSource};
 pub use crate::endpoints::{
     Balance, Ejection, GrpcCheck, HashOn, HealthCheck, Limits, StaticEndpoint, TcpCheck,
 };
@@ -146,27 +147,8 @@ impl Backend {
         let Some(BackendTls::Outside(tls)) = &self.tls else {
             return None;
         };
-        let found = self.discover.dns.as_deref();
-        tls.server_name
-            .as_deref()
-            .or_else(|| found.map(|name| name.strip_suffix('.').unwrap_or(name)))
+        tls.server_name.as_deref().or_else(|| self.discover.name())
     }
-}
-
-/// Where the endpoints of a backend are found: `static`, or `dns` with `port`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Discover {
-    /// The endpoints themselves: address and port, or a mapping with `address` and `weight`.
-    #[serde(default, rename = "static", skip_serializing_if = "Option::is_none")]
-    pub addresses: Option<Vec<StaticEndpoint>>,
-    /// A host name: every A and AAAA record is an endpoint, asked again when its TTL ends.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dns: Option<String>,
-    /// The port of the endpoints that DNS finds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
-    pub port: Option<u16>,
 }
 
 /// One rule: which requests, what becomes of them, and how patiently. Exactly one of `to`, `redirect` and `respond` is

@@ -28,7 +28,7 @@ use crate::telemetry::metrics::{Metrics, TlsMetrics};
 use crate::telemetry::request_log::AccessLogger;
 use crate::tls::gateway::Server;
 use crate::tls::{self, Identities};
-use crate::upstream::discovery::Resolver;
+use crate::upstream::discovery::{Resolver, SystemFiles};
 
 /// While it drains, the sidecar is done when it has had no connection for this long: long enough for a caller that
 /// was told to close its connection to come back once with a new one.
@@ -59,6 +59,8 @@ pub struct Start {
     pub bootstrap: Bootstrap,
     /// DNS servers to ask; none: those of the system.
     pub dns: Vec<SocketAddr>,
+    /// The files that say how the system resolves names.
+    pub system_files: SystemFiles,
     /// The token to join the mesh with, where it was given and does not stand in a file.
     pub token: Option<JoinToken>,
 }
@@ -169,6 +171,7 @@ impl Sidecar {
                 Start {
                     bootstrap,
                     dns,
+                    system_files,
                     token,
                 },
             listeners,
@@ -192,7 +195,9 @@ impl Sidecar {
             (&drain, &metrics.lost_workers()),
         )?;
         let around = names.as_ref().and_then(Names::instead_of_the_system);
-        let resolver = Resolver::new(around.filter(|_| dns.is_empty()).unwrap_or(&dns))?;
+        let servers = around.filter(|_| dns.is_empty()).unwrap_or(&dns);
+        let resolver = Resolver::with_files(servers, system_files)?;
+        tokio::task::spawn_local(resolver.clone().keep_current());
         let identity = IdentitySource::of(&bootstrap, token, &resolver)?;
         let known = Known {
             identities: Arc::clone(&identities),

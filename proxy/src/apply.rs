@@ -16,7 +16,7 @@ use crate::snapshot::{Refused, Snapshot, Snapshots, Standing};
 use crate::telemetry::metrics::{Metrics, PushResult};
 use crate::tls::outside;
 use crate::upstream;
-use crate::upstream::discovery::Resolver;
+use crate::upstream::discovery::{Directory, Resolver};
 use crate::upstream::health::active::Checker;
 
 /// How long a push waits for the first answers of DNS before it serves without them: a table whose backend cannot
@@ -28,7 +28,7 @@ const WARM_MAX: Duration = Duration::from_secs(5);
 pub(crate) struct Applier {
     pub(crate) snapshots: Arc<Snapshots>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) resolver: Resolver,
+    directory: Directory,
     checker: Checker,
     pub(crate) standing: Standing,
     pub(crate) refused: Arc<Mutex<Option<Refused>>>,
@@ -63,10 +63,11 @@ impl Applier {
         standing: Standing,
     ) -> Self {
         let refused = Arc::default();
+        let directory = Directory::new(resolver, Arc::clone(&metrics));
         Self {
             snapshots,
             metrics,
-            resolver,
+            directory,
             checker: Checker::default(),
             standing,
             refused,
@@ -187,16 +188,7 @@ async fn warm(to: &Applier, next: &Snapshot, current: &Snapshot) {
             let checking = to.checker.clone().keep_checked(Arc::downgrade(cluster));
             tokio::task::spawn_local(checking);
         }
-        if cluster.discover.dns.is_none() {
-            continue;
-        }
-        let (answered, first) = tokio::sync::oneshot::channel();
-        first_answers.push(first);
-        tokio::task::spawn_local(
-            to.resolver
-                .clone()
-                .keep_current(Arc::downgrade(cluster), answered),
-        );
+        first_answers.extend(to.directory.follow(cluster));
     }
     let all = async {
         for first in first_answers {
@@ -205,6 +197,6 @@ async fn warm(to: &Applier, next: &Snapshot, current: &Snapshot) {
         }
     };
     if tokio::time::timeout(WARM_MAX, all).await.is_err() {
-        tracing::warn!(waited = ?WARM_MAX, "DNS has not answered for every backend; serving without them for now");
+        tracing::warn!(waited = ?WARM_MAX, "DNS has not answered for every backend; serving with what is known for now");
     }
 }

@@ -13,6 +13,7 @@ use outrigger_config::join::JoinToken;
 use outrigger_config::units::Duration;
 use outrigger_proxy::app::{Sidecar, Start};
 use outrigger_proxy::drain::Drain;
+use outrigger_proxy::upstream::discovery::SystemFiles;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -86,6 +87,12 @@ struct Arguments {
     /// DNS servers to ask instead of the system's, such as 127.0.0.1:53
     #[arg(long, env = "OUTRIGGER_DNS", value_name = "ADDRESS", value_delimiter = ',')]
     dns: Vec<SocketAddr>,
+    /// Read instead of /etc/resolv.conf
+    #[arg(long, env = "OUTRIGGER_RESOLV_CONF", value_name = "FILE", hide = true)]
+    resolv_conf: Option<PathBuf>,
+    /// Read instead of /etc/hosts
+    #[arg(long, env = "OUTRIGGER_HOSTS", value_name = "FILE", hide = true)]
+    hosts: Option<PathBuf>,
 }
 
 fn local(text: &str) -> Result<LocalListener, String> {
@@ -170,9 +177,13 @@ impl Arguments {
         if !self.local.is_empty() {
             bootstrap.listeners.local = self.local;
         }
+        let mut system_files = SystemFiles::default();
+        replace(&mut system_files.resolv_conf, self.resolv_conf);
+        replace(&mut system_files.hosts, self.hosts);
         Ok(Start {
             bootstrap,
             dns: self.dns,
+            system_files,
             token,
         })
     }

@@ -1,11 +1,13 @@
 //! A DNS server with one zone whose records change while it runs.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hickory_proto::rr::rdata::{A, AAAA, SOA};
+use hickory_proto::op::Message;
+use hickory_proto::rr::rdata::{A, AAAA, SOA, SRV};
 use hickory_proto::rr::{LowerName, Name, RData, Record, RecordSet, RecordType, RrKey};
 use hickory_server::Server;
 use hickory_server::store::in_memory::InMemoryZoneHandler;
@@ -37,6 +39,32 @@ pub struct DnsServer {
 struct Door {
     manner: AtomicU8,
     refused: AtomicU64,
+    /// How often each name was asked for, whatever the type.
+    asked: Mutex<HashMap<String, u64>>,
+    /// The name whose answers are samples, and what they are samples of.
+    sampled: Mutex<Option<Sampled>>,
+}
+
+/// A name of whose addresses each answer has some, at random.
+#[derive(Clone, Debug)]
+struct Sampled {
+    name: String,
+    addresses: Vec<IpAddr>,
+    count: usize,
+    rng: fastrand::Rng,
+}
+
+/// Where a service is, as an SRV record says it.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The lower comes first.
+    pub priority: u16,
+    /// The share of those of one priority.
+    pub weight: u16,
+    /// The port.
+    pub port: u16,
+    /// The host.
+    pub host: &'a str,
 }
 
 /// How it takes questions over UDP.
@@ -49,6 +77,12 @@ pub enum Manner {
     Fails,
     /// It says nothing.
     Silent,
+    /// It answers that it does not want to (REFUSED).
+    Refuses,
+    /// It answers with no record, and no word about for how long.
+    Empty,
+    /// It answers from its zone, but to a question with EDNS that it does not understand it (FORMERR).
+    Old,
 }
 
 impl DnsServer {
@@ -75,13 +109,15 @@ impl DnsServer {
         let door = Arc::new(Door {
             manner: AtomicU8::new(Manner::Answers as u8),
             refused: AtomicU64::new(0),
+            asked: Mutex::default(),
+            sampled: Mutex::default(),
         });
         let running = Background::start("dns");
-        let held = Arc::clone(&door);
+        let (held, records) = (Arc::clone(&door), Arc::clone(&zone));
         running.spawn(async move {
             let outside = Arc::new(UdpSocket::from_std(udp).expect("a socket"));
             // It ends with its thread.
-            let _ = at_the_door(outside, answering, held).await;
+            let _ = at_the_door(outside, answering, (held, records)).await;
         });
         running.spawn(async move {
             let mut server = Server::new(catalog);
@@ -109,6 +145,43 @@ impl DnsServer {
         self.door.refused.load(Ordering::SeqCst)
     }
 
+    /// How often this name was asked for over UDP, each type of record by itself.
+    pub fn asked(&self, name: &str) -> u64 {
+        let asked = self.door.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.get(name).copied().unwrap_or_default()
+    }
+
+    /// From now on each answer for this name has so many of these addresses, drawn at random, and a TTL of 0.
+    pub fn sample(&self, name: &str, addresses: &[IpAddr], count: usize, seed: u64) {
+        *self.door.sampled.lock().unwrap_or_else(PoisonError::into_inner) = Some(Sampled {
+            name: name.to_owned(),
+            addresses: addresses.to_vec(),
+            count,
+            rng: fastrand::Rng::with_seed(seed),
+        });
+    }
+
+    /// From now on this name has these SRV records; none of them: it does not exist.
+    pub async fn set_services(&self, name: &str, places: &[Place<'_>], ttl_seconds: u32) {
+        let name = Name::from_ascii(format!("{name}.")).expect("a name");
+        let lower = LowerName::from(&name);
+        let mut set = RecordSet::with_ttl(name, RecordType::SRV, ttl_seconds);
+        for place in places {
+            let host = Name::from_ascii(format!("{}.", place.host)).expect("a name");
+            set.add_rdata(RData::SRV(SRV::new(
+                place.priority,
+                place.weight,
+                place.port,
+                host,
+            )));
+        }
+        let mut records = self.zone.records_mut().await;
+        records.retain(|key, _| *key.name() != lower);
+        if !places.is_empty() {
+            records.insert(RrKey::new(lower, RecordType::SRV), Arc::new(set));
+        }
+    }
+
     /// Where it answers, over UDP and TCP.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -116,23 +189,47 @@ impl DnsServer {
 
     /// From now on this name, such as `reviews.mesh.test`, has these addresses; none of them: it does not exist.
     pub async fn set(&self, name: &str, addresses: &[IpAddr], ttl_seconds: u32) {
-        let name = Name::from_ascii(format!("{name}.")).expect("a name");
-        let lower = LowerName::from(&name);
-        let mut sets = [RecordType::A, RecordType::AAAA]
-            .map(|record_type| RecordSet::with_ttl(name.clone(), record_type, ttl_seconds));
-        for address in addresses {
-            let [four, six] = &mut sets;
-            match address {
-                IpAddr::V4(address) => four.add_rdata(RData::A(A(*address))),
-                IpAddr::V6(address) => six.add_rdata(RData::AAAA(AAAA(*address))),
-            };
-        }
-        // One lock for the whole change: no question is answered between the old set and the new.
-        let mut records = self.zone.records_mut().await;
-        records.retain(|key, _| *key.name() != lower);
-        for set in sets.into_iter().filter(|set| !set.is_empty()) {
-            records.insert(RrKey::new(lower.clone(), set.record_type()), Arc::new(set));
-        }
+        set(&self.zone, name, addresses, ttl_seconds).await;
+    }
+}
+
+async fn set(zone: &InMemoryZoneHandler, name: &str, addresses: &[IpAddr], ttl_seconds: u32) {
+    let name = Name::from_ascii(format!("{name}.")).expect("a name");
+    let lower = LowerName::from(&name);
+    let mut sets = [RecordType::A, RecordType::AAAA]
+        .map(|record_type| RecordSet::with_ttl(name.clone(), record_type, ttl_seconds));
+    for address in addresses {
+        let [four, six] = &mut sets;
+        match address {
+            IpAddr::V4(address) => four.add_rdata(RData::A(A(*address))),
+            IpAddr::V6(address) => six.add_rdata(RData::AAAA(AAAA(*address))),
+        };
+    }
+    // One lock for the whole change: no question is answered between the old set and the new.
+    let mut records = zone.records_mut().await;
+    records.retain(|key, _| *key.name() != lower);
+    for set in sets.into_iter().filter(|set| !set.is_empty()) {
+        records.insert(RrKey::new(lower.clone(), set.record_type()), Arc::new(set));
+    }
+}
+
+impl Door {
+    /// Notes a question, and gives the addresses that are drawn for its answer, if its name is one for that.
+    fn note(&self, message: &[u8]) -> Option<(String, Vec<IpAddr>)> {
+        let message = Message::from_vec(message).ok()?;
+        let name = message.queries.first()?.name().to_ascii().to_lowercase();
+        let name = name.trim_end_matches('.').to_owned();
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        *asked.entry(name.clone()).or_default() += 1;
+        let mut sampled = self.sampled.lock().unwrap_or_else(PoisonError::into_inner);
+        let sampled = sampled.as_mut().filter(|sampled| sampled.name == name)?;
+        let Sampled {
+            addresses,
+            count,
+            rng,
+            ..
+        } = sampled;
+        Some((name, rng.choose_multiple(addresses.iter().copied(), *count)))
     }
 }
 
@@ -140,34 +237,51 @@ impl DnsServer {
 const MESSAGE_MAX: usize = 64 * 1024;
 
 /// Hands questions to the server inside, or not, as the manner is.
-async fn at_the_door(outside: Arc<UdpSocket>, inside: SocketAddr, door: Arc<Door>) -> std::io::Result<()> {
+async fn at_the_door(
+    outside: Arc<UdpSocket>,
+    inside: SocketAddr,
+    (door, zone): (Arc<Door>, Arc<InMemoryZoneHandler>),
+) -> std::io::Result<()> {
     let mut buffer = vec![0; MESSAGE_MAX];
     loop {
         let (length, asker) = outside.recv_from(&mut buffer).await?;
         let mut message = buffer[..length].to_vec();
-        let manner = door.manner.load(Ordering::SeqCst);
-        if manner != Manner::Answers as u8 {
-            door.refused.fetch_add(1, Ordering::SeqCst);
+        if let Some((name, drawn)) = door.note(&message) {
+            set(&zone, &name, &drawn, 0).await;
         }
+        let manner = door.manner.load(Ordering::SeqCst);
+        // RFC 1035 section 4.1.1: the count of additional records, of which EDNS is the one that questions have.
+        let edns = length >= 12 && message[10..12] != [0, 0];
+        if manner == Manner::Answers as u8 || manner == Manner::Old as u8 && !edns {
+            pass_on(Arc::clone(&outside), inside, message, asker);
+            continue;
+        }
+        door.refused.fetch_add(1, Ordering::SeqCst);
         if manner == Manner::Silent as u8 || length < 4 {
             continue;
         }
-        if manner == Manner::Fails as u8 {
-            // RFC 1035 section 4.1.1: a response, and the code 2.
-            message[2] |= 0x80;
-            message[3] = message[3] & 0xf0 | 2;
-            outside.send_to(&message, asker).await?;
-            continue;
-        }
-        let outside = Arc::clone(&outside);
-        tokio::spawn(async move {
-            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-            socket.send_to(&message, inside).await?;
-            let mut answer = vec![0; MESSAGE_MAX];
-            let length = socket.recv(&mut answer).await?;
-            outside.send_to(&answer[..length], asker).await
-        });
+        // The same section: a response, and its code.
+        message[2] |= 0x80;
+        let code = match manner {
+            manner if manner == Manner::Fails as u8 => 2,
+            manner if manner == Manner::Refuses as u8 => 5,
+            manner if manner == Manner::Old as u8 => 1,
+            _ => 0,
+        };
+        message[3] = message[3] & 0xf0 | code;
+        outside.send_to(&message, asker).await?;
     }
+}
+
+/// Hands one question to the server inside, and its answer back.
+fn pass_on(outside: Arc<UdpSocket>, inside: SocketAddr, message: Vec<u8>, asker: SocketAddr) {
+    tokio::spawn(async move {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        socket.send_to(&message, inside).await?;
+        let mut answer = vec![0; MESSAGE_MAX];
+        let length = socket.recv(&mut answer).await?;
+        outside.send_to(&answer[..length], asker).await
+    });
 }
 
 /// A UDP and a TCP socket with the same port.

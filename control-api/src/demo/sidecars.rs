@@ -10,6 +10,7 @@ use outrigger_config::bootstrap::{AccessLog, Listeners, Node, Source};
 use outrigger_config::units::Duration;
 use outrigger_proxy::app::{Sidecar, Start};
 use outrigger_proxy::drain::Drain;
+use outrigger_proxy::upstream::discovery::SystemFiles;
 
 use super::DemoError;
 use super::places::{Instance, Ports};
@@ -65,6 +66,7 @@ impl Bound {
         let start = Start {
             bootstrap,
             dns: Vec::new(),
+            system_files: SystemFiles::default(),
             token: None,
         };
         let (name, drain) = (instance.name(), Drain::default());

@@ -8,10 +8,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use http::{HeaderName, Method};
+use outrigger_config::discover::Source;
 use outrigger_config::mesh::{EndpointPolicy, RetryPolicy, Timeouts};
-use outrigger_config::service::{
-    self, Discover, HeaderMatch, PathMatch, Protocol, QueryMatch, RetryOn, Service,
-};
+use outrigger_config::service::{self, HeaderMatch, PathMatch, Protocol, QueryMatch, RetryOn, Service};
 use outrigger_config::{Config, Document};
 use regex_automata::meta::Regex;
 
@@ -247,18 +246,14 @@ impl<'a> Compiler<'a> {
             on: vec![RetryOn::Reset],
             ..RetryPolicy::default()
         };
-        let discover = Discover {
-            addresses: Some(vec![app.into()]),
-            dns: None,
-            port: None,
-        };
+        let discover = vec![Source::Listed(vec![app.into()])];
         // What the service file says about endpoints is for those who call them. The one application is asked whatever
         // it did before: there is no other.
         let policy = EndpointPolicy {
             ejection: None,
             ..EndpointPolicy::default()
         };
-        let cluster = self.cluster(service, APP, (&discover, None, policy));
+        let cluster = self.cluster(service, APP, (discover, None, policy));
         let target = self.target(INBOUND, service, APP, cluster);
         let route = self.assemble(
             (INBOUND, service, APP),
@@ -314,7 +309,7 @@ impl<'a> Compiler<'a> {
                 continue;
             };
             let words = (
-                &backend.discover,
+                self.config.mesh.sources(&backend.discover),
                 self.words_of_tls(service, backend),
                 endpoints.clone(),
             );
@@ -416,7 +411,7 @@ impl<'a> Compiler<'a> {
         &mut self,
         service: &Service,
         backend: &str,
-        (discover, tls, policy): (&Discover, Option<tls::Words>, EndpointPolicy),
+        (discover, tls, policy): (Vec<Source>, Option<tls::Words>, EndpointPolicy),
     ) -> Arc<Cluster> {
         let key = (service.name.clone(), backend.to_owned());
         if let Some(cluster) = self.clusters.get(&key) {
@@ -426,7 +421,7 @@ impl<'a> Compiler<'a> {
             service: service.name.clone(),
             name: backend.to_owned(),
             host: service.hosts().next().unwrap_or(&service.name).to_owned(),
-            discover: discover.clone(),
+            discover,
             http2: service.protocol.is_http2(),
             keeps_case: service.keeps_header_case(),
             tls,

@@ -82,6 +82,8 @@ pub struct EndpointSet {
     pub(super) shares: Option<Shares>,
     /// Where keys lead, if the cluster's balancing asks.
     pub(super) table: Option<Maglev>,
+    /// How many are in it only to be noticed when they are well again, because others stand in for them.
+    pub(super) awaited: usize,
     /// How many are neither ejected nor failing their check. Renewed whenever one goes or comes.
     well: AtomicUsize,
 }
@@ -117,10 +119,16 @@ impl EndpointSet {
             loops: false,
             shares: uneven.then(|| Shares::new(weights)),
             table: table.flatten(),
+            awaited: 0,
             well: AtomicUsize::new(0),
         };
         set.recount();
         set
+    }
+
+    /// So many are in it only to be noticed when they are well again: that they are ill is no panic.
+    pub(super) fn await_some(&mut self, awaited: usize) {
+        self.awaited = awaited;
     }
 
     /// Counts anew how many take part, and says whether that began or ended a panic.
@@ -143,7 +151,7 @@ impl EndpointSet {
     /// Whether so few take part that all are chosen from: fewer than half, Envoy's threshold. The few would fall
     /// under the load of all, and where so many seem ill it may be what judges them that is.
     pub(crate) fn is_panicking(&self) -> bool {
-        self.well() * 2 < self.endpoints.len()
+        self.well() * 2 < self.endpoints.len().saturating_sub(self.awaited)
     }
 
     /// The weight of an endpoint by its place.

@@ -19,15 +19,16 @@ pub mod pool;
 pub mod report;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use http::request::Parts;
+use outrigger_config::discover::Source;
 use outrigger_config::mesh::EndpointPolicy;
 use outrigger_config::names::Range;
-use outrigger_config::service::{Balance, Discover, StaticEndpoint};
+use outrigger_config::service::{Balance, StaticEndpoint};
 use outrigger_config::units::Percent;
 use tokio::sync::Notify;
 
@@ -37,6 +38,7 @@ use crate::tls::outside::Trust;
 use crate::tls::{self, Alpn, Security};
 use crate::upstream::balance::{Rule, Wanted};
 pub(crate) use crate::upstream::dial::Dialled;
+use crate::upstream::discovery::Following;
 use crate::upstream::endpoint::Shared;
 pub use crate::upstream::endpoint::{Endpoint, EndpointSet};
 use crate::upstream::health::ejection::Change;
@@ -53,7 +55,7 @@ pub struct Words {
     /// The name that its endpoints know the service by.
     pub host: String,
     /// Where its endpoints come from.
-    pub discover: Discover,
+    pub discover: Vec<Source>,
     /// Whether its endpoints are spoken to in HTTP/2.
     pub http2: bool,
     /// Whether the names in its answers keep their case.
@@ -79,6 +81,8 @@ pub struct Cluster {
     changed: Arc<Notify>,
     /// Whether another stands in its place.
     retired: AtomicBool,
+    /// What keeps its endpoints current, where they must be found.
+    following: OnceLock<Following>,
     /// Its series.
     pub(crate) metrics: Arc<ClusterMetrics>,
 }
@@ -116,20 +120,27 @@ impl Cluster {
             shared: (load, security),
             changed: Arc::default(),
             retired: AtomicBool::new(false),
+            following: OnceLock::new(),
             metrics,
             words,
         };
-        let absence = if cluster.discover.dns.is_some() {
-            "DNS has not answered yet"
-        } else {
-            "no address is listed"
-        };
+        let listed: Vec<StaticEndpoint> = cluster.discover.iter().flat_map(listed).copied().collect();
+        let is_found = cluster
+            .discover
+            .iter()
+            .any(|source| !matches!(source, Source::Listed(_)));
         match alike {
-            Some(previous) if cluster.discover == previous.discover => cluster.take_over(previous),
+            // Of one that must be found, discovery takes over those that are still found before it serves.
+            Some(previous) if is_found || cluster.discover == previous.discover => {
+                cluster.take_over(previous);
+            }
             _ => {
+                let absence = match is_found {
+                    true => "DNS has not answered yet",
+                    false => "no address is listed",
+                };
                 let known = alike.map(|previous| previous.endpoints.load_full());
-                let listed = cluster.discover.addresses.clone().unwrap_or_default();
-                cluster.found_beside(listed, &known.unwrap_or_default(), absence.into());
+                cluster.found_beside(listed, (&known.unwrap_or_default(), 0), absence.into());
             }
         }
         cluster
@@ -155,9 +166,15 @@ impl Cluster {
         }
     }
 
-    /// Discovery found these. There is one writer for a cluster: its discovery.
-    pub(crate) fn found(&self, found: impl IntoIterator<Item = StaticEndpoint>, absence: String) {
-        self.found_beside(found, &self.endpoints.load(), absence);
+    /// Discovery found these; `awaited`: how many of them others stand in for. There is one writer for a cluster: its
+    /// discovery.
+    pub(crate) fn found(
+        &self,
+        found: impl IntoIterator<Item = StaticEndpoint>,
+        awaited: usize,
+        absence: String,
+    ) {
+        self.found_beside(found, (&self.endpoints.load(), awaited), absence);
         self.changed.notify_one();
     }
 
@@ -173,7 +190,7 @@ impl Cluster {
     fn found_beside(
         &self,
         found: impl IntoIterator<Item = StaticEndpoint>,
-        known: &EndpointSet,
+        (known, awaited): (&EndpointSet, usize),
         absence: String,
     ) {
         let (mut loops, mut absence) = (false, absence);
@@ -197,6 +214,7 @@ impl Cluster {
         }
         let mut set = EndpointSet::new(found, known, &self.shared, self.rule.hashes(), absence);
         set.loops = loops && set.endpoints.is_empty();
+        set.await_some(awaited);
         self.serve_from(Arc::new(set));
     }
 
@@ -215,7 +233,7 @@ impl Cluster {
                 address: endpoint.address,
                 weight: u32::try_from(living.weight(place)).unwrap_or(1),
             });
-        self.found_beside(again, &living, living.absence.clone());
+        self.found_beside(again, (&living, living.awaited), living.absence.clone());
     }
 
     fn serve_from(&self, set: Arc<EndpointSet>) {
@@ -395,6 +413,9 @@ impl Cluster {
     fn recount(&self) {
         let set = self.endpoints.load();
         let changed = set.recount();
+        if let Some(following) = self.following.get() {
+            following.endpoint_changed();
+        }
         self.metrics.endpoints(set.endpoints.len(), set.well());
         if !changed {
             return;
@@ -425,6 +446,14 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         // Who waits for a change finds it gone.
         self.changed.notify_one();
+    }
+}
+
+/// The endpoints of a source that are written down.
+fn listed(source: &Source) -> &[StaticEndpoint] {
+    match source {
+        Source::Listed(endpoints) => endpoints,
+        Source::Addresses { .. } | Source::Services(_) => &[],
     }
 }
 

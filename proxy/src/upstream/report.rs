@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use crate::upstream::discovery::{FoundReport, NameReport};
 use crate::upstream::health::Standing;
 use crate::upstream::{Cluster, Endpoint};
 
@@ -21,6 +22,9 @@ pub struct ClusterReport {
     /// Why there are no endpoints, if there are none.
     #[serde(skip_serializing_if = "Option::is_none")]
     absence: Option<String>,
+    /// The names that lead to the endpoints, where there are names.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    names: Vec<NameReport>,
     endpoints: Vec<EndpointReport>,
 }
 
@@ -50,6 +54,9 @@ struct EndpointReport {
     /// How long its answers take, where the balancing asks.
     #[serde(skip_serializing_if = "Option::is_none")]
     latency_ms: Option<f32>,
+    /// Where it was found, if a name led to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    found: Option<FoundReport>,
 }
 
 impl Cluster {
@@ -59,6 +66,10 @@ impl Cluster {
         let [requests, connections, pending] = self.shared.0.now();
         let limits = self.policy.limits;
         let endpoints = set.endpoints.iter().enumerate();
+        let (names, found) = match self.following.get() {
+            Some(following) => following.report(now),
+            None => Default::default(),
+        };
         ClusterReport {
             service: self.service.clone(),
             backend: self.name.clone(),
@@ -72,8 +83,12 @@ impl Cluster {
                 requests: limits.requests,
             },
             absence: set.endpoints.is_empty().then(|| set.absence.clone()),
+            names,
             endpoints: endpoints
-                .map(|(place, endpoint)| endpoint_report(endpoint, set.weight(place), now))
+                .map(|(place, endpoint)| EndpointReport {
+                    found: found.get(&endpoint.address.ip()).cloned(),
+                    ..endpoint_report(endpoint, set.weight(place), now)
+                })
                 .collect(),
         }
     }
@@ -103,5 +118,6 @@ fn endpoint_report(endpoint: &Endpoint, weight: u64, now: Instant) -> EndpointRe
         in_flight: endpoint.in_flight(),
         connections: endpoint.connections.load(std::sync::atomic::Ordering::Relaxed),
         latency_ms: endpoint.latency.at(now).map(|micros| micros / 1_000.0),
+        found: None,
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use outrigger_tests::cli::finish;
-use outrigger_tests::dns::DnsServer;
+use outrigger_tests::dns::{DnsServer, Place};
 use outrigger_tests::grpc::GrpcUpstream;
 use outrigger_tests::program::{Program, binary};
 use outrigger_tests::{Ask, Client, Sidecar, SidecarSpec, Upstream, outrigger};
@@ -32,6 +32,17 @@ fn values<'a>(text: &'a str, field: &'a str) -> impl Iterator<Item = &'a str> {
     text.lines().filter_map(move |line| {
         let value = line.strip_prefix(field)?.strip_prefix(": ")?;
         Some(value.split(" #").next().unwrap_or(value).trim())
+    })
+}
+
+/// The names that stand behind this in a text, without their final dot.
+fn names<'a>(text: &'a str, key: &'a str) -> impl Iterator<Item = &'a str> {
+    let found = text
+        .lines()
+        .filter_map(move |line| Some(line.split(" #").next()?.split_once(key)?.1));
+    found.map(|name| {
+        let end = name.find([',', ' ', '}']).unwrap_or(name.len());
+        name[..end].trim_end_matches('.')
     })
 }
 
@@ -79,10 +90,23 @@ async fn every_service_of_the_examples_is_loaded_by_a_sidecar_and_answers() {
             _ => upstream.address(),
         };
         let dns = DnsServer::start("shop.internal").await;
-        let mut text = reachable(&text, address);
-        for name in values(&text.replace("      dns", "dns"), "dns") {
+        // The one server that an example names.
+        let mut text = reachable(&text.replace("127.0.0.1:8600", "DNS"), address);
+        for name in names(&text, "dns: ") {
             dns.set(name, &[address.ip()], 1).await;
         }
+        for name in names(&text, "srv: ") {
+            let host = "host.shop.internal";
+            dns.set(host, &[address.ip()], 1).await;
+            let place = Place {
+                priority: 0,
+                weight: 0,
+                port: address.port(),
+                host,
+            };
+            dns.set_services(name, &[place], 1).await;
+        }
+        text = text.replace("DNS\"", &format!("{}\"", dns.address()));
         text = text.replace("port: 15000", &format!("port: {}", address.port()));
         // Two endpoints of one backend with one address would be refused as a slip.
         let twice = format!("[{address}, {address}]");

@@ -19,6 +19,8 @@ mod crash;
 mod dead_endpoints;
 mod discovery;
 mod dns;
+mod dns_memory;
+mod dns_sources;
 mod drain;
 mod edge_cases;
 mod edge_cases_page;

@@ -28,7 +28,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("rustls_pki_types", &["tls/"]),
     ("x509_parser", &["tls/"]),
     ("prometheus", &["telemetry/metrics/"]),
-    ("hickory_resolver", &["upstream/discovery.rs"]),
+    ("hickory_resolver", &["upstream/discovery/asking/"]),
     ("hickory_proto", &["names/"]),
     ("resolv_conf", &["names/"]),
     ("hyper::server", &["listener.rs", "listener/", "admin.rs"]),

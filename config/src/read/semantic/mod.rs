@@ -6,6 +6,7 @@
 
 mod actions;
 mod bootstrap;
+mod discover;
 mod dns;
 mod endpoints;
 mod gateway;
@@ -26,7 +27,7 @@ pub use self::names::service_name;
 pub(super) use self::policies::mesh;
 pub(super) use self::service::service;
 
-use super::node::{Fault, Mark, Node, State, push_field, push_index};
+use super::node::{Fault, Mark, Node, State, Value, push_field, push_index};
 
 /// A node and its path.
 #[derive(Clone, Debug)]
@@ -52,6 +53,11 @@ impl<'a> At<'a> {
             node: &entry.value,
             path,
         })
+    }
+
+    /// Whether it is a list.
+    pub(super) const fn is_list(&self) -> bool {
+        matches!(self.node.value, Value::Sequence(_))
     }
 
     /// The items that were read, in the order in which they were decoded.

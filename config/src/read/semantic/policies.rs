@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::super::node::{Fault, shown};
+use super::discover;
 use super::endpoints::{Shared, endpoints};
 use super::names::is_token;
 use super::revoked::revoked;
@@ -40,6 +41,7 @@ pub(in super::super) fn mesh(at: &At<'_>, mesh: &Mesh, faults: &mut Vec<Fault>) 
         slow_start: mesh.defaults.slow_start,
     };
     endpoints(&at, &said, faults);
+    discover::defaults(&at, mesh.defaults.discover.as_ref(), faults);
     policies(
         &at,
         mesh.defaults.timeout.as_ref(),

@@ -1,13 +1,14 @@
 //! The checks of one service by itself.
 
 use super::super::node::{Fault, shown};
-use super::endpoints::{Shared, endpoints, health_check, listed};
+use super::At;
+use super::discover::discover;
+use super::endpoints::{Shared, endpoints, health_check};
 use super::identity::allow;
 use super::names::{host, part_name, service_name, unique};
 use super::outside::outside;
 use super::routes::routes;
 use super::traffic::of_service;
-use super::{At, exactly_one};
 use crate::service::{Backend, BackendTls, Service};
 
 /// Checks a service by itself.
@@ -71,30 +72,11 @@ fn backend(at: &At<'_>, backend: &Backend, faults: &mut Vec<Fault>) {
         outside(
             &tls,
             said,
-            at.given(&["discover"]) == 1 && backend.discover.dns.is_some(),
+            at.given(&["discover"]) == 1 && backend.discover.name().is_some(),
             faults,
         );
     }
-    let Some(at) = at.field("discover") else {
-        return;
-    };
-    let discover = &backend.discover;
-    exactly_one(&at, &["static", "dns"], faults);
-    listed(&at, discover.addresses.as_deref().unwrap_or_default(), faults);
-    if let (Some(at), Some(name)) = (at.field("dns"), &discover.dns) {
-        let name = name.strip_suffix('.').unwrap_or(name);
-        faults.extend(host(name).map(|why| at.fault(why)));
-    }
-    let (is_static, dns, port) = (at.given(&["static"]), at.given(&["dns"]), at.given(&["port"]));
-    if let Some(at) = at.field("port") {
-        if discover.port == Some(0) {
-            faults.push(at.fault("port 0 cannot be reached; expected 1 to 65535"));
-        }
-        if is_static == 1 && dns == 0 {
-            faults.push(at.fault("`port` goes with `dns`; a static endpoint has its port in its address"));
-        }
-    }
-    if dns == 1 && port == 0 && is_static == 0 {
-        faults.push(at.fault("the field `port` is missing; DNS finds addresses only"));
+    if let Some(at) = at.field("discover") {
+        discover(&at, &backend.discover, faults);
     }
 }

@@ -158,11 +158,11 @@ fn a_service_that_makes_no_sense_is_refused_once() {
         (service("backends:\n"), "backends: found nothing; expected a list"),
         (
             service("backends: [{ name: v1, discover: {} }]\n"),
-            "discover: nothing is said here; give one of static, dns",
+            "discover: nothing is said here; give one of static, dns, srv",
         ),
         (
-            service("backends: [{ name: v1, discover: { srv: x } }]\n"),
-            "srv: unknown field (allowed: static, dns, port)",
+            service("backends: [{ name: v1, discover: { http: x } }]\n"),
+            "http: unknown field (allowed: static, dns, srv, port,",
         ),
         (
             service("backends: [{ name: v1, discover: { static: [10.0.0.1:80], port: 80 } }]\n"),
@@ -241,7 +241,7 @@ fn a_mistake_makes_no_other_mistake_of_what_is_right() {
     refused_once([
         (
             service("backends: [{ name: v1, discover: 5 }]\nroutes: [{ name: a, to: [{ backend: v1 }] }]\n"),
-            "discover: found the number 5; expected a mapping with the fields static, dns, port",
+            "discover: found the number 5; expected a mapping such as { dns: reviews.shop.internal, port: 15000 }, or a list",
         ),
         (
             service(&format!(
@@ -312,7 +312,7 @@ fn a_file_without_kinds_is_refused_with_all_its_problems() {
     assert_eq!(
         found,
         "f.yaml:1:1: the field `kind` is missing (allowed: Service, Mesh, Gateway)\n\
-         f.yaml:6:11: defaults: found the number 5; expected a mapping with the fields balance, limits, ejection, slow_start, timeout, retry, tls\n\
+         f.yaml:6:11: defaults: found the number 5; expected a mapping with the fields balance, limits, ejection, slow_start, discover, timeout, retry, tls\n\
          f.yaml:8:7: kind: `Ingress` is not known here (allowed: Service, Mesh, Gateway)\n"
     );
     assert_eq!(
@@ -354,7 +354,7 @@ fn a_document_alone_has_its_problems_at_the_same_places() {
         "f.yaml:10:9: hosts[0]: `é` is not a host name: expected labels of a-z, 0-9, `-` and `_` with dots between \
          them, each 1 to 63 long\n\
          f.yaml:11:14: backends[0].nmae: unknown field; did you mean `name`? (allowed: name, discover, tls)\n\
-         f.yaml:11:33: backends[0].discover: nothing is said here; give one of static, dns\n"
+         f.yaml:11:33: backends[0].discover: nothing is said here; give one of static, dns, srv\n"
     );
     assert_eq!(check(&documents[1..]).unwrap_err(), whole);
     let source_lines: Vec<&str> = file.lines().collect();

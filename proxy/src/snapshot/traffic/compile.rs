@@ -81,7 +81,7 @@ impl Compiler<'_> {
                 continue;
             };
             let words = (
-                &backend.discover,
+                self.config.mesh.sources(&backend.discover),
                 self.words_of_tls(service, backend),
                 endpoints.clone(),
             );

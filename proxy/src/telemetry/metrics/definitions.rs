@@ -73,6 +73,21 @@ pub(super) const ENDPOINTS_IN: Definition = Definition {
     help: "Endpoints of a backend that take part: neither ejected nor failing their health check.",
     labels: &["service", "backend"],
 };
+pub(super) const DNS_LOOKUPS: Definition = Definition {
+    name: "outrigger_dns_lookups_total",
+    help: "Questions to DNS for a name of the configuration, and for the hosts that its SRV records lead to, by result: ok, nxdomain, empty, servfail, refused, timeout, error.",
+    labels: &["name", "result"],
+};
+pub(super) const DNS_ANSWERED_AT: Definition = Definition {
+    name: "outrigger_dns_answer_timestamp_seconds",
+    help: "When DNS last gave a good answer for a name, in seconds since 1970: `time() -` this is the answer's age.",
+    labels: &["name"],
+};
+pub(super) const DNS_KEPT: Definition = Definition {
+    name: "outrigger_dns_kept_records",
+    help: "Records of a name that serve from memory because DNS has no answer; 0 while it answers.",
+    labels: &["name"],
+};
 pub(super) const EJECTIONS: Definition = Definition {
     name: "outrigger_ejections_total",
     help: "Endpoints put out for a while because they failed too often in a row.",
@@ -198,7 +213,7 @@ pub(super) const INBOUND_REQUESTS: Definition = Definition {
 };
 
 /// Every metric of the sidecar; those of the process (`process_*`) come beside.
-pub const ALL: [Definition; 34] = [
+pub const ALL: [Definition; 37] = [
     REQUESTS,
     REQUEST_DURATION,
     GRPC_CALLS,
@@ -208,6 +223,9 @@ pub const ALL: [Definition; 34] = [
     HEDGES,
     ENDPOINTS,
     ENDPOINTS_IN,
+    DNS_LOOKUPS,
+    DNS_ANSWERED_AT,
+    DNS_KEPT,
     EJECTIONS,
     PANICS,
     HEALTH_CHECKS,

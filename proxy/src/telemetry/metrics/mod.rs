@@ -6,6 +6,7 @@
 
 mod cluster;
 mod definitions;
+mod dns;
 mod names;
 mod seconds;
 mod tcp;
@@ -34,6 +35,7 @@ use definitions::{
     PANICS, PUSHES, REQUEST_DURATION, REQUESTS, RETRIES, SKIPPED, TCP_BYTES, TCP_CONNECTIONS, TCP_OPEN,
     WORKERS_LOST,
 };
+pub use dns::DnsMetrics;
 pub use names::{NameMetrics, QueryResult};
 pub use seconds::{HedgeMetrics, HedgeResult, RetryMetrics, RetryResult};
 pub use tcp::TcpMetrics;
@@ -100,6 +102,7 @@ pub struct Metrics {
     workers_lost: IntCounter,
     dns_queries: IntCounterVec,
     tls: Arc<TlsMetrics>,
+    dns: dns::DnsVectors,
     /// The living handles by their labels, so that two snapshots that overlap count into the same series.
     routes: Living<RouteLabels, RouteMetrics>,
     route_retries: Living<RetryLabels, RetryMetrics>,
@@ -108,6 +111,7 @@ pub struct Metrics {
     tcp: Living<RouteLabels, TcpMetrics>,
     route_mirrors: Living<RouteLabels, MirrorMetrics>,
     route_faults: Living<RetryLabels, FaultMetrics>,
+    names: Living<String, DnsMetrics>,
 }
 
 /// What names the series of a route.
@@ -198,6 +202,7 @@ impl Metrics {
             workers_lost: WORKERS_LOST.counters(&registry)?.with_label_values::<&str>(&[]),
             dns_queries: names::QUERIES.counters(&registry)?,
             tls: Arc::new(TlsMetrics::new(&registry)?),
+            dns: dns::DnsVectors::new(&registry)?,
             routes: Living::default(),
             route_retries: Living::default(),
             route_hedges: Living::default(),
@@ -205,6 +210,7 @@ impl Metrics {
             tcp: Living::default(),
             route_mirrors: Living::default(),
             route_faults: Living::default(),
+            names: Living::default(),
             registry,
             process,
         })

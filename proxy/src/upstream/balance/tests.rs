@@ -223,6 +223,24 @@ fn with_half_of_the_endpoints_in_only_those_are_chosen_and_with_fewer_all() {
 }
 
 #[test]
+fn that_endpoints_are_out_which_others_stand_in_for_is_no_panic() {
+    for balance in every_balance() {
+        let mut set = endpoints(4);
+        set.await_some(3);
+        let mut chooser = Chooser::new(balance.clone(), &set);
+        for endpoint in &set.endpoints[..3] {
+            endpoint.health.checked(false, "ill", chooser.now);
+        }
+        set.recount();
+        assert!(!set.is_panicking());
+        assert!(
+            chooser.ports(&[], 100).iter().all(|port| *port == 4),
+            "{balance:?}"
+        );
+    }
+}
+
+#[test]
 fn a_cluster_whose_every_endpoint_is_out_or_tried_still_chooses() {
     for balance in every_balance() {
         let set = endpoints(2);

@@ -1,0 +1,235 @@
+//! The names that are asked for, each once however many backends want it, and what is known of each. A name is there for as
+//! long as a cluster holds it, so that it outlives every push that does not end it. What is known is handed to a cluster
+//! that comes later; what it makes of that is [`super::sources`]'.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+use outrigger_config::discover::Question;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+use crate::telemetry::metrics::{DnsMetrics, Metrics};
+use crate::upstream::discovery::asking::{Kind, Resolver};
+use crate::upstream::discovery::memory::{Bounds, Memory, Turn};
+
+/// Questions are spread over a tenth of the time between them, and over no more than this: sidecars that started together
+/// do not ask together for ever, and what has moved is found within a second after its TTL.
+const SPREAD_MAX: Duration = Duration::from_secs(1);
+
+/// What one name is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub(super) kind: Kind,
+    pub(super) question: Question,
+    /// The name in the configuration that led to it: its own, or that of the SRV records that name it as a target. Metrics
+    /// are told apart by it, since what an answer names must not make series.
+    pub(super) of: String,
+}
+
+/// The names by what they are called.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    resolver: Resolver,
+    metrics: Arc<Metrics>,
+    /// Those that live, and some that have gone meanwhile.
+    names: Arc<Mutex<HashMap<String, Vec<Weak<Name>>>>>,
+}
+
+/// A name that is asked for.
+#[derive(Debug)]
+pub(super) struct Name {
+    pub(super) key: Key,
+    resolver: Resolver,
+    known: ArcSwap<Known>,
+    watchers: Mutex<Vec<Weak<Notify>>>,
+    metrics: Arc<DnsMetrics>,
+    /// How many of its records serve from memory, as the metric was told.
+    kept: AtomicUsize,
+    asking: OnceLock<AbortHandle>,
+}
+
+/// What is known of a name at one moment.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Known {
+    pub(super) memory: Memory,
+    /// When it is asked again; `None`: the first question is under way.
+    pub(super) next: Option<Instant>,
+}
+
+impl Known {
+    /// Whether it was asked for, or a name like it has handed on what it knew.
+    pub(super) fn is_answered(&self) -> bool {
+        self.next.is_some() || self.memory.good().is_some()
+    }
+}
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        self.metrics.kept(self.kept.load(Ordering::Relaxed), 0);
+        if let Some(asking) = self.asking.get() {
+            asking.abort();
+        }
+    }
+}
+
+impl Directory {
+    /// A directory without names.
+    pub(crate) fn new(resolver: Resolver, metrics: Arc<Metrics>) -> Self {
+        Self {
+            resolver,
+            metrics,
+            names: Arc::default(),
+        }
+    }
+
+    /// The name that is this: the living one, or one that is asked for from now on.
+    pub(super) fn name(&self, key: &Key) -> Arc<Name> {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let called = names.entry(key.question.name.clone()).or_default();
+        called.retain(|name| name.strong_count() > 0);
+        let living: Vec<Arc<Name>> = called.iter().filter_map(Weak::upgrade).collect();
+        if let Some(same) = living.iter().find(|name| name.key == *key) {
+            return Arc::clone(same);
+        }
+        // One of which only the times differ is the same to DNS: what it remembers is true of this one too.
+        let alike = living.iter().find(|name| name.is_alike(key));
+        let memory = alike.map(|name| name.known().memory.clone()).unwrap_or_default();
+        let name = Arc::new(Name {
+            key: key.clone(),
+            resolver: self.resolver.clone(),
+            known: ArcSwap::from_pointee(Known { memory, next: None }),
+            watchers: Mutex::default(),
+            metrics: self.metrics.dns(&key.of),
+            kept: AtomicUsize::new(0),
+            asking: OnceLock::new(),
+        });
+        called.push(Arc::downgrade(&name));
+        // Making a new one is rare enough to clear away the dead ones each time they may be many.
+        if names.len().is_power_of_two() {
+            names.retain(|_, called| called.iter().any(|name| name.strong_count() > 0));
+        }
+        let asking = tokio::task::spawn_local(keep_asking(Arc::downgrade(&name)));
+        let _ = name.asking.set(asking.abort_handle());
+        name
+    }
+}
+
+impl Name {
+    fn is_alike(&self, key: &Key) -> bool {
+        let (own, other) = (&self.key.question, &key.question);
+        self.key.kind == key.kind && own.family == other.family && own.servers == other.servers
+    }
+
+    /// What is known of it.
+    pub(super) fn known(&self) -> Arc<Known> {
+        self.known.load_full()
+    }
+
+    /// Wakes this one whenever something may have changed, until it is gone.
+    pub(super) fn wake(&self, watcher: &Arc<Notify>) {
+        let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        watchers.retain(|watcher| watcher.strong_count() > 0);
+        watchers.push(Arc::downgrade(watcher));
+    }
+
+    /// The servers that it is asked of.
+    pub(super) fn servers(&self) -> Vec<std::net::SocketAddr> {
+        self.resolver.servers(&self.key.question.servers)
+    }
+
+    fn bounds(&self) -> Bounds {
+        let Question { floor, ceiling, .. } = self.key.question;
+        Bounds { floor, ceiling }
+    }
+
+    /// Asks once, and says when to ask again. `None`: nobody wants to know any more.
+    async fn ask(name: &Weak<Self>) -> Option<Instant> {
+        let (key, resolver, settled) = {
+            let name = name.upgrade()?;
+            let known = name.known();
+            let settled = known.memory.good().map(|good| good.found_as.clone());
+            (name.key.clone(), name.resolver.clone(), settled)
+        };
+        let answer = resolver.ask(key.kind, &key.question, settled.as_deref()).await;
+        let name = name.upgrade()?;
+        let now = Instant::now();
+        let mut memory = name.known().memory.clone();
+        let (turn, wait) = memory.learn(&answer, name.bounds(), (now, SystemTime::now()));
+        name.metrics
+            .looked_up(answer.as_ref().map_or_else(|bad| bad.why.word(), |_| "ok"));
+        name.say(turn, &memory);
+        let wait = wait + (wait / 10).min(SPREAD_MAX).mul_f64(fastrand::f64());
+        name.publish(memory, now + wait);
+        Some(now + wait)
+    }
+
+    fn say(&self, turn: Turn, memory: &Memory) {
+        let (name, known) = (&self.key.question.name, memory.records().len());
+        match turn {
+            Turn::None => {}
+            Turn::Fails => {
+                let why = memory.failing().map(|failing| failing.why.to_string());
+                let keep = outrigger_config::units::Duration(self.key.question.keep);
+                tracing::warn!(name, why, known, %keep, "DNS has no answer for a name; what is known of it is kept");
+            }
+            Turn::Recovers => tracing::info!(name, known, "DNS answers again"),
+        }
+    }
+
+    fn publish(&self, mut memory: Memory, next: Instant) {
+        let keep = self.key.question.keep;
+        if memory.expire(keep, Instant::now()) {
+            let (name, keep) = (&self.key.question.name, outrigger_config::units::Duration(keep));
+            let why = memory.failing().map(|failing| failing.why.to_string());
+            tracing::warn!(name, why, %keep, "DNS has had no answer for too long; what was kept is let go of");
+        }
+        let kept = memory.failing().map_or(0, |_| memory.records().len());
+        self.metrics.kept(self.kept.swap(kept, Ordering::Relaxed), kept);
+        if memory.failing().is_none() {
+            self.metrics.answered();
+        }
+        self.known.store(Arc::new(Known {
+            memory,
+            next: Some(next),
+        }));
+        let watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        for watcher in watchers.iter().filter_map(Weak::upgrade) {
+            watcher.notify_one();
+        }
+    }
+}
+
+/// Asks for a name again and again, and lets go of what is kept when its time is over.
+async fn keep_asking(name: Weak<Name>) {
+    let Some(mut changes) = name.upgrade().map(|name| name.resolver.changes()) else {
+        return;
+    };
+    while let Some(next) = Name::ask(&name).await {
+        loop {
+            let Some(end) = name.upgrade().map(|name| {
+                let known = name.known();
+                known.memory.ends(name.key.question.keep)
+            }) else {
+                return;
+            };
+            let until = end.filter(|end| *end < next).unwrap_or(next);
+            tokio::select! {
+                () = tokio::time::sleep_until(until.into()) => {}
+                () = changes.next() => {
+                    // All names are asked again now.
+                    tokio::time::sleep(SPREAD_MAX.mul_f64(fastrand::f64())).await;
+                    break;
+                }
+            }
+            if until == next {
+                break;
+            }
+            let Some(name) = name.upgrade() else { return };
+            name.publish(name.known().memory.clone(), next);
+        }
+    }
+}

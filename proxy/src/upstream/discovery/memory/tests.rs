@@ -1,0 +1,278 @@
+//! What is remembered of a name, over made-up time.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::*;
+use crate::upstream::discovery::answer::{AnsweredBy, Version};
+
+const BOUNDS: Bounds = Bounds {
+    floor: Duration::from_secs(1),
+    ceiling: Duration::from_secs(60),
+};
+
+const KEEP: Duration = Duration::from_secs(3600);
+
+fn record(number: u32) -> Record {
+    Record::Address(IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + number)))
+}
+
+fn good(numbers: impl IntoIterator<Item = u32>) -> Good {
+    Good {
+        records: numbers.into_iter().map(record).collect(),
+        ttl: Duration::from_secs(10),
+        unanswered: None,
+        found_as: "a.".to_owned(),
+        from: AnsweredBy::Hosts,
+    }
+}
+
+fn bad(why: Why) -> Answer {
+    Err(Bad { why, ttl: None })
+}
+
+/// A memory and its clock, which goes on by 10 s with each answer.
+struct Told {
+    memory: Memory,
+    now: Instant,
+}
+
+impl Told {
+    fn new() -> Self {
+        Self {
+            memory: Memory::default(),
+            now: Instant::now(),
+        }
+    }
+
+    fn learns(&mut self, answer: &Answer) -> (Turn, Duration) {
+        self.now += Duration::from_secs(10);
+        let turn = self
+            .memory
+            .learn(answer, BOUNDS, (self.now, SystemTime::UNIX_EPOCH));
+        self.memory.expire(KEEP, self.now);
+        turn
+    }
+
+    fn answered(&mut self, numbers: impl IntoIterator<Item = u32>) -> Vec<Record> {
+        self.learns(&Ok(good(numbers)));
+        self.used()
+    }
+
+    fn used(&self) -> Vec<Record> {
+        let mut used: Vec<Record> = self
+            .memory
+            .records()
+            .iter()
+            .map(|known| known.record.clone())
+            .collect();
+        used.sort_by_key(Record::address);
+        used
+    }
+}
+
+fn records(numbers: impl IntoIterator<Item = u32>) -> Vec<Record> {
+    numbers.into_iter().map(record).collect()
+}
+
+#[test]
+fn a_whole_answer_is_believed_at_once() {
+    for (before, after) in [
+        (vec![1, 2, 3], vec![1, 2]),
+        (vec![1, 2, 3], vec![1, 2, 3, 4]),
+        (vec![1, 2, 3, 4], vec![5]),
+        (vec![1, 2], vec![3, 4]),
+        (vec![1], vec![2]),
+        (vec![1, 2, 3], vec![3, 4]),
+    ] {
+        let mut told = Told::new();
+        told.answered(before.clone());
+        let used = told.answered(after.clone());
+        assert_eq!(used, records(after.clone()), "{before:?} then {after:?}");
+    }
+}
+
+#[test]
+fn one_that_is_replaced_stays_for_one_answer_more() {
+    let mut told = Told::new();
+    told.answered([1, 2, 3]);
+    assert_eq!(told.answered([1, 2, 4]), records([1, 2, 3, 4]));
+    assert_eq!(told.answered([4, 2, 1]), records([1, 2, 4]));
+    // A deployment that goes on holds each back for three answers.
+    let mut told = Told::new();
+    told.answered([1, 2, 3]);
+    for step in 0..20 {
+        let used = told.answered([step + 2, step + 3, step + 4]);
+        assert!(used.len() <= 3 + 3, "{used:?}");
+    }
+}
+
+#[test]
+fn samples_are_joined_to_the_whole_without_coming_and_going() {
+    for (sample, all) in [(8, 30_u32), (3, 10), (8, 100), (1, 4)] {
+        for seed in 0..5 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let mut told = Told::new();
+            let mut left = 0;
+            for round in 0..800 {
+                let numbers = rng.choose_multiple(0..all, sample);
+                let before = told.used();
+                let after = told.answered(numbers);
+                let lost = before.iter().filter(|record| !after.contains(record)).count();
+                if round > 300 {
+                    assert_eq!(
+                        after.len(),
+                        all as usize,
+                        "{sample} of {all}, seed {seed}, round {round}"
+                    );
+                    left += lost;
+                }
+            }
+            assert!(told.memory.is_sampled());
+            assert_eq!(left, 0, "{sample} of {all}, seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn what_left_a_sampled_name_goes_and_the_rest_stays() {
+    let mut rng = fastrand::Rng::with_seed(7);
+    let mut told = Told::new();
+    for _ in 0..300 {
+        told.answered(rng.choose_multiple(0..30, 8));
+    }
+    assert_eq!(told.used().len(), 30);
+    let mut answers = 0;
+    while told.used().len() > 20 {
+        told.answered(rng.choose_multiple(0..20, 8));
+        answers += 1;
+    }
+    assert_eq!(told.used(), records(0..20));
+    assert!((20..60).contains(&answers), "{answers}");
+    // Fewer than a sample are all.
+    assert_eq!(told.answered([1, 2, 3, 4, 5]), records([1, 2, 3, 4, 5]));
+}
+
+#[test]
+fn an_instance_that_comes_back_makes_no_lasting_sample_of_a_whole_answer() {
+    let mut told = Told::new();
+    told.answered([1, 2, 3]);
+    assert_eq!(told.answered([1, 2]), records([1, 2]));
+    told.answered([1, 2, 3]);
+    assert!(told.memory.is_sampled());
+    // Fewer than it ever named: whole.
+    assert_eq!(told.answered([1, 2]), records([1, 2]));
+    told.answered([1, 2, 3]);
+    for _ in 0..20 {
+        told.answered([1, 2, 3]);
+    }
+    assert!(!told.memory.is_sampled());
+}
+
+#[test]
+fn failures_keep_the_last_good_answer_for_as_long_as_is_said_and_no_longer() {
+    let why = [
+        Why::NoSuchName,
+        Why::Empty,
+        Why::ServerFailed,
+        Why::Refused,
+        Why::TimedOut,
+        Why::Other("odd".to_owned()),
+    ];
+    for why in why {
+        let mut told = Told::new();
+        told.answered([1, 2]);
+        let good_at = told.now;
+        assert_eq!(told.learns(&bad(why.clone())).0, Turn::Fails);
+        assert_eq!(told.learns(&bad(why.clone())).0, Turn::None);
+        assert_eq!(told.used().len(), 2);
+        assert_eq!(told.memory.ends(KEEP), Some(good_at + KEEP));
+        assert!(
+            !told
+                .memory
+                .expire(KEEP, good_at + KEEP - Duration::from_millis(1))
+        );
+        assert!(told.memory.expire(KEEP, good_at + KEEP));
+        assert!(told.used().is_empty() && told.memory.ends(KEEP).is_none());
+        assert_eq!(
+            told.memory.failing().map(|failing| failing.why.clone()),
+            Some(why)
+        );
+        assert_eq!(told.learns(&Ok(good([3]))).0, Turn::Recovers);
+        assert_eq!(told.used(), records([3]));
+    }
+}
+
+#[test]
+fn nothing_is_kept_where_that_is_said() {
+    let mut told = Told::new();
+    told.answered([1]);
+    told.memory
+        .learn(&bad(Why::NoSuchName), BOUNDS, (told.now, SystemTime::UNIX_EPOCH));
+    assert!(told.memory.expire(Duration::ZERO, told.now));
+    assert!(told.used().is_empty());
+}
+
+#[test]
+fn the_next_question_comes_when_the_ttl_is_over_within_bounds() {
+    let seconds = Duration::from_secs;
+    let wait = |ttl| {
+        let answer = Ok(Good { ttl, ..good([1]) });
+        Told::new().learns(&answer).1
+    };
+    assert_eq!(wait(seconds(0)), seconds(1));
+    assert_eq!(wait(seconds(30)), seconds(30));
+    assert_eq!(wait(seconds(900)), seconds(60));
+    let negative = |ttl| {
+        let why = Why::NoSuchName;
+        Told::new().learns(&Err(Bad { why, ttl })).1
+    };
+    assert_eq!(negative(Some(seconds(0))), seconds(1));
+    assert_eq!(negative(Some(seconds(7))), seconds(7));
+    assert_eq!(negative(Some(seconds(900))), seconds(60));
+    assert_eq!(negative(None), NEGATIVE_DEFAULT);
+    let mut told = Told::new();
+    let waits: Vec<u64> = (0..5)
+        .map(|_| told.learns(&bad(Why::TimedOut)).1.as_secs())
+        .collect();
+    assert_eq!(waits, [1, 2, 4, 5, 5]);
+}
+
+#[test]
+fn a_family_that_was_asked_for_in_vain_keeps_its_addresses() {
+    let six = Record::Address("2001:db8::1".parse().unwrap());
+    let mut both = good([1, 2]);
+    both.records.push(six.clone());
+    let mut told = Told::new();
+    told.learns(&Ok(both));
+    let half = Good {
+        unanswered: Some(Version::V6),
+        ..good([1])
+    };
+    told.learns(&Ok(half));
+    assert_eq!(told.used(), [record(1), six]);
+}
+
+#[test]
+fn the_order_of_the_last_good_answer_is_known() {
+    let mut told = Told::new();
+    told.answered([2, 1]);
+    assert!(told.memory.last().eq(&[record(2), record(1)]));
+    told.answered([1, 2]);
+    assert!(told.memory.last().eq(&[record(1), record(2)]));
+    told.learns(&bad(Why::TimedOut));
+    assert!(told.memory.last().eq(&[record(1), record(2)]));
+    told.memory.expire(KEEP, told.now + KEEP);
+    assert_eq!(told.memory.last().count(), 0);
+}
+
+#[test]
+fn a_sampled_record_is_not_kept_for_longer_than_is_said() {
+    let mut told = Told::new();
+    let mut rng = fastrand::Rng::with_seed(3);
+    for _ in 0..100 {
+        told.answered(rng.choose_multiple(0..30, 8));
+    }
+    assert!(told.memory.is_sampled());
+    told.now += KEEP;
+    assert!(told.answered(rng.choose_multiple(0..30, 8)).len() < 10);
+}
