@@ -35,6 +35,9 @@ pub(super) struct Serve {
     /// Serve TLS 1.3 on --listen, under a certificate of this API's own CA. Without it: plaintext.
     #[arg(long, env = "OUTRIGGER_TLS")]
     tls: bool,
+    /// Tell sidecars their configuration only by a certificate of the mesh, not whoever reaches the API.
+    #[arg(long, env = "OUTRIGGER_REQUIRE_IDENTITY", requires = "tls")]
+    require_identity: bool,
     /// Ask operators on this machine for the operator token of the data folder too, not only those elsewhere.
     #[arg(long, env = "OUTRIGGER_REQUIRE_OPERATOR_TOKEN")]
     require_operator_token: bool,
@@ -83,7 +86,10 @@ impl Serve {
         let config = Config {
             listen: self.listen,
             data: self.data,
-            tls: self.tls.then_some(TlsOptions { names: self.name }),
+            tls: self.tls.then_some(TlsOptions {
+                names: self.name,
+                require_identity: self.require_identity,
+            }),
             require_operator_token: self.require_operator_token,
             ca: Options {
                 trust_domain: self.trust_domain,

@@ -13,6 +13,7 @@ mod identity;
 mod operators;
 mod polls;
 mod routes;
+mod standing;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -42,6 +43,7 @@ use crate::nodes::Nodes;
 use crate::store::{Store, StoreError};
 
 use self::operators::Operators;
+use self::standing::Standing;
 use self::tls::Tls;
 pub(crate) use answer::ErrorBody;
 pub(crate) use documents::{AUTHOR, PUSH_BYTES_MAX, WholeConfig, split_all};
@@ -143,6 +145,7 @@ pub(crate) struct Shared {
     joins: Semaphore,
     nodes: Arc<Nodes>,
     fragments: polls::Fragments,
+    standing: Standing,
     stop: CancellationToken,
 }
 
@@ -187,6 +190,7 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
         operators,
         joins: Semaphore::new(identity::JOINS_MAX),
         fragments: polls::Fragments::default(),
+        standing: Standing::new(config.tls.as_ref().is_some_and(|tls| tls.require_identity)),
         stop: stop.clone(),
     });
     let told = shared.clone();

@@ -40,6 +40,8 @@ const AGAIN_AFTER: Duration = Duration::from_secs(30);
 pub struct TlsOptions {
     /// DNS names and IP addresses by which the API is reached, for clients that verify such names.
     pub names: Vec<String>,
+    /// Sidecars are told configurations only by a certificate of the mesh.
+    pub require_identity: bool,
 }
 
 /// The certificate and the roots that new connections are made with.

@@ -241,6 +241,16 @@ impl Store {
         table.iter()?.map(|row| decode(row?.1.value())).collect()
     }
 
+    /// The trust domain, while a certificate that was issued in it is alive at `now_ms`.
+    pub fn fixed_trust_domain(&self, now_ms: u64) -> Result<Option<String>, StoreError> {
+        let transaction = self.database.begin_read()?;
+        let leaves = transaction.open_table(LEAVES)?;
+        let is_alive = leaves.last()?.is_some_and(|(key, _)| key.value().0 > now_ms);
+        let words = transaction.open_table(WORDS)?;
+        let said = words.get(TRUST_DOMAIN)?.map(|row| row.value().to_owned());
+        Ok(said.filter(|_| is_alive))
+    }
+
     /// The certificates that expire after `now_ms`, the first to expire first.
     pub fn leaves(&self, now_ms: u64) -> Result<Vec<Leaf>, StoreError> {
         let table = self.database.begin_read()?.open_table(LEAVES)?;

@@ -32,6 +32,7 @@ use http::HeaderValue;
 use outrigger_config::identity::SpiffeId;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::error::{Failure, Reason};
@@ -58,6 +59,8 @@ pub struct Identities {
     current: ArcSwapOption<Identity>,
     /// Counted up when connections made before are not to be used for requests any more.
     epoch: Arc<AtomicU64>,
+    /// Counts every exchange, for whoever has said or shown the one before.
+    exchanges: watch::Sender<u64>,
     /// Whether there is a source at all.
     configured: bool,
     /// Why the source's last word was not taken, if it was not.
@@ -79,6 +82,7 @@ impl Identities {
         Self {
             current: ArcSwapOption::empty(),
             epoch: Arc::default(),
+            exchanges: watch::Sender::new(0),
             configured,
             refused: Mutex::default(),
             told: std::array::from_fn(|_| AtomicU64::new(0)),
@@ -122,8 +126,14 @@ impl Identities {
         if !goes_on {
             self.epoch.fetch_add(1, Ordering::Release);
         }
+        self.exchanges.send_modify(|count| *count += 1);
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.tell_if_revoked();
+    }
+
+    /// Word of each exchange of the identity, the first included; the number counts them.
+    pub(crate) fn exchanges(&self) -> watch::Receiver<u64> {
+        self.exchanges.subscribe()
     }
 
     /// What the mesh has revoked, for the verifiers of an identity.

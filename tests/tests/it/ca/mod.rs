@@ -4,6 +4,7 @@ mod abuse;
 mod given;
 mod joined;
 mod over_tls;
+mod polls;
 mod revocation;
 mod rotation;
 
