@@ -1,6 +1,7 @@
 //! `outrigger serve`: the control API, until a signal ends it.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -41,6 +42,10 @@ pub(super) struct Serve {
     /// Ask operators on this machine for the operator token of the data folder too, not only those elsewhere.
     #[arg(long, env = "OUTRIGGER_REQUIRE_OPERATOR_TOKEN")]
     require_operator_token: bool,
+    /// Connections that one source may have at a time: an address, an IPv6 /64, or with TLS the bearer of a certificate.
+    /// Raise it where many sidecars without certificates come from one address. Default 1000, and no bound for loopback.
+    #[arg(long, env = "OUTRIGGER_CONNECTIONS_PER_SOURCE", value_name = "COUNT")]
+    connections_per_source: Option<NonZeroU32>,
     /// A DNS name or IP address by which the API is reached, for its certificate; may be given again.
     #[arg(long, requires = "tls", value_name = "NAME")]
     name: Vec<String>,
@@ -91,6 +96,7 @@ impl Serve {
                 require_identity: self.require_identity,
             }),
             require_operator_token: self.require_operator_token,
+            connections_per_source: self.connections_per_source,
             ca: Options {
                 trust_domain: self.trust_domain,
                 certificate_life: self.certificate_ttl,
