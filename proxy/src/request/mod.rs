@@ -12,6 +12,7 @@ mod edge;
 pub(crate) mod grpc;
 pub(crate) mod headers;
 mod path;
+mod permit;
 pub(crate) mod retry;
 pub(crate) mod settling;
 pub(crate) mod tcp;
@@ -29,6 +30,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::request::Parts;
 use http::{Request, Response, Version};
+use tokio::sync::watch;
 
 use crate::arriving::Arriving;
 use crate::drain::Drain;
@@ -37,6 +39,7 @@ use crate::interim::Interim;
 use crate::request::actions::Changes;
 use crate::request::attempt::{Answer, Outgoing};
 use crate::request::body::{Bounds, ResponseBody};
+use crate::request::permit::Permit;
 use crate::request::retry::{Decision, Progress, hedge};
 use crate::request::under_way::Attempt;
 use crate::request::upgrade::Upgrade;
@@ -52,6 +55,8 @@ use crate::upstream::pool::Pool;
 #[derive(Debug)]
 pub(crate) struct Worker {
     reader: RefCell<Reader>,
+    /// Word of each push, for tunnels.
+    changes: watch::Receiver<()>,
     rng: RefCell<fastrand::Rng>,
     logger: Rc<AccessLogger>,
     pub(crate) pool: Pool,
@@ -68,6 +73,7 @@ impl Worker {
     ) -> Self {
         Self {
             reader: RefCell::new(snapshots.reader()),
+            changes: snapshots.changes(),
             rng: RefCell::new(fastrand::Rng::new()),
             logger: Rc::new(logger),
             pool: Pool::default(),
@@ -107,7 +113,9 @@ pub(crate) async fn handle(
     let from = (entry, source, interim);
     let served = pin!(serve(worker, &lease, from, &mut request, &mut log)).await;
     match served {
-        Ok(Served::Relayed(answer, bounds)) => body::relay(worker, answer, bounds, log),
+        Ok(Served::Relayed(answer, bounds)) => {
+            body::relay(worker, (answer, request.permit.take()), bounds, log)
+        }
         Ok(Served::Own(answer)) => body::own(*answer, log),
         Err(failure) => body::refusal(&failure, log),
     }
@@ -146,12 +154,16 @@ async fn serve(
     }
     if virtual_host.raw {
         authorize(virtual_host, source, head)?;
+        request.permit = Permit::of_request(entry, head);
         let route = Matched::of_raw(lease, place);
         let tunnel = Box::pin(tcp::tunnel(worker, route, head, source.address.ip(), log)).await;
         return tunnel.map(|(answer, bounds)| Served::Relayed(answer, bounds));
     }
     let route = route(lease, place, head)?;
     authorize(virtual_host, source, head)?;
+    if wants_upgrade {
+        request.permit = Permit::of_request(entry, head);
+    }
     let changes = match &route.action {
         Action::Forward => None,
         Action::Edit(edits) => Some(Changes::to(head, edits, (&route, virtual_host))?),
@@ -253,7 +265,8 @@ fn authorize(virtual_host: &VirtualHost, source: &Source, head: &Parts) -> Resul
     access.authorize(
         source,
         Some(Asked {
-            head,
+            method: &head.method,
+            path,
             form: form.as_deref(),
         }),
     )

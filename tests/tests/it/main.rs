@@ -53,6 +53,7 @@ mod mtls_refused;
 mod mtls_revoked;
 mod mtls_rotation;
 mod mtls_versions;
+mod mtls_withdrawn;
 mod observability;
 mod other_store;
 mod outside;
