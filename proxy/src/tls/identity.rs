@@ -20,6 +20,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::tls::Alpn;
+use crate::tls::anchors::Anchors;
 use crate::tls::pin::Pinned;
 use crate::tls::revoked::{self, Revocations, Shown, Unrevoked};
 use crate::tls::verify::{Callers, Endpoints};
@@ -40,6 +41,7 @@ pub struct Identity {
     /// By what is offered: see [`Identity::client`].
     clients: [Arc<ClientConfig>; 3],
     control: Pinned,
+    anchors: Anchors,
 }
 
 /// Why files are no identity.
@@ -176,6 +178,8 @@ impl Identity {
                 .map_err(|error| IdentityProblem::BadCertificate(format!("a root: {error}")))?;
             roots.push((root, read));
         }
+        let anchors = roots.iter().map(|(root, _)| root).collect::<Vec<_>>();
+        let anchors = Anchors::of(&anchors, &provider)?;
         let known_by = store.clone();
         let (endpoints, callers) = verifiers(store, id.trust_domain(), &provider)?;
         own_chain(&certified, &id, (&*endpoints, &*callers), now)?;
@@ -223,6 +227,7 @@ impl Identity {
             server: Arc::new(server),
             clients,
             control,
+            anchors,
         })
     }
 
@@ -239,6 +244,11 @@ impl Identity {
     /// What others see of it.
     pub(super) fn shown(&self) -> &Shown {
         &self.shown
+    }
+
+    /// Its roots, each alone.
+    pub(super) const fn anchors(&self) -> &Anchors {
+        &self.anchors
     }
 
     /// When its certificate expires, in seconds since 1970.

@@ -9,6 +9,7 @@
 //! validity, its roots or its name (RFC 8446 section 4.6.1 leaves that open), so that a rotated or revoked certificate
 //! would live on. Connections are kept for long, so that little is lost.
 
+mod anchors;
 mod connection;
 pub(crate) mod files;
 pub(crate) mod gateway;
@@ -37,6 +38,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::error::{Failure, Reason};
 use crate::telemetry::metrics::{Side, TlsMetrics};
+use crate::tls::anchors::Anchor;
 pub(crate) use crate::tls::connection::{Connection, Session, ended};
 use crate::tls::identity::{Certificate, Identity, IdentityProblem, sha256};
 use crate::tls::outside::Trust;
@@ -122,7 +124,9 @@ impl Identities {
             not_after = identity.not_after(),
             "the identity serves"
         );
-        self.current.store(Some(Arc::new(identity)));
+        let identity = Arc::new(identity);
+        self.current.store(Some(Arc::clone(&identity)));
+        self.revocations.trust(identity.anchors().all());
         if !goes_on {
             self.epoch.fetch_add(1, Ordering::Release);
         }
@@ -274,15 +278,17 @@ impl Identities {
             peer.map_err(|problem| (Failure::new(Reason::PeerWrongIdentity, problem.to_string()), None))?;
         let peer = Peer {
             forwarded: forwarded(identity.id(), &id, shown),
-            session: self.session(&identity, not_after, epoch).of(self.watch(whole)),
+            session: self
+                .session(&identity, not_after, epoch)
+                .of(self.watch(whole, identity.anchors().of_caller(chain))),
             alpn: Alpn::of(stream.get_ref().1.alpn_protocol()),
             id,
         };
         Ok((Connection::new(stream, &peer.session), peer))
     }
 
-    fn watch(&self, shown: Shown) -> Watch {
-        Watch::new(&self.revocations, shown)
+    fn watch(&self, shown: Shown, anchors: Box<[Anchor]>) -> Watch {
+        Watch::new(&self.revocations, shown, anchors)
     }
 
     fn session(self: &Arc<Self>, own: &Identity, not_after: i64, epoch: u64) -> Session {
@@ -457,7 +463,8 @@ impl Security {
         let session = match peer.transpose().map_err(unread)? {
             Some((whole, not_after)) => {
                 let session = self.identities.session(&identity, not_after, epoch);
-                session.of(self.identities.watch(whole))
+                let anchors = identity.anchors().of_endpoint(chain);
+                session.of(self.identities.watch(whole, anchors))
             }
             None => {
                 return Err(Failure::new(

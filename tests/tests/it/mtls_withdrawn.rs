@@ -1,8 +1,8 @@
-//! Tunnels whose ground is taken away while they live: by a push that no longer allows them.
+//! Tunnels whose ground is taken away while they live: by a push that no longer allows them, or a root that is trusted no more.
 
 use outrigger_tests::background::Background;
 use outrigger_tests::client::Connection;
-use outrigger_tests::{Pki, Sidecar, SidecarSpec, within};
+use outrigger_tests::{IdentityFiles, Leaf, Pki, Sidecar, SidecarSpec, within};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -98,4 +98,39 @@ async fn a_push_that_no_longer_allows_what_switched_protocols_ends_it_by_what_it
     let cut =
         |line: &Value| line["message"] == "a switched connection was cut" && line["reason"] == "forbidden";
     server.program().logged("why", cut).await;
+}
+
+#[tokio::test]
+async fn a_root_that_is_trusted_no_more_ends_the_tcp_connections_that_lead_to_it_and_no_others() {
+    let app = echo().await;
+    let fields = format!("{TCP}\n{STRICT}");
+    let (old, new) = (Pki::new(), Pki::new());
+    let both = format!("{}{}", old.root(), new.root());
+    let files = |pki: &Pki, service: &str| IdentityFiles::new(&pki.issue(&Leaf::service(service)), &both);
+    // On the callee's side, by the callers' roots; then on the caller's, by its endpoint's.
+    let own = files(&new, "reviews");
+    let server_of_new = server(app, &fields, &own).await;
+    let old_caller = caller(&server_of_new, &fields, &files(&old, "productpage")).await;
+    let new_files = files(&new, "productpage");
+    let new_caller = caller(&server_of_new, &fields, &new_files).await;
+    let (mut gone, mut stays) = (talks(&old_caller).await, talks(&new_caller).await);
+    own.write("roots.pem", new.root());
+    is_over(&mut gone).await;
+    still_talks(&mut stays).await;
+    let untrusted = [("reason", "peer-untrusted")];
+    let one = async |sidecar: &Sidecar| {
+        sidecar
+            .metrics_when("the end", |metrics| metrics.sum(ENDED, &untrusted) == 1.0)
+            .await;
+    };
+    one(&server_of_new).await;
+
+    let server_of_old = server(app, &fields, &files(&old, "reviews")).await;
+    let calling = files(&new, "productpage");
+    let caller = caller(&server_of_old, &fields, &calling).await;
+    let mut gone = talks(&caller).await;
+    calling.write("roots.pem", new.root());
+    is_over(&mut gone).await;
+    one(&caller).await;
+    still_talks(&mut stays).await;
 }
