@@ -435,7 +435,7 @@ fn certificates_are_found_by_their_service_their_token_and_the_join_that_they_ca
     desk.later(Duration::from_secs(12 * 3600));
     let second = desk.ask(None, None, Some(proof(&first))).unwrap();
     let found = |desk: &Desk, which: Which| {
-        let list = certificates::list(&desk.store, &which, desk.now.wall).unwrap();
+        let list = certificates::list(&desk.ca, &desk.store, &which, desk.now.wall).unwrap();
         assert_eq!(list.total, list.certificates.len());
         let serials: BTreeSet<String> = list.certificates.into_iter().map(|found| found.serial).collect();
         serials
