@@ -212,3 +212,18 @@ async fn one_instance_with_a_bad_certificate_costs_no_request() {
         assert_eq!(reply.status(), 200, "{reply:?}");
     }
 }
+
+#[tokio::test]
+async fn a_sidecar_whose_certificate_is_not_of_its_own_service_says_so_at_its_start() {
+    let pki = Pki::new();
+    let text = beside("127.0.0.1:9".parse().unwrap(), "");
+    let spec = SidecarSpec::text("server", &text).beside("reviews");
+    let mut sidecar = Sidecar::start(spec.identity(&pki.files("ratings"))).await;
+    let told = sidecar.program().logged("a warning", |line| {
+        line["level"] == "WARN"
+            && line["spiffe_id"] == "spiffe://shop/ratings"
+            && line["service"] == "reviews"
+    });
+    let told = told.await;
+    assert!(told["message"].as_str().unwrap().contains("--service"), "{told}");
+}
