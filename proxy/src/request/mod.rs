@@ -29,7 +29,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{Request, Response, Version};
+use http::{Method, Request, Response, Version};
 use tokio::sync::watch;
 
 use crate::arriving::Arriving;
@@ -43,7 +43,7 @@ use crate::request::permit::Permit;
 use crate::request::retry::{Decision, Progress, hedge};
 use crate::request::under_way::Attempt;
 use crate::request::upgrade::Upgrade;
-use crate::snapshot::access::{Asked, Source};
+use crate::snapshot::access::{Access, Asked, Source};
 use crate::snapshot::actions::Action;
 use crate::snapshot::routes::{Route, Target, VirtualHost};
 use crate::snapshot::{Entry, Lease, Matched, Reader, Snapshots};
@@ -256,20 +256,44 @@ fn authorize(virtual_host: &VirtualHost, source: &Source, head: &Parts) -> Resul
     let Some(access) = &virtual_host.access else {
         return Ok(());
     };
-    let path = head.uri.path();
-    let form = match virtual_host.normalizes {
-        true => Ok(Cow::Borrowed(path)),
-        false => path::one_form(path),
-    };
-    let form = form.ok();
-    access.authorize(
-        source,
-        Some(Asked {
-            method: &head.method,
-            path,
-            form: form.as_deref(),
-        }),
-    )
+    let readings = Readings::of(access, head.uri.path(), virtual_host.normalizes);
+    access.authorize(source, Some(readings.asked(&head.method)))
+}
+
+/// A path in all the ways in which the application may read it, as far as they matter to who may call.
+struct Readings<'a> {
+    path: &'a str,
+    form: Option<Cow<'a, str>>,
+    /// The widest; the inner `None`: it is the form.
+    wide: Option<Option<String>>,
+}
+
+impl<'a> Readings<'a> {
+    /// `normalized`: it has its one form already.
+    fn of(access: &Access, path: &'a str, normalized: bool) -> Self {
+        let form = match normalized {
+            true => Some(Cow::Borrowed(path)),
+            false => path::one_form(path).ok(),
+        };
+        // Where no rule says paths nobody asks.
+        let read = form.as_deref().filter(|_| access.looks_at_paths());
+        let wide = read.and_then(path::widest).map(|wide| match wide {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(other) => Some(other),
+        });
+        Self { path, form, wide }
+    }
+
+    fn asked<'b>(&'b self, method: &'b Method) -> Asked<'b> {
+        let form = self.form.as_deref();
+        let wide = self.wide.as_ref();
+        Asked {
+            method,
+            path: self.path,
+            form,
+            wide: wide.and_then(|wide| wide.as_deref().or(form)),
+        }
+    }
 }
 
 /// The route of a request whose service is known, once its path and its names have the form that the service asks for.

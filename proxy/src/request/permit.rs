@@ -9,8 +9,8 @@ use http::request::Parts;
 use http::{Method, Uri};
 
 use crate::error::Failure;
-use crate::request::{Worker, path};
-use crate::snapshot::access::{Asked, Source};
+use crate::request::{Readings, Worker};
+use crate::snapshot::access::Source;
 use crate::snapshot::{Entry, Lease};
 
 /// What a tunnel on the application's side was let in by.
@@ -67,13 +67,7 @@ impl Permit {
         let Some((method, uri)) = &self.asked else {
             return access.still(source, None);
         };
-        let path = uri.path();
-        let form = path::one_form(path).ok();
-        let asked = Asked {
-            method,
-            path,
-            form: form.as_deref(),
-        };
-        access.still(source, Some(asked))
+        let readings = Readings::of(access, uri.path(), false);
+        access.still(source, Some(readings.asked(method)))
     }
 }

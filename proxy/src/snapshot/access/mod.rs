@@ -77,6 +77,8 @@ pub(crate) struct Access {
     /// Who is allowed; `None`: everyone whom the mode lets in.
     rules: Option<Vec<Rule>>,
     audit: bool,
+    /// Whether a rule says paths: only then are they read in other ways.
+    looks_at_paths: bool,
     metrics: Arc<TlsMetrics>,
     plaintext: Arc<SourceMetrics>,
 }
@@ -127,6 +129,7 @@ impl Access {
                 service,
                 trust_domain,
                 has_identity,
+                looks_at_paths: rules.iter().flatten().any(|rule| !rule.paths.is_empty()),
                 rules,
                 audit,
             })
@@ -142,6 +145,11 @@ impl Access {
             TlsMode::Strict if raw => Opens::Tls,
             TlsMode::Strict | TlsMode::Permissive => Opens::Either,
         }
+    }
+
+    /// Whether a rule says paths.
+    pub(crate) const fn looks_at_paths(&self) -> bool {
+        self.looks_at_paths
     }
 
     /// The trust domain of the mesh, where it is said.
@@ -257,13 +265,28 @@ pub(crate) struct Asked<'a> {
     /// Its path in its one form; `None`: it has none. Another than that of the head only where a service keeps paths as
     /// they come.
     pub(crate) form: Option<&'a str>,
+    /// The widest that a server may take that form for (see `request::path::widest`); `None`: nothing that there is.
+    pub(crate) wide: Option<&'a str>,
 }
 
 impl Rule {
-    fn takes(&self, Asked { method, path, form }: Asked<'_>) -> bool {
+    fn takes(
+        &self,
+        Asked {
+            method,
+            path,
+            form,
+            wide,
+        }: Asked<'_>,
+    ) -> bool {
         let takes = |path: &str| self.paths.iter().any(|rule| rule.matches(path));
+        // Whoever writes a whole path knows what the application takes it for.
+        let names = |form: &str| self.paths.iter().any(|rule| rule.is_exactly(form));
+        let takes_wide = |form: &str| wide == Some(form) || names(form) || wide.is_some_and(takes);
         (self.methods.is_empty() || self.methods.contains(method))
-            // As it came and in its one form: which of them the application takes it for is not known here.
-            && (self.paths.is_empty() || takes(path) && form.is_some_and(|form| form == path || takes(form)))
+            // As it came, in its one form and in its widest reading: which of them the application takes it for is not known
+            // here.
+            && (self.paths.is_empty()
+                || takes(path) && form.is_some_and(|form| (form == path || takes(form)) && takes_wide(form)))
     }
 }
