@@ -190,7 +190,7 @@ impl Ca {
     /// Says in the log what an operator compares: under which name and root this mesh stands. Gives the fingerprint of that
     /// root.
     pub(crate) fn announce(&self, store: &Store, now: OffsetDateTime) -> Result<[u8; 32], CaError> {
-        let domain = self.trust_domain(store, &store.ledger()?, now)?;
+        let domain = self.trust_domain_now(store, now)?;
         let roots = self.roots(store)?;
         let until = rfc3339(roots.signs().not_after());
         let root = self.active_fingerprint(store)?;
@@ -297,6 +297,7 @@ impl Ca {
         mut names: Vec<SanType>,
         now: OffsetDateTime,
     ) -> Result<Signed, CaError> {
+        // It waits for whoever writes: word of a root that begins to sign comes before that is committed.
         let domain = self.trust_domain(store, &store.ledger()?, now)?;
         let roots = self.roots(store)?;
         let failed = |error: rcgen::Error| CaError::Sign(error.to_string());

@@ -852,3 +852,62 @@ fn a_token_of_no_service_or_of_no_length_is_not_made() {
         assert!(matches!(made, Err(CaError::Wrong(_))), "{service} {ttl} {uses}");
     }
 }
+
+#[test]
+fn the_status_waits_for_nobody_who_writes() {
+    let desk = Desk::new();
+    let held = desk.store.ledger().unwrap();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| sender.send(rotation::status(&desk.ca, &desk.store, desk.now.wall)));
+        let status = receiver.recv_timeout(Duration::from_secs(20));
+        drop(held);
+        assert_eq!(status.unwrap().unwrap().trust_domain, "mesh.local");
+    });
+}
+
+#[test]
+fn an_answer_that_was_lost_is_given_again_to_the_same_key_and_to_no_other() {
+    let mut desk = Desk::new();
+    let token = desk.token("reviews", 1);
+    let csr = csr();
+    let ask = |desk: &Desk, csr: &str| {
+        let request = IdentityRequest {
+            csr: csr.to_owned(),
+            token: Some(token.clone()),
+            service: None,
+        };
+        desk.send(Ok(request), None).map_err(|refused| refused.reason)
+    };
+    let first = ask(&desk, &csr).unwrap();
+    assert_eq!(ask(&desk, &self::csr()).unwrap_err(), RefusalReason::TokenUsedUp);
+    let again = ask(&desk, &csr).unwrap();
+    assert_ne!(again.serial, first.serial);
+    assert_eq!(tokens::list(&desk.store, desk.now.wall).unwrap()[0].uses, 1);
+    // A minute, and a few times: it is no way to make certificates without end.
+    assert!(ask(&desk, &csr).is_ok() && ask(&desk, &csr).is_ok());
+    assert_eq!(ask(&desk, &csr).unwrap_err(), RefusalReason::TokenUsedUp);
+
+    let token = desk.token("reviews", 1);
+    let ask = |desk: &Desk| {
+        let request = IdentityRequest {
+            csr: csr.clone(),
+            token: Some(token.clone()),
+            service: None,
+        };
+        desk.send(Ok(request), None).map_err(|refused| refused.reason)
+    };
+    let first = ask(&desk).unwrap();
+    // It is the same join: whoever revokes what came of it revokes the second answer too, and those to come.
+    let again = ask(&desk).unwrap();
+    let leaves = desk.store.leaves(0).unwrap();
+    let leaf = leaves.iter().find(|leaf| leaf.serial == again.serial);
+    assert_eq!(leaf.unwrap().joined, first.serial);
+    desk.mesh(&format!("revoked: {{ serials: [\"{}\"] }}", first.serial));
+    assert_eq!(ask(&desk).unwrap_err(), RefusalReason::IdentityRevoked);
+    let renewed = desk.reason(None, None, Some(proof(&again)));
+    assert_eq!(renewed, RefusalReason::IdentityRevoked);
+    desk.mesh("");
+    desk.later(Duration::from_secs(61));
+    assert_eq!(ask(&desk).unwrap_err(), RefusalReason::TokenUsedUp);
+}
