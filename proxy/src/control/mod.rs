@@ -439,7 +439,7 @@ impl ControlApi {
         let shaken =
             tokio::time::timeout(HANDSHAKE_TIMEOUT, pinned.connect(&self.address.host, stream)).await;
         let shaken = shaken.map_err(|_| anyhow!("no TLS handshake within {HANDSHAKE_TIMEOUT:?}"))?;
-        begin(shaken.context("this is not the control API of the mesh")?).await
+        begin(shaken.context("this is not the control API of the mesh, or does not know this sidecar")?).await
     }
 }
 
@@ -454,7 +454,14 @@ async fn ask(
         .header(header::HOST, authority)
         .header(header::CONTENT_TYPE, "application/json")
         .body(Full::new(question))?;
-    let (head, body) = connection.send_request(request).await?.into_parts();
+    let answered = connection.send_request(request).await;
+    let answered = answered.map_err(|error| match error.is_parse() {
+        true => {
+            anyhow!("what it says is not HTTP ({error}): if it is served with --tls, name it by https://")
+        }
+        false => error.into(),
+    });
+    let (head, body) = answered?.into_parts();
     let body = Limited::new(body, ANSWER_MAX)
         .collect()
         .await

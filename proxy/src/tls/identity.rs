@@ -24,6 +24,7 @@ use crate::tls::anchors::Anchors;
 use crate::tls::pin::Pinned;
 use crate::tls::revoked::{self, Revocations, Shown, Unrevoked};
 use crate::tls::verify::{Callers, Endpoints};
+use crate::tls::words;
 
 /// The most certificates in one file: a chain has three or four, a bundle two or three roots. Past this it is a file of
 /// something else, such as all the roots of the web, which a mesh must not trust.
@@ -318,7 +319,8 @@ fn own_chain(
 ) -> Result<(), IdentityProblem> {
     let now = UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
     let problem = |error: rustls::Error| {
-        let text = error.to_string();
+        // Here the certificate is our own.
+        let text = words::of(&error).replacen("its certificate ", "it ", 1);
         match error {
             rustls::Error::InvalidCertificate(
                 CertificateError::Expired | CertificateError::ExpiredContext { .. },

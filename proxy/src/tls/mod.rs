@@ -20,6 +20,7 @@ pub mod revoked;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod words;
 
 use std::fmt::Write as _;
 use std::io;

@@ -130,3 +130,16 @@ async fn a_sidecar_polls_by_its_new_certificate_as_soon_as_it_has_it() {
     files.write("certificate.pem", &read("chain.pem"));
     shows("the sidecar by its second certificate", false).await;
 }
+
+#[tokio::test]
+async fn a_sidecar_that_speaks_plaintext_to_an_api_over_tls_is_told_so_in_its_log() {
+    let desk = Desk::over_tls(&[]).await;
+    let spec = SidecarSpec::control("reviews-1", &desk.url.replace("https", "http"));
+    let mut sidecar = Sidecar::launch(spec).await;
+    let told = sidecar.program().logged("why", |line| {
+        line["error"]
+            .as_str()
+            .is_some_and(|error| error.contains("name it by https://"))
+    });
+    told.await;
+}
