@@ -227,10 +227,7 @@ fn issue(
         Credential::Token(_) => None,
         Credential::Proof(proof) => Some(proof),
     };
-    let mut origin = origin(&ledger, &credential)?;
-    if let Some(first) = spent.as_ref().and_then(tokens::Use::joined) {
-        origin.joined = Some(first.to_owned());
-    }
+    let origin = origin(&ledger, &credential, spent.as_ref().and_then(tokens::Use::joined))?;
     let shown = proof.map(|proof| (&proof.serial, &proof.vouched_by));
     let serials = shown
         .into_iter()
@@ -334,11 +331,12 @@ struct Whose<'a> {
 }
 
 /// How the bearer came into the mesh: by the token that it brings, or as whoever had the certificate that it renews.
-fn origin(ledger: &Ledger, credential: &Credential) -> Result<Origin, StoreError> {
+/// `answered`: the certificate that was issued to it by this use of the token already.
+fn origin(ledger: &Ledger, credential: &Credential, answered: Option<&str>) -> Result<Origin, StoreError> {
     let proof = match credential {
         Credential::Token(token) => {
             return Ok(Origin {
-                joined: None,
+                joined: answered.map(str::to_owned),
                 token: token.id.clone(),
             });
         }

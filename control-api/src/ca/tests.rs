@@ -859,7 +859,10 @@ fn the_status_waits_for_nobody_who_writes() {
     let held = desk.store.ledger().unwrap();
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
-        scope.spawn(|| sender.send(rotation::status(&desk.ca, &desk.store, desk.now.wall)));
+        scope.spawn(|| {
+            let status = rotation::status(&desk.ca, &desk.store, desk.now.wall);
+            sender.send(status).unwrap();
+        });
         let status = receiver.recv_timeout(Duration::from_secs(20));
         drop(held);
         assert_eq!(status.unwrap().unwrap().trust_domain, "mesh.local");

@@ -12,6 +12,7 @@ use crate::error::Failure;
 use crate::request::{Readings, Worker};
 use crate::snapshot::access::Source;
 use crate::snapshot::{Entry, Lease};
+use crate::tls::{self, Session};
 
 /// What a tunnel on the application's side was let in by.
 #[derive(Debug)]
@@ -36,10 +37,23 @@ impl Permit {
     }
 
     /// Ready when the tunnel of this permit, if it takes one, is not let in any more, with why.
-    pub(super) async fn withdrawn(permit: Option<&Self>, worker: &Worker, source: &Source) -> Failure {
+    async fn withdrawn(permit: Option<&Self>, worker: &Worker, source: &Source) -> Failure {
         match permit {
             Some(permit) => permit.is_withdrawn(worker, source).await,
             None => std::future::pending().await,
+        }
+    }
+
+    /// Ready when a tunnel may not go on, with why: for its certificates, or for what it was let in by, if it takes a permit.
+    pub(super) async fn over(
+        permit: Option<&Self>,
+        (worker, source): (&Worker, &Source),
+        upstream: Option<&Session>,
+    ) -> Failure {
+        tokio::select! {
+            biased;
+            failure = tls::ended(source.session(), upstream) => failure,
+            failure = Self::withdrawn(permit, worker, source) => failure,
         }
     }
 

@@ -79,13 +79,7 @@ pub(crate) async fn serve(
     };
     log.opened();
     let permit = Permit::of_connection(&lease, virtual_host);
-    let over = async {
-        tokio::select! {
-            biased;
-            failure = tls::ended(source.session(), upstream.session.as_ref()) => failure,
-            failure = Permit::withdrawn(permit.as_ref(), worker, &source) => failure,
-        }
-    };
+    let over = Permit::over(permit.as_ref(), (worker, &source), upstream.session.as_ref());
     let bounds = (route.timeouts.idle, &log.moved);
     let why = match pump::pump_until(over, &mut caller, &mut upstream.stream, bounds).await {
         Ok(why) => why,

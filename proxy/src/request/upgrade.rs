@@ -21,7 +21,7 @@ use crate::request::Worker;
 use crate::request::body::ResponseBody;
 use crate::request::permit::Permit;
 use crate::snapshot::access::Source;
-use crate::tls::{self, Session};
+use crate::tls::Session;
 use crate::upstream::Pick;
 use crate::upstream::limits::Counted;
 use crate::upstream::pool::SwitchedBytes;
@@ -178,13 +178,7 @@ impl Tunnel {
         (worker, source): (&Worker, &Source),
     ) {
         let moved = Moved::default();
-        let over = async {
-            tokio::select! {
-                biased;
-                failure = tls::ended(source.session(), self.session.as_ref()) => failure,
-                failure = Permit::withdrawn(self.permit.as_deref(), worker, source) => failure,
-            }
-        };
+        let over = Permit::over(self.permit.as_deref(), (worker, source), self.session.as_ref());
         let why = pump::pump_until(over, caller, self.upstream, (self.idle, &moved)).await;
         let address = self.pick.address;
         let (sent, received) = (moved.from_caller.get(), moved.from_upstream.get());
