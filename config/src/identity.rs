@@ -116,6 +116,16 @@ impl SpiffePattern {
         read(text, is_segment).map(Self)
     }
 
+    /// The trust domain of those that it means.
+    pub fn trust_domain(&self) -> &str {
+        self.0.trust_domain()
+    }
+
+    /// Whether it means anybody: a workload has a path (X509-SVID, section 2).
+    pub fn has_path(&self) -> bool {
+        self.0.segments().next().is_some()
+    }
+
     /// Whether it means this workload.
     pub fn means(&self, id: &SpiffeId) -> bool {
         let Self(pattern) = self;

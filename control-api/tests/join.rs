@@ -44,6 +44,7 @@ impl Desk {
             },
             tls: Some(TlsOptions::default()),
             require_operator_token: false,
+            connections_per_source: None,
         };
         let handle = start(config).await.unwrap();
         let api = Api::trusting(&url(&handle), Some(Trust::Fingerprint(handle.root))).unwrap();

@@ -40,6 +40,7 @@ impl Desk {
             ca: outrigger_control::ca::Options::default(),
             tls: Some(TlsOptions::default()),
             require_operator_token: true,
+            connections_per_source: None,
         };
         let handle = start(config).await.unwrap();
         Self { handle, folder }

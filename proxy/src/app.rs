@@ -18,7 +18,7 @@ use crate::admin::{self, Admin, Pages};
 use crate::apply::{self, Applier, Retired};
 use crate::control::address::Address;
 use crate::control::files::Files;
-use crate::control::identity::IdentitySource;
+use crate::control::identity::{IdentitySource, tell_if_other};
 use crate::control::{ControlApi, Known, Source};
 use crate::drain::Drain;
 use crate::listener::{self, Listener, Silence, Workers};
@@ -230,6 +230,8 @@ impl Sidecar {
             tokio::task::spawn_local(admin::serve(Rc::clone(&pages), socket, which));
         }
         listener::start_accepting(listeners, &workers, &metrics, &drain)?;
+        let service = bootstrap.node.service.clone();
+        tokio::task::spawn_local(tell_if_other(Arc::clone(&identities), service));
         tokio::task::spawn_local(identity.keep_current(identities));
         tokio::task::spawn_local(bury(applier.retired.clone()));
         tokio::task::spawn_local(keep_configured(applier, source));

@@ -18,7 +18,7 @@ pub use self::node::DOCUMENT_BYTES_MAX;
 use self::node::{Fault, Mark, Node, PROBLEMS_MAX, State, Value, parse, shown};
 use self::pieces::pieces;
 pub use self::semantic::service_name;
-use self::semantic::{At, Exposures, Hosts};
+use self::semantic::{At, Callers, Exposures, Hosts};
 use crate::{Bootstrap, Config, Document, Gateway, Kind, Mesh, Problem, Service};
 
 /// Splits a file into its documents, reading no more of each than its kind and name.
@@ -93,6 +93,16 @@ pub fn is_bootstrap(text: &str) -> bool {
 
 /// Reads a bootstrap file. One that holds nothing but comments is all defaults.
 pub fn read_bootstrap(file: &str, text: &str) -> Result<Bootstrap, Vec<Problem>> {
+    bootstrap_of(file, text, false)
+}
+
+/// The same, and asks also what the sidecar itself asks once its flags are known: what contradicts itself unless a flag
+/// changes what the file says is a problem. What a flag may add is not missed.
+pub fn check_bootstrap(file: &str, text: &str) -> Result<Bootstrap, Vec<Problem>> {
+    bootstrap_of(file, text, true)
+}
+
+fn bootstrap_of(file: &str, text: &str, is_alone: bool) -> Result<Bootstrap, Vec<Problem>> {
     let mut faults = Vec::new();
     let mut bootstrap = None;
     for piece in pieces(text) {
@@ -108,7 +118,11 @@ pub fn read_bootstrap(file: &str, text: &str) -> Result<Bootstrap, Vec<Problem>>
         proxy_kind(&root, &mut faults);
         let read: Option<Bootstrap> = decode(&mut root, true, &mut faults);
         if let Some(read) = &read {
-            semantic::bootstrap(&At::root(&root), read, &mut faults);
+            let at = At::root(&root);
+            semantic::bootstrap(&at, read, &mut faults);
+            if is_alone {
+                semantic::bootstrap_alone(&at, read, &mut faults);
+            }
         }
         bootstrap = Some(read.unwrap_or_default());
     }
@@ -139,6 +153,8 @@ struct Taken {
     hosts: Hosts,
     /// What gateways say of services, which may stand in later documents.
     exposures: Exposures,
+    /// Whom services let call, of whichever trust domain.
+    callers: Callers,
 }
 
 /// Reads and checks all documents together.
@@ -155,6 +171,7 @@ fn judge(sheets: &[Sheet<'_>]) -> (Config, Vec<Problem>) {
         );
     }
     taken.exposures.judge(&config, &mut problems);
+    taken.callers.judge(&config.mesh, &mut problems);
     config.services.sort_by(|left, right| left.name.cmp(&right.name));
     config.gateways.sort_by(|left, right| left.name.cmp(&right.name));
     (config, problems)
@@ -235,6 +252,7 @@ fn judge_service(
 ) {
     let at = At::root(root);
     semantic::service(&at, service, faults);
+    taken.callers.take(&at, sheet.file, service);
     let Some(name) = at.field("name") else {
         return;
     };

@@ -4,10 +4,13 @@
 //!
 //! **Does not** issue or revoke. Calls block.
 
+use std::collections::HashSet;
+
+use outrigger_config::join::spiffe_id;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::{CaError, millis, rfc3339_of};
+use super::{Ca, CaError, millis, rfc3339_of};
 use crate::store::Store;
 use crate::store::ledger::Leaf;
 
@@ -41,6 +44,35 @@ pub struct CertificateView {
     pub token: String,
     /// The number of the root that it leads to.
     pub root: u64,
+    /// What is not trusted any more of it and of how its bearer came in, if anything.
+    #[serde(default)]
+    pub revoked: Vec<Mark>,
+}
+
+/// What of a certificate is revoked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mark {
+    /// Itself, by its serial number.
+    Serial,
+    /// The one that its bearer joined with: it is renewed no more.
+    Join,
+    /// Its SPIFFE ID.
+    Identity,
+    /// The token that its bearer joined by was taken back: nobody else joins by it. The certificate is as good as before.
+    Token,
+}
+
+impl Mark {
+    /// The word for it, the same as on the wire.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Serial => "serial",
+            Self::Join => "join",
+            Self::Identity => "identity",
+            Self::Token => "token",
+        }
+    }
 }
 
 /// The certificates that were asked for.
@@ -53,7 +85,7 @@ pub struct CertificateList {
 }
 
 /// The certificates that are alive and meant.
-pub fn list(store: &Store, which: &Which, now: OffsetDateTime) -> Result<CertificateList, CaError> {
+pub fn list(ca: &Ca, store: &Store, which: &Which, now: OffsetDateTime) -> Result<CertificateList, CaError> {
     let mut alive = store.leaves(millis(now))?;
     let joined = which.serial.as_ref().map(|serial| {
         let itself = alive.iter().find(|leaf| leaf.serial == *serial);
@@ -64,14 +96,41 @@ pub fn list(store: &Store, which: &Which, now: OffsetDateTime) -> Result<Certifi
     alive.retain(|leaf| {
         is(&which.service, &leaf.service) && is(&which.token, &leaf.token) && is(&joined, &leaf.joined)
     });
+    let domain = ca.trust_domain_now(store, now)?;
+    let words = ca.mesh_words(&store.head());
+    let taken_back: HashSet<String> = store
+        .tokens()?
+        .into_iter()
+        .filter(|token| token.revoked)
+        .map(|token| token.id)
+        .collect();
+    let marks = |leaf: &Leaf| {
+        let revoked = &words.revoked;
+        [
+            (Mark::Serial, revoked.has_serial(&leaf.serial)),
+            (Mark::Join, revoked.has_serial(&leaf.joined)),
+            (
+                Mark::Identity,
+                revoked.has_identity(&spiffe_id(&domain, &leaf.service)),
+            ),
+            (Mark::Token, taken_back.contains(&leaf.token)),
+        ]
+        .into_iter()
+        .filter_map(|(mark, is_so)| is_so.then_some(mark))
+        .collect()
+    };
+    let total = alive.len();
+    alive.truncate(ANSWER_MAX);
+    let views = alive.into_iter().map(|leaf| view(marks(&leaf), leaf));
     Ok(CertificateList {
-        total: alive.len(),
-        certificates: alive.into_iter().take(ANSWER_MAX).map(view).collect(),
+        total,
+        certificates: views.collect(),
     })
 }
 
-fn view(leaf: Leaf) -> CertificateView {
+fn view(revoked: Vec<Mark>, leaf: Leaf) -> CertificateView {
     CertificateView {
+        revoked,
         expires: rfc3339_of(leaf.not_after_ms),
         serial: leaf.serial,
         service: leaf.service,

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use outrigger_config::join::{
     IdentityAnswer, IdentityRequest, JoinToken, RefusalReason, service_of, service_problem, spiffe_id,
 };
-use rcgen::SubjectPublicKeyInfo;
+use rcgen::{PublicKeyData, SubjectPublicKeyInfo};
 use time::OffsetDateTime;
 
 use super::authority::{SignError, Signed};
@@ -213,9 +213,13 @@ fn issue(
     let key = csr::public_key(&request.csr)?;
     let ledger = store.ledger()?;
     let domain = ca.trust_domain(store, &ledger, now.wall)?;
-    let (deed, service) = match &credential {
-        Credential::Token(token) => (Deed::Issued, tokens::spend(&ledger, token, asked, now.wall)?),
-        Credential::Proof(proof) => (Deed::Renewed, renewing(proof, &domain, asked, now)?),
+    let (deed, service, spent) = match &credential {
+        Credential::Token(token) => {
+            let der = key.subject_public_key_info();
+            let spent = tokens::find_use(&ledger, token, asked, (&der, now.wall))?;
+            (Deed::Issued, spent.service().to_owned(), Some(spent))
+        }
+        Credential::Proof(proof) => (Deed::Renewed, renewing(proof, &domain, asked, now)?, None),
     };
     trail.service.clone_from(&service);
     let id = spiffe_id(&domain, &service);
@@ -223,7 +227,7 @@ fn issue(
         Credential::Token(_) => None,
         Credential::Proof(proof) => Some(proof),
     };
-    let origin = origin(&ledger, &credential)?;
+    let origin = origin(&ledger, &credential, spent.as_ref().and_then(tokens::Use::joined))?;
     let shown = proof.map(|proof| (&proof.serial, &proof.vouched_by));
     let serials = shown
         .into_iter()
@@ -240,6 +244,9 @@ fn issue(
         origin,
     };
     let (signed, bundle) = sign(ca, &ledger, &key, whose, now)?;
+    if let Some(spent) = spent {
+        spent.note(&ledger, &signed.serial, now.wall)?;
+    }
     ledger.fix_trust_domain(&domain)?;
     let mut row = AuditRow::of(deed, rfc3339(now.wall));
     row.who.clone_from(&trail.who);
@@ -324,11 +331,12 @@ struct Whose<'a> {
 }
 
 /// How the bearer came into the mesh: by the token that it brings, or as whoever had the certificate that it renews.
-fn origin(ledger: &Ledger, credential: &Credential) -> Result<Origin, StoreError> {
+/// `answered`: the certificate that was issued to it by this use of the token already.
+fn origin(ledger: &Ledger, credential: &Credential, answered: Option<&str>) -> Result<Origin, StoreError> {
     let proof = match credential {
         Credential::Token(token) => {
             return Ok(Origin {
-                joined: None,
+                joined: answered.map(str::to_owned),
                 token: token.id.clone(),
             });
         }

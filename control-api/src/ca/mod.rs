@@ -2,8 +2,9 @@
 //! workloads join with, and the certificates that they are given.
 //!
 //! [`join::join`] is the journey of one request for a certificate; [`tokens`] makes and takes back what it is proved by;
-//! [`rotation`] lets one root follow another, [`certificates`] finds what is alive. Only the public key of a request is used: names, usages, lifetime and serial
-//! number are this module's, so that nobody is called by a name that was not given to it.
+//! [`rotation`] lets one root follow another, [`certificates`] finds what is alive, [`revoked`] what is not trusted any
+//! more. Only the public key of a request is used: names, usages, lifetime and serial number are this module's, so that
+//! nobody is called by a name that was not given to it.
 //!
 //! **Does not** know HTTP or TLS. Calls block, as the store's do.
 
@@ -13,6 +14,7 @@ mod csr;
 pub mod join;
 pub(crate) mod limits;
 pub(crate) mod random;
+pub mod revoked;
 mod roots;
 pub mod rotation;
 #[cfg(test)]
@@ -33,6 +35,7 @@ use tokio::sync::watch;
 
 use self::authority::{Authority, Signed, Wanted};
 use self::limits::Limits;
+use self::revoked::{MeshWords, OfMesh};
 use self::roots::Roots;
 use crate::store::ledger::{AuditRow, Deed, Ledger, Root, RootState};
 use crate::store::{Head, Store, StoreError};
@@ -144,6 +147,7 @@ pub struct Ca {
     /// Told whenever the set of roots has changed.
     changes: watch::Sender<()>,
     limits: Mutex<Limits>,
+    of_mesh: OfMesh,
 }
 
 impl Ca {
@@ -177,6 +181,7 @@ impl Ca {
             signs: RwLock::new((active.map_or(0, |root| root.number), Arc::new(authority))),
             changes: watch::Sender::new(()),
             limits: Mutex::new(Limits::new()),
+            of_mesh: OfMesh::default(),
         };
         ledger.commit()?;
         Ok(ca)
@@ -185,7 +190,7 @@ impl Ca {
     /// Says in the log what an operator compares: under which name and root this mesh stands. Gives the fingerprint of that
     /// root.
     pub(crate) fn announce(&self, store: &Store, now: OffsetDateTime) -> Result<[u8; 32], CaError> {
-        let domain = self.trust_domain(store, &store.ledger()?, now)?;
+        let domain = self.trust_domain_now(store, now)?;
         let roots = self.roots(store)?;
         let until = rfc3339(roots.signs().not_after());
         let root = self.active_fingerprint(store)?;
@@ -269,6 +274,21 @@ impl Ca {
         Ok(said.unwrap_or_else(|| TRUST_DOMAIN_DEFAULT.to_owned()))
     }
 
+    /// The same, without waiting for whoever writes to the store.
+    pub(crate) fn trust_domain_now(&self, store: &Store, now: OffsetDateTime) -> Result<String, StoreError> {
+        if let Some(fixed) = store.fixed_trust_domain(millis(now))? {
+            return Ok(fixed);
+        }
+        let said = self.of_mesh.words(&store.head()).trust_domain.clone();
+        let said = said.or_else(|| self.options.trust_domain.clone());
+        Ok(said.unwrap_or_else(|| TRUST_DOMAIN_DEFAULT.to_owned()))
+    }
+
+    /// What the `Mesh` document of `head` says of identities.
+    pub(crate) fn mesh_words(&self, head: &Head) -> Arc<MeshWords> {
+        self.of_mesh.words(head)
+    }
+
     /// A certificate for the control API itself, with these further names.
     pub(crate) fn sign_for_control(
         &self,
@@ -277,6 +297,7 @@ impl Ca {
         mut names: Vec<SanType>,
         now: OffsetDateTime,
     ) -> Result<Signed, CaError> {
+        // It waits for whoever writes: word of a root that begins to sign comes before that is committed.
         let domain = self.trust_domain(store, &store.ledger()?, now)?;
         let roots = self.roots(store)?;
         let failed = |error: rcgen::Error| CaError::Sign(error.to_string());

@@ -57,13 +57,12 @@ pub struct RootView {
     pub certificate: String,
 }
 
-/// The CA as it stands.
+/// The CA as it stands. It waits for nobody who writes; what is issued meanwhile may be counted or not.
 pub fn status(ca: &Ca, store: &Store, now: OffsetDateTime) -> Result<Status, CaError> {
-    let ledger = store.ledger()?;
-    let roots = ca.roots_of(ledger.roots()?)?;
-    let alive = ledger.leaves(millis(now))?;
+    let roots = ca.roots_of(store.roots()?)?;
+    let alive = store.leaves(millis(now))?;
     let of_older_root = older(&alive, &roots).len();
-    let tokens_of_older_root = older_tokens(&ledger, &roots, now)?.len();
+    let tokens_of_older_root = older_tokens(store.tokens()?, &roots, now).len();
     let without_newest_root = waiting(&alive, roots.newest());
     let mut views = Vec::new();
     for root in roots.rows() {
@@ -92,7 +91,7 @@ pub fn status(ca: &Ca, store: &Store, now: OffsetDateTime) -> Result<Status, CaE
         "nothing is being rotated".to_owned()
     };
     Ok(Status {
-        trust_domain: ca.trust_domain(store, &ledger, now)?,
+        trust_domain: ca.trust_domain_now(store, now)?,
         certificate_ttl: ca.options.certificate_life.to_string(),
         signs_until: rfc3339(roots.signs().not_after()),
         roots: views,
@@ -147,7 +146,7 @@ pub fn finish(ca: &Ca, store: &Store, author: &str, force: bool, now: OffsetDate
                 .map_or_else(|| rfc3339(now), |last| rfc3339_of(last.not_after_ms)),
         )));
     }
-    let (old, tokens) = (older(&alive, &roots), older_tokens(&ledger, &roots, now)?);
+    let (old, tokens) = (older(&alive, &roots), older_tokens(ledger.tokens()?, &roots, now));
     if !force {
         hold_old_root(&old, &tokens)?;
     }
@@ -230,10 +229,9 @@ fn older<'a>(alive: &'a [Leaf], roots: &Roots) -> Vec<&'a Leaf> {
 }
 
 /// The good tokens that do not name the root that signs.
-fn older_tokens(ledger: &Ledger, roots: &Roots, now: OffsetDateTime) -> Result<Vec<Token>, StoreError> {
-    let mut tokens = ledger.tokens()?;
+fn older_tokens(mut tokens: Vec<Token>, roots: &Roots, now: OffsetDateTime) -> Vec<Token> {
     tokens.retain(|token| token.root != roots.active().number && token.state(now) == TokenState::Good);
-    Ok(tokens)
+    tokens
 }
 
 /// How many of these certificates were handed out without this root.

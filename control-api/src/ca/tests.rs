@@ -435,7 +435,7 @@ fn certificates_are_found_by_their_service_their_token_and_the_join_that_they_ca
     desk.later(Duration::from_secs(12 * 3600));
     let second = desk.ask(None, None, Some(proof(&first))).unwrap();
     let found = |desk: &Desk, which: Which| {
-        let list = certificates::list(&desk.store, &which, desk.now.wall).unwrap();
+        let list = certificates::list(&desk.ca, &desk.store, &which, desk.now.wall).unwrap();
         assert_eq!(list.total, list.certificates.len());
         let serials: BTreeSet<String> = list.certificates.into_iter().map(|found| found.serial).collect();
         serials
@@ -851,4 +851,66 @@ fn a_token_of_no_service_or_of_no_length_is_not_made() {
         let made = tokens::create(&desk.ca, &desk.store, wanted, "ann", desk.now.wall);
         assert!(matches!(made, Err(CaError::Wrong(_))), "{service} {ttl} {uses}");
     }
+}
+
+#[test]
+fn the_status_waits_for_nobody_who_writes() {
+    let desk = Desk::new();
+    let held = desk.store.ledger().unwrap();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let status = rotation::status(&desk.ca, &desk.store, desk.now.wall);
+            sender.send(status).unwrap();
+        });
+        let status = receiver.recv_timeout(Duration::from_secs(20));
+        drop(held);
+        assert_eq!(status.unwrap().unwrap().trust_domain, "mesh.local");
+    });
+}
+
+#[test]
+fn an_answer_that_was_lost_is_given_again_to_the_same_key_and_to_no_other() {
+    let mut desk = Desk::new();
+    let token = desk.token("reviews", 1);
+    let csr = csr();
+    let ask = |desk: &Desk, csr: &str| {
+        let request = IdentityRequest {
+            csr: csr.to_owned(),
+            token: Some(token.clone()),
+            service: None,
+        };
+        desk.send(Ok(request), None).map_err(|refused| refused.reason)
+    };
+    let first = ask(&desk, &csr).unwrap();
+    assert_eq!(ask(&desk, &self::csr()).unwrap_err(), RefusalReason::TokenUsedUp);
+    let again = ask(&desk, &csr).unwrap();
+    assert_ne!(again.serial, first.serial);
+    assert_eq!(tokens::list(&desk.store, desk.now.wall).unwrap()[0].uses, 1);
+    // A minute, and a few times: it is no way to make certificates without end.
+    assert!(ask(&desk, &csr).is_ok() && ask(&desk, &csr).is_ok());
+    assert_eq!(ask(&desk, &csr).unwrap_err(), RefusalReason::TokenUsedUp);
+
+    let token = desk.token("reviews", 1);
+    let ask = |desk: &Desk| {
+        let request = IdentityRequest {
+            csr: csr.clone(),
+            token: Some(token.clone()),
+            service: None,
+        };
+        desk.send(Ok(request), None).map_err(|refused| refused.reason)
+    };
+    let first = ask(&desk).unwrap();
+    // It is the same join: whoever revokes what came of it revokes the second answer too, and those to come.
+    let again = ask(&desk).unwrap();
+    let leaves = desk.store.leaves(0).unwrap();
+    let leaf = leaves.iter().find(|leaf| leaf.serial == again.serial);
+    assert_eq!(leaf.unwrap().joined, first.serial);
+    desk.mesh(&format!("revoked: {{ serials: [\"{}\"] }}", first.serial));
+    assert_eq!(ask(&desk).unwrap_err(), RefusalReason::IdentityRevoked);
+    let renewed = desk.reason(None, None, Some(proof(&again)));
+    assert_eq!(renewed, RefusalReason::IdentityRevoked);
+    desk.mesh("");
+    desk.later(Duration::from_secs(61));
+    assert_eq!(ask(&desk).unwrap_err(), RefusalReason::TokenUsedUp);
 }

@@ -15,8 +15,8 @@ use time::OffsetDateTime;
 
 use super::join::Refused;
 use super::{Ca, CaError, authority, millis, random, rfc3339, rfc3339_of};
-use crate::store::Store;
-use crate::store::ledger::{AuditRow, Deed, Ledger, Token};
+use crate::store::ledger::{AuditRow, Deed, Ledger, RecentUse, Token};
+use crate::store::{Store, StoreError};
 
 /// Tokens that are remembered: a mesh has some hundreds of services, and a deploy makes one for each.
 pub(super) const TOKENS_MAX: u64 = 10_000;
@@ -90,6 +90,16 @@ pub enum TokenState {
     /// It was taken back.
     Revoked,
 }
+
+/// For so long the same key is answered again: a sidecar whose answer was lost asks again within seconds.
+const AGAIN_WITHIN_MS: u64 = 60_000;
+
+/// So often one use is answered again: each answer is a certificate that is alive.
+const AGAIN_MAX: u32 = 3;
+
+/// Uses of late that are remembered of a token, which is read whole with each use: of more sidecars that join in one minute,
+/// the first whose answer was lost spend another use.
+const RECENT_MAX: usize = 32;
 
 /// A token that was made: the only time that it is shown.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -168,6 +178,7 @@ pub fn create(
         uses: 0,
         revoked: false,
         root: roots.active().number,
+        recent: Vec::new(),
     };
     let token = JoinToken {
         id: row.id.clone(),
@@ -222,41 +233,98 @@ pub fn revoke(store: &Store, id: &str, author: &str, now: OffsetDateTime) -> Res
     Ok(token.view(now))
 }
 
-/// Uses a token once, inside the transaction that issues, and gives the service that it is for.
-pub(super) fn spend(
+/// A use of a token, inside the transaction that issues.
+#[derive(Debug)]
+pub(super) struct Use {
+    row: Token,
+    /// The place of the use that is answered again, among the recent ones.
+    again: Option<usize>,
+    key_sha256: [u8; 32],
+}
+
+impl Use {
+    /// The service that the token is for.
+    pub(super) fn service(&self) -> &str {
+        &self.row.service
+    }
+
+    /// The serial number of the certificate that was issued by it already: the answer was lost, and the join is the same.
+    pub(super) fn joined(&self) -> Option<&str> {
+        self.again.map(|place| &*self.row.recent[place].serial)
+    }
+
+    /// Counts it, with the certificate that it led to.
+    pub(super) fn note(
+        mut self,
+        ledger: &Ledger,
+        serial: &str,
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        let now_ms = millis(now);
+        if let Some(place) = self.again {
+            self.row.recent[place].again += 1;
+        } else {
+            self.row.uses += 1;
+            let since = now_ms.saturating_sub(AGAIN_WITHIN_MS);
+            self.row.recent.retain(|recent| recent.at_ms >= since);
+            if self.row.recent.len() >= RECENT_MAX {
+                self.row.recent.remove(0);
+            }
+            self.row.recent.push(RecentUse {
+                key_sha256: self.key_sha256,
+                serial: serial.to_owned(),
+                at_ms: now_ms,
+                again: 0,
+            });
+        }
+        ledger.put_token(&self.row)
+    }
+}
+
+/// Looks whether a token is good for this public key. What was answered a moment ago is answered again to the same key, which
+/// nobody else has: the answer may have been lost on the way. It costs no use.
+pub(super) fn find_use(
     ledger: &Ledger,
     token: &JoinToken,
     asked: Option<&str>,
-    now: OffsetDateTime,
-) -> Result<String, Refused> {
+    (key, now): (&[u8], OffsetDateTime),
+) -> Result<Use, Refused> {
     // Whether the id or the secret is wrong is not told: to one who was given neither, both are the same.
     let unknown = || {
         let sentence = "this control API has made no such token, or has forgotten it: make a new one with `outrigger \
                         token create`";
         Refused::of(RefusalReason::TokenUnknown, sentence)
     };
-    let mut row = ledger.token(&token.id)?.ok_or_else(unknown)?;
+    let row = ledger.token(&token.id)?.ok_or_else(unknown)?;
     if !bool::from(row.secret_sha256.ct_eq(&sha256(&token.secret))) {
         return Err(unknown());
     }
+    let key_sha256 = sha256(key);
+    let since = millis(now).saturating_sub(AGAIN_WITHIN_MS);
+    let again = row.recent.iter().position(|recent| {
+        recent.key_sha256 == key_sha256 && recent.at_ms >= since && recent.again < AGAIN_MAX
+    });
+    let is_other = asked.is_some_and(|asked| asked != row.service);
     let (reason, what) = match row.state(now) {
-        TokenState::Good if asked.is_some_and(|asked| asked != row.service) => {
+        TokenState::Good if is_other => {
             let sentence = format!("the token is for `{}`: a token lets in one service", row.service);
             return Err(Refused::of(RefusalReason::OtherService, sentence));
         }
-        TokenState::Good => {
-            row.uses += 1;
-            ledger.put_token(&row)?;
-            return Ok(row.service);
+        TokenState::UsedUp if again.is_none() || is_other => (
+            RefusalReason::TokenUsedUp,
+            format!("has had its {} uses", row.uses_max),
+        ),
+        TokenState::Good | TokenState::UsedUp => {
+            return Ok(Use {
+                row,
+                again,
+                key_sha256,
+            });
         }
         TokenState::Revoked => (RefusalReason::TokenRevoked, "was revoked".to_owned()),
         TokenState::Expired => (
             RefusalReason::TokenExpired,
             format!("expired at {}", rfc3339_of(row.expires_ms)),
-        ),
-        TokenState::UsedUp => (
-            RefusalReason::TokenUsedUp,
-            format!("has had its {} uses", row.uses_max),
         ),
     };
     let sentence = format!("the token {what}: make a new one with `outrigger token create`");

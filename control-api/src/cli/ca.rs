@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 
 use super::output::{Output, Tone, harmless};
 use super::{CliError, Exit};
-use crate::ca::certificates::{CertificateList, Which};
+use crate::ca::certificates::{CertificateList, Mark, Which};
 use crate::ca::rotation::Status;
 use crate::client::{Api, Ask, escape};
 use crate::store::ledger::RootState;
@@ -126,11 +126,20 @@ impl Certificates {
                 certificate.root.to_string(),
                 harmless(&certificate.token),
                 harmless(&certificate.joined),
+                marks(&certificate.revoked, output),
             ]
         });
         let rows = rows.collect();
         output.table(
-            &["SERIAL", "SERVICE", "EXPIRES", "ROOT", "TOKEN", "JOINED AS"],
+            &[
+                "SERIAL",
+                "SERVICE",
+                "EXPIRES",
+                "ROOT",
+                "TOKEN",
+                "JOINED AS",
+                "REVOKED",
+            ],
             rows,
         );
         if list.total > list.certificates.len() {
@@ -142,6 +151,20 @@ impl Certificates {
         }
         Ok(Exit::Done)
     }
+}
+
+/// What of a certificate is revoked, in one cell. That its token was taken back is no more than worth knowing.
+fn marks(marks: &[Mark], output: &Output) -> String {
+    if marks.is_empty() {
+        return "-".to_owned();
+    }
+    let tone = if marks == [Mark::Token] {
+        Tone::Attention
+    } else {
+        Tone::Bad
+    };
+    let words: Vec<&str> = marks.iter().map(|mark| mark.word()).collect();
+    output.paint(tone, words.join(", "))
 }
 
 /// The certificates that are alive and meant.

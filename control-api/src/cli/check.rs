@@ -36,7 +36,7 @@ impl Check {
             .partition(|text| outrigger_config::is_bootstrap(&text.text));
         let mut problems: Vec<Problem> = bootstraps
             .iter()
-            .filter_map(|text| outrigger_config::read_bootstrap(&text.file, &text.text).err())
+            .filter_map(|text| outrigger_config::check_bootstrap(&text.file, &text.text).err())
             .flatten()
             .collect();
         let mut documents = bootstraps.len();

@@ -32,12 +32,22 @@ use output::Output;
 /// The variable of the operator token.
 const OPERATOR_TOKEN: &str = "OUTRIGGER_OPERATOR_TOKEN";
 
+/// What stands over the options that every command has: without it they stand between its own.
+const TOWARDS_API: &str = "The control API to speak to";
+
 /// The control API of the mesh, and the tool of its operators.
 #[derive(Debug, Parser)]
 #[command(name = "outrigger", version, propagate_version = true)]
 struct Arguments {
     /// The control API to speak to.
-    #[arg(long, global = true, env = "OUTRIGGER_API", default_value = API_DEFAULT, value_name = "URL")]
+    #[arg(
+        long,
+        global = true,
+        env = "OUTRIGGER_API",
+        default_value = API_DEFAULT,
+        value_name = "URL",
+        help_heading = TOWARDS_API
+    )]
     api: String,
     /// For an --api of https://: SHA-256 of the mesh's root, as `outrigger ca status` and the end of a token show it.
     #[arg(
@@ -47,11 +57,18 @@ struct Arguments {
         conflicts_with = "api_ca",
         // One of 64 fingerprints begins with a dash.
         allow_hyphen_values = true,
-        value_name = "SHA256"
+        value_name = "SHA256",
+        help_heading = TOWARDS_API
     )]
     ca_fingerprint: Option<String>,
     /// For an --api of https://: a file with the mesh's roots, as `outrigger ca bundle` prints them.
-    #[arg(long, global = true, env = "OUTRIGGER_API_CA", value_name = "FILE")]
+    #[arg(
+        long,
+        global = true,
+        env = "OUTRIGGER_API_CA",
+        value_name = "FILE",
+        help_heading = TOWARDS_API
+    )]
     api_ca: Option<PathBuf>,
     /// A file with the operator token, `operator.token` of the control API's data folder. Instead, the token itself may
     /// be in OUTRIGGER_OPERATOR_TOKEN. It is needed where the control API is on another machine.
@@ -59,7 +76,8 @@ struct Arguments {
         long,
         global = true,
         env = "OUTRIGGER_OPERATOR_TOKEN_FILE",
-        value_name = "FILE"
+        value_name = "FILE",
+        help_heading = TOWARDS_API
     )]
     operator_token_file: Option<PathBuf>,
     #[command(subcommand)]

@@ -30,8 +30,8 @@ pub(super) struct Revoke {
     /// A SPIFFE ID, with all its certificates; may be given again.
     #[arg(long, value_name = "SPIFFE_ID")]
     identity: Vec<String>,
-    /// Trust it again: take it out of what is revoked.
-    #[arg(long, conflicts_with = "token")]
+    /// Trust it again: take it out of what is revoked. A token stays taken back: make a new one.
+    #[arg(long)]
     undo: bool,
     /// Print what the push did as JSON.
     #[arg(long)]
@@ -136,11 +136,16 @@ impl Revoke {
             all.extend(found);
         }
         for id in &self.token {
-            let taken_back: TokenView = api
-                .json(Ask::delete(format!("/v1/tokens/{}", escape(id))))
-                .await?;
+            let id = if self.undo {
+                id.clone()
+            } else {
+                let taken_back: TokenView = api
+                    .json(Ask::delete(format!("/v1/tokens/{}", escape(id))))
+                    .await?;
+                taken_back.id
+            };
             let which = Which {
-                token: Some(taken_back.id),
+                token: Some(id),
                 ..Which::default()
             };
             all.extend(came_of(api, &which).await?);

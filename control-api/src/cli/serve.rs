@@ -1,6 +1,7 @@
 //! `outrigger serve`: the control API, until a signal ends it.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -32,15 +33,25 @@ pub(super) struct Serve {
         value_name = "FOLDER"
     )]
     data: PathBuf,
+    /// What to log: error, warn, info, debug or trace, or a filter such as `outrigger_control=debug`.
+    #[arg(long, env = "OUTRIGGER_LOG", default_value = "info", value_name = "LEVEL")]
+    log: String,
     /// Serve TLS 1.3 on --listen, under a certificate of this API's own CA. Without it: plaintext.
     #[arg(long, env = "OUTRIGGER_TLS")]
     tls: bool,
-    /// Ask operators on this machine for the operator token of the data folder too, not only those elsewhere.
-    #[arg(long, env = "OUTRIGGER_REQUIRE_OPERATOR_TOKEN")]
-    require_operator_token: bool,
     /// A DNS name or IP address by which the API is reached, for its certificate; may be given again.
     #[arg(long, requires = "tls", value_name = "NAME")]
     name: Vec<String>,
+    /// Tell sidecars their configuration only by a certificate of the mesh, not whoever reaches the API.
+    #[arg(long, env = "OUTRIGGER_REQUIRE_IDENTITY", requires = "tls")]
+    require_identity: bool,
+    /// Connections that one source may have at a time: an address, an IPv6 /64, or with TLS the bearer of a certificate.
+    /// Raise it where many sidecars without certificates come from one address. Default 1000, and no bound for loopback.
+    #[arg(long, env = "OUTRIGGER_CONNECTIONS_PER_SOURCE", value_name = "COUNT")]
+    connections_per_source: Option<NonZeroU32>,
+    /// Ask operators on this machine for the operator token of the data folder too, not only those elsewhere.
+    #[arg(long, env = "OUTRIGGER_REQUIRE_OPERATOR_TOKEN")]
+    require_operator_token: bool,
     /// The trust domain, where the Mesh document names none: identities are spiffe://DOMAIN/SERVICE. Default mesh.local.
     #[arg(long, env = "OUTRIGGER_TRUST_DOMAIN", value_name = "DOMAIN")]
     trust_domain: Option<String>,
@@ -59,9 +70,6 @@ pub(super) struct Serve {
     /// The key of the first certificate of --ca-cert, in PEM.
     #[arg(long, env = "OUTRIGGER_CA_KEY", requires = "ca_cert", value_name = "FILE")]
     ca_key: Option<PathBuf>,
-    /// What to log: error, warn, info, debug or trace, or a filter such as `outrigger_control=debug`.
-    #[arg(long, env = "OUTRIGGER_LOG", default_value = "info", value_name = "LEVEL")]
-    log: String,
 }
 
 impl Serve {
@@ -83,8 +91,12 @@ impl Serve {
         let config = Config {
             listen: self.listen,
             data: self.data,
-            tls: self.tls.then_some(TlsOptions { names: self.name }),
+            tls: self.tls.then_some(TlsOptions {
+                names: self.name,
+                require_identity: self.require_identity,
+            }),
             require_operator_token: self.require_operator_token,
+            connections_per_source: self.connections_per_source,
             ca: Options {
                 trust_domain: self.trust_domain,
                 certificate_life: self.certificate_ttl,

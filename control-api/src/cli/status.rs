@@ -35,8 +35,10 @@ impl Status {
         if list.nodes.iter().any(|node| node.identity.is_some()) {
             header.extend(["IDENTITY", "LEFT"]);
             let now = time::OffsetDateTime::now_utc().unix_timestamp();
+            // In plaintext nobody proves anything, and nobody has to be told so with every line.
+            let some_are_verified = list.nodes.iter().any(|node| node.verified);
             for (row, node) in rows.iter_mut().zip(&list.nodes) {
-                row.extend(identity(node, now, output));
+                row.extend(identity(node, now, some_are_verified, output));
             }
         }
         output.table(&header, rows);
@@ -68,8 +70,9 @@ impl Status {
     }
 }
 
-/// Whom a sidecar shows itself as, and how long its certificate is good still. `now`: seconds since 1970.
-fn identity(node: &NodeView, now: i64, output: &Output) -> [String; 2] {
+/// Whom a sidecar shows itself as, and how long its certificate is good still. `now`: seconds since 1970;
+/// `some_are_verified`: whether it is worth a word that this one is not.
+fn identity(node: &NodeView, now: i64, some_are_verified: bool, output: &Output) -> [String; 2] {
     let Some(shown) = &node.identity else {
         return ["-".to_owned(), "-".to_owned()];
     };
@@ -79,10 +82,14 @@ fn identity(node: &NodeView, now: i64, output: &Output) -> [String; 2] {
         1..LEFT_SCANT => Tone::Attention,
         _ => Tone::Quiet,
     };
-    [
-        harmless(&shown.spiffe_id),
-        output.paint(tone, left_in_words(left)),
-    ]
+    let mut id = harmless(&shown.spiffe_id);
+    if node.revoked {
+        id = format!("{id} {}", output.paint(Tone::Bad, "revoked"));
+    }
+    if some_are_verified && !node.verified {
+        id = format!("{id} {}", output.paint(Tone::Attention, "unverified"));
+    }
+    [id, output.paint(tone, left_in_words(left))]
 }
 
 /// A certificate that should have been renewed by now, if it is one of 24 hours: it is renewed at half its life.

@@ -224,6 +224,7 @@ impl Mesh {
             ca: crate::ca::Options::default(),
             tls: None,
             require_operator_token: false,
+            connections_per_source: None,
         };
         let control = server::start(config).await.map_err(|error| match error {
             StartError::Listen { address, cause } => DemoError::Api(address, cause),

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::ca::revoked::RevokedSet;
 use crate::discovery::{Answer, Sent, answer, is_foreign};
 
 /// How many sidecars are remembered: the size that one control API is measured for. One more is turned away.
@@ -57,19 +58,48 @@ pub struct Nodes {
 /// By id, and then by process: an id should have one, and may have more by mistake.
 type Table = BTreeMap<Key, Entry>;
 
-/// The id of a node, and the process that goes by it.
-type Key = (String, String);
+/// Who polls. What was proved is part of it, so that nobody without that proof ever stands in another's place.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    /// The id of the node.
+    id: String,
+    /// The process that goes by it.
+    instance: String,
+    /// The SPIFFE ID that its connection proved; empty for one that proved none.
+    proven: String,
+}
+
+impl Key {
+    fn is_verified(&self) -> bool {
+        !self.proven.is_empty()
+    }
+}
+
+/// The certificate that the connection of a poll has shown, and whose key is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// Whose it is, and when it expires.
+    pub shown: Shown,
+    /// Its serial number in hexadecimal.
+    pub serial: String,
+    /// Whether it proves anything today: it is neither revoked nor over.
+    pub counts: bool,
+}
 
 /// One node.
 #[derive(Debug)]
 struct Entry {
     about: Node,
     identity: Option<Shown>,
+    /// The serial number of the certificate that its connection has shown; empty for none.
+    serial: String,
     holds: String,
     /// The store that `holds` counts in; empty when the node does not say.
     holds_store: String,
     sent: Option<Sent>,
     refused: Option<Refused>,
+    /// Its last poll brought an answer that was news.
+    answered: bool,
     open_polls: usize,
     /// It was said that another process goes by the same id.
     warned: bool,
@@ -135,9 +165,16 @@ pub struct NodeView {
     pub holds: String,
     /// The store that gave `holds`, if it is another than the one here: the number then says nothing here.
     pub holds_store: Option<String>,
-    /// The identity that it shows to others, where it has one.
+    /// The identity that it shows to others, where it has one: from the certificate of its connection where it has
+    /// shown one, else as it says itself.
     #[serde(default)]
     pub identity: Option<Shown>,
+    /// Whether its connection has proved that identity.
+    #[serde(default)]
+    pub verified: bool,
+    /// Whether the mesh has revoked that identity, or the certificate that it has shown.
+    #[serde(default)]
+    pub revoked: bool,
     /// How it stands to the current version.
     pub state: NodeState,
     /// What it refused, until it accepts something newer.
@@ -195,55 +232,43 @@ impl Nodes {
         }
     }
 
-    /// Takes in a poll: who it is, what it holds, what it answers.
-    pub fn enter(self: &Arc<Self>, request: &DiscoveryRequest) -> Result<Poll, NodeError> {
+    /// Takes in a poll: who it is, what it holds, what it answers. `certificate` is what its connection has shown.
+    pub fn enter(
+        self: &Arc<Self>,
+        request: &DiscoveryRequest,
+        certificate: Option<&Certificate>,
+    ) -> Result<Poll, NodeError> {
         let about = &request.node;
-        if about.id.is_empty() {
-            return Err(NodeError::Nameless);
-        }
-        let fields = [
-            &about.id,
-            &about.service,
-            &about.version,
-            &about.zone,
-            &about.instance,
-            &request.version,
-            &request.store,
-        ];
-        let identity = request.identity.as_ref();
-        if identity.is_some_and(|shown| shown.spiffe_id.len() > SPIFFE_ID_BYTES_MAX) {
-            return Err(NodeError::TooLong);
-        }
-        if fields.iter().any(|field| field.len() > NAME_BYTES_MAX) {
-            return Err(NodeError::TooLong);
-        }
+        hold_lengths(request)?;
+        let proven = certificate.filter(|certificate| certificate.counts);
+        let key = Key {
+            id: about.id.clone(),
+            instance: about.instance.clone(),
+            proven: proven.map_or_else(String::new, |certificate| certificate.shown.spiffe_id.clone()),
+        };
         let mut table = self.lock();
-        let key = (about.id.clone(), about.instance.clone());
         let known = table.contains_key(&key);
         if !known && table.len() >= NODES_MAX {
-            make_room(&mut table)?;
+            make_room(&mut table, key.is_verified())?;
+        }
+        if key.is_verified() {
+            forget_unproven(&mut table, &key);
         }
         let entry = table.entry(key.clone()).or_insert_with(|| Entry::new(about));
-        let mut news = !known || !entry.connected() || entry.about != *about;
-        news |= entry.identity != request.identity;
-        entry.about.clone_from(about);
-        entry.identity.clone_from(&request.identity);
-        let answered = entry.take_answer(request, &self.store);
-        news |= answered;
-        let refused = entry.refused.clone().filter(|_| answered);
-        entry.open_polls += 1;
-        entry.cut = false;
-        entry.seen = Instant::now();
+        let news = entry.take(request, certificate, &self.store) || !known;
+        let refused = entry.refused.clone().filter(|_| entry.answered);
         let twins = warn_of_twins(&mut table, &key);
         drop(table);
         if twins {
             tracing::warn!(node = about.id, "{}", twins_note(&about.id));
         }
         if !known {
+            let verified = key.is_verified();
             tracing::info!(
                 node = about.id,
                 service = about.service,
                 holds = request.version,
+                verified,
                 "sidecar came"
             );
         }
@@ -267,15 +292,19 @@ impl Nodes {
         self.changes.subscribe()
     }
 
-    /// The list, as it stands against the revision `head`.
-    pub fn list(&self, head: u64) -> NodeList {
+    /// The list, as it stands against the revision `head` and what is `revoked`.
+    pub fn list(&self, head: u64, revoked: &RevokedSet) -> NodeList {
         let seen = *self.changes.borrow();
         let mut table = self.lock();
         table.retain(|_, entry| entry.connected() || entry.seen.elapsed() < FORGET_AFTER);
-        let mut nodes: Vec<NodeView> = table
-            .values()
-            .map(|entry| entry.view(head, &self.store))
-            .collect();
+        let view = |(key, entry): (&Key, &Entry)| {
+            let mut view = entry.view(head, &self.store);
+            let id = view.identity.as_ref().map_or("", |shown| &shown.spiffe_id);
+            view.revoked = revoked.has_identity(id) || revoked.has_serial(&entry.serial);
+            view.verified = key.is_verified();
+            view
+        };
+        let mut nodes: Vec<NodeView> = table.iter().map(view).collect();
         drop(table);
         mark_twins(&mut nodes);
         NodeList {
@@ -296,22 +325,70 @@ impl Nodes {
     }
 }
 
-/// Makes room for one more: whoever has been away longest is forgotten.
-fn make_room(table: &mut Table) -> Result<(), NodeError> {
-    let away = table.iter().filter(|(_, entry)| !entry.connected());
-    let longest = away
-        .min_by_key(|(_, entry)| entry.seen)
-        .map(|(key, _)| key.clone());
-    let key = longest.ok_or(NodeError::Full)?;
+/// Holds a poll to what is kept of one.
+fn hold_lengths(request: &DiscoveryRequest) -> Result<(), NodeError> {
+    let about = &request.node;
+    if about.id.is_empty() {
+        return Err(NodeError::Nameless);
+    }
+    let fields = [
+        &about.id,
+        &about.service,
+        &about.version,
+        &about.zone,
+        &about.instance,
+        &request.version,
+        &request.store,
+    ];
+    let identity = request.identity.as_ref();
+    if identity.is_some_and(|shown| shown.spiffe_id.len() > SPIFFE_ID_BYTES_MAX)
+        || fields.iter().any(|field| field.len() > NAME_BYTES_MAX)
+    {
+        return Err(NodeError::TooLong);
+    }
+    Ok(())
+}
+
+/// Makes room for one more. Who has proved nothing makes way before who has: for one without proof only others without it
+/// that are away, for one that is verified also those that poll, and then the verified that are away. Of equals the one
+/// that was heard of longest ago.
+fn make_room(table: &mut Table, for_verified: bool) -> Result<(), NodeError> {
+    let may_go = |(key, entry): &(&Key, &Entry)| match (key.is_verified(), entry.connected()) {
+        (false, false) => true,
+        (true, false) | (false, true) => for_verified,
+        (true, true) => false,
+    };
+    let first = table
+        .iter()
+        .filter(may_go)
+        .min_by_key(|(key, entry)| (key.is_verified(), entry.connected(), entry.seen));
+    let key = first.map(|(key, _)| key.clone()).ok_or(NodeError::Full)?;
     table.remove(&key);
     Ok(())
+}
+
+/// The process has come to prove who it is: what stands there of it without proof is of a moment ago.
+fn forget_unproven(table: &mut Table, key: &Key) {
+    let unproven = Key {
+        proven: String::new(),
+        ..key.clone()
+    };
+    if table.get(&unproven).is_some_and(|entry| entry.open_polls == 0) {
+        table.remove(&unproven);
+    }
 }
 
 /// Whether it has to be said that another process than that of `key` polls under its id. A process that merely went,
 /// and came back as another, has no poll open any more.
 fn warn_of_twins(table: &mut Table, key: &Key) -> bool {
-    let first = (key.0.clone(), String::new());
-    let of_one_id = table.range_mut(first..).take_while(|(other, _)| other.0 == key.0);
+    let first = Key {
+        id: key.id.clone(),
+        instance: String::new(),
+        proven: String::new(),
+    };
+    let of_one_id = table
+        .range_mut(first..)
+        .take_while(|(other, _)| other.id == key.id);
     let mut polling: Vec<&mut Entry> = of_one_id
         .map(|(_, entry)| entry)
         .filter(|entry| entry.open_polls > 0)
@@ -330,15 +407,22 @@ fn twins_note(id: &str) -> String {
     format!("two sidecars call themselves {id}; give each its own --node-id")
 }
 
-/// Notes whoever shares its id with another that is connected, and leaves out the earlier runs of one that came back.
+/// Notes whoever shares its id with another that is connected, and leaves out the earlier runs of one that came back. One
+/// that is not verified hides none that is.
 fn mark_twins(nodes: &mut Vec<NodeView>) {
-    let mut connected: BTreeMap<String, usize> = BTreeMap::new();
+    let mut connected: BTreeMap<String, (usize, bool)> = BTreeMap::new();
     for node in nodes.iter().filter(|node| node.connected) {
-        *connected.entry(node.id.clone()).or_default() += 1;
+        let (count, verified) = connected.entry(node.id.clone()).or_default();
+        *count += 1;
+        *verified |= node.verified;
     }
-    nodes.retain(|node| node.connected || !connected.contains_key(&node.id));
+    let has_come_back = |node: &NodeView| {
+        let now = connected.get(&node.id);
+        now.is_some_and(|(_, verified)| *verified || !node.verified)
+    };
+    nodes.retain(|node| node.connected || !has_come_back(node));
     for node in nodes {
-        let shared = connected.get(&node.id).is_some_and(|count| *count > 1);
+        let shared = connected.get(&node.id).is_some_and(|(count, _)| *count > 1);
         node.note = shared.then(|| twins_note(&node.id));
     }
 }
@@ -348,15 +432,33 @@ impl Entry {
         Self {
             about: about.clone(),
             identity: None,
+            serial: String::new(),
             holds: String::new(),
             holds_store: String::new(),
             sent: None,
             refused: None,
+            answered: false,
             open_polls: 0,
             warned: false,
             cut: false,
             seen: Instant::now(),
         }
+    }
+
+    /// Takes in a poll; true if it brings news.
+    fn take(&mut self, request: &DiscoveryRequest, certificate: Option<&Certificate>, store: &str) -> bool {
+        let identity = certificate.map(|certificate| &certificate.shown);
+        let identity = identity.or(request.identity.as_ref());
+        let mut news = !self.connected() || self.about != request.node;
+        news |= self.identity.as_ref() != identity;
+        self.about.clone_from(&request.node);
+        self.identity = identity.cloned();
+        self.serial = certificate.map_or_else(String::new, |certificate| certificate.serial.clone());
+        self.answered = self.take_answer(request, store);
+        self.open_polls += 1;
+        self.cut = false;
+        self.seen = Instant::now();
+        news || self.answered
     }
 
     /// Records what the poll says; true if that is news.
@@ -415,6 +517,8 @@ impl Entry {
             holds: self.holds.clone(),
             holds_store: foreign.then(|| self.holds_store.clone()),
             identity: self.identity.clone(),
+            verified: false,
+            revoked: false,
             state,
             refused: self.refused.as_ref().map(|refused| RefusedView {
                 version: refused.version.to_string(),
@@ -471,7 +575,7 @@ impl Drop for Poll {
             entry.cut = left;
         }
         if left {
-            tracing::info!(node = self.key.0, "sidecar went");
+            tracing::info!(node = self.key.id, "sidecar went");
             self.nodes.tell();
         }
     }

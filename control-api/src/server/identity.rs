@@ -183,7 +183,7 @@ pub(super) async fn certificates(
 ) -> Result<Json<CertificateList>, ApiError> {
     let Query(which) = query.map_err(|error| ApiError::bad_request(error.body_text()))?;
     let list = blocking(shared, move |shared| {
-        certificates::list(&shared.store, &which, Now::read().wall)
+        certificates::list(&shared.ca, &shared.store, &which, Now::read().wall)
     });
     Ok(Json(list.await?))
 }

@@ -8,16 +8,19 @@
 //! **Invariant:** once stopping began, no poll is held and no connection is taken; what was begun is finished.
 
 mod answer;
+mod connections;
 mod documents;
 mod identity;
 mod operators;
 mod polls;
 mod routes;
+mod standing;
 #[cfg(test)]
 mod tests;
 mod tls;
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
@@ -41,7 +44,9 @@ use crate::ca::{self, Ca, CaError};
 use crate::nodes::Nodes;
 use crate::store::{Store, StoreError};
 
+use self::connections::{Place, Sources};
 use self::operators::Operators;
+use self::standing::Standing;
 use self::tls::Tls;
 pub(crate) use answer::ErrorBody;
 pub(crate) use documents::{AUTHOR, PUSH_BYTES_MAX, WholeConfig, split_all};
@@ -80,6 +85,8 @@ pub struct Config {
     pub tls: Option<TlsOptions>,
     /// Operators bring the operator token from loopback too.
     pub require_operator_token: bool,
+    /// Connections that one source may have at a time. Absent: 1,000, and no bound for this machine.
+    pub connections_per_source: Option<NonZeroU32>,
 }
 
 /// Why the control API did not start.
@@ -143,6 +150,7 @@ pub(crate) struct Shared {
     joins: Semaphore,
     nodes: Arc<Nodes>,
     fragments: polls::Fragments,
+    standing: Standing,
     stop: CancellationToken,
 }
 
@@ -187,6 +195,7 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
         operators,
         joins: Semaphore::new(identity::JOINS_MAX),
         fragments: polls::Fragments::default(),
+        standing: Standing::new(config.tls.as_ref().is_some_and(|tls| tls.require_identity)),
         stop: stop.clone(),
     });
     let told = shared.clone();
@@ -197,7 +206,9 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
         Some(options) => Some(Tls::start(&shared, options, address, stop.clone()).await?),
         None => None,
     };
-    let served = tokio::spawn(accept(listener, tls, routes::router(shared), stop.clone()));
+    let sources = Arc::new(Sources::new(config.connections_per_source));
+    let router = routes::router(shared);
+    let served = tokio::spawn(accept((listener, sources), tls, router, stop.clone()));
     Ok(Handle {
         address,
         root,
@@ -242,7 +253,12 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 }
 
 /// Takes connections until stopping begins, then waits for those that are open.
-async fn accept(listener: TcpListener, tls: Option<Tls>, router: Router, stop: CancellationToken) {
+async fn accept(
+    (listener, sources): (TcpListener, Arc<Sources>),
+    tls: Option<Tls>,
+    router: Router,
+    stop: CancellationToken,
+) {
     let connections = TaskTracker::new();
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
@@ -256,11 +272,14 @@ async fn accept(listener: TcpListener, tls: Option<Tls>, router: Router, stop: C
         };
         match accepted {
             Ok((stream, peer)) => {
+                let Some(place) = sources.enter(peer.ip().into()) else {
+                    continue;
+                };
                 // Answers are small and people wait for them.
                 let _ = stream.set_nodelay(true);
                 let (tls, router, stop) = (tls.clone(), router.clone(), stop.clone());
                 connections.spawn(async move {
-                    open(stream, peer, tls, router, stop).await;
+                    open((stream, peer, place), tls, router, stop).await;
                     drop(permit);
                 });
             }
@@ -282,21 +301,29 @@ async fn accept(listener: TcpListener, tls: Option<Tls>, router: Router, stop: C
 
 /// Shakes hands, if the API is served over TLS, and serves the connection to its end.
 async fn open(
-    stream: TcpStream,
-    address: SocketAddr,
+    (stream, address, place): (TcpStream, SocketAddr, Place),
     tls: Option<Tls>,
     router: Router,
     stop: CancellationToken,
 ) {
     let Some(tls) = tls else {
-        return serve(stream, Peer { address, proof: None }, router, stop).await;
+        serve(stream, Peer { address, proof: None }, router, stop).await;
+        return drop(place);
     };
     let accepted = tokio::select! {
         () = stop.cancelled() => return,
         accepted = tls.accept(stream) => accepted,
     };
     match accepted {
-        Ok((stream, proof)) => serve(stream, Peer { address, proof }, router, stop).await,
+        Ok((stream, proof)) => {
+            let place = match &proof {
+                Some(proof) => place.proved(&proof.serial),
+                None => Some(place),
+            };
+            if place.is_some() {
+                serve(stream, Peer { address, proof }, router, stop).await;
+            }
+        }
         Err(error) => tracing::debug!(%error, peer = %address, "no handshake"),
     }
 }

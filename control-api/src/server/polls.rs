@@ -13,7 +13,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::{Extension, Query, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::StatusCode;
@@ -24,9 +24,9 @@ use outrigger_config::{Document, units};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
 
-use super::Shared;
 use super::answer::ApiError;
 use super::routes::read_body;
+use super::{Peer, Shared, standing};
 use crate::discovery::{Base, Decision, Difference, base, decide};
 use crate::nodes::NodeList;
 use crate::store::Head;
@@ -38,10 +38,15 @@ const POLL_BYTES_MAX: usize = 1024 * 1024;
 const BODY_WITHIN: Duration = Duration::from_secs(10);
 
 /// `POST /v1/discovery`
-pub(super) async fn discovery(State(shared): State<Arc<Shared>>, body: Body) -> Result<Response, ApiError> {
+pub(super) async fn discovery(
+    State(shared): State<Arc<Shared>>,
+    Extension(peer): Extension<Peer>,
+    body: Body,
+) -> Result<Response, ApiError> {
     let request = read_poll(body).await?;
     let mut heads = shared.store.subscribe();
-    let poll = shared.nodes.enter(&request)?;
+    let certificate = standing::of(&shared, &peer, &request.node)?;
+    let poll = shared.nodes.enter(&request, certificate.as_ref())?;
     let hold = request.hold.unwrap_or(HOLD_DEFAULT).min(HOLD_MAX);
     let end = Instant::now() + hold.0;
     loop {
@@ -227,5 +232,7 @@ pub(super) async fn nodes(
             () = shared.stop.cancelled() => {}
         }
     }
-    Ok(Json(shared.nodes.list(shared.store.head().revision)))
+    let head = shared.store.head();
+    let words = shared.ca.mesh_words(&head);
+    Ok(Json(shared.nodes.list(head.revision, &words.revoked)))
 }

@@ -35,6 +35,7 @@ impl Running {
             ca: ca::Options::default(),
             tls: None,
             require_operator_token: false,
+            connections_per_source: None,
         };
         let handle = start(config).await.unwrap();
         let api = Api::new(&format!("http://{}", handle.address)).unwrap();
@@ -386,6 +387,7 @@ async fn a_second_server_on_the_same_store_says_what_to_do() {
         ca: ca::Options::default(),
         tls: None,
         require_operator_token: false,
+        connections_per_source: None,
     };
     let problem = start(config).await.unwrap_err();
     assert!(

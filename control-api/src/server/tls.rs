@@ -35,11 +35,16 @@ const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// How long to wait before a certificate that could not be made is tried again.
 const AGAIN_AFTER: Duration = Duration::from_secs(30);
 
+/// The longest time between two looks at the wall clock.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(60);
+
 /// What the operator says of it.
 #[derive(Clone, Debug, Default)]
 pub struct TlsOptions {
     /// DNS names and IP addresses by which the API is reached, for clients that verify such names.
     pub names: Vec<String>,
+    /// Sidecars are told configurations only by a certificate of the mesh.
+    pub require_identity: bool,
 }
 
 /// The certificate and the roots that new connections are made with.
@@ -63,9 +68,17 @@ impl Tls {
         let shared = shared.clone();
         tokio::spawn(async move {
             loop {
+                let now = OffsetDateTime::now_utc();
                 tokio::select! {
                     () = stop.cancelled() => return,
-                    () = tokio::time::sleep(renew_in) => {}
+                    // Timers stand still while a machine sleeps, and certificates end by the wall clock.
+                    () = tokio::time::sleep(renew_in.min(LOOK_AT_CLOCK)) => {
+                        let passed = (OffsetDateTime::now_utc() - now).max(LOOK_AT_CLOCK.try_into().unwrap_or_default());
+                        renew_in = renew_in.saturating_sub(passed.unsigned_abs());
+                        if !renew_in.is_zero() {
+                            continue;
+                        }
+                    }
                     changed = changes.changed() => if changed.is_err() { return },
                 }
                 match make(&shared, &names).await {

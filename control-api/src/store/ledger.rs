@@ -6,6 +6,8 @@
 //!
 //! **Does not** judge tokens, make certificates or hold keys: [`crate::ca`] does; private keys are files beside the store.
 
+use std::sync::PoisonError;
+
 use outrigger_config::join::RefusalReason;
 use redb::{ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
@@ -86,6 +88,22 @@ pub struct Token {
     /// The number of the root that it names.
     #[serde(default)]
     pub root: u64,
+    /// Its uses of late, whose answers may have been lost.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recent: Vec<RecentUse>,
+}
+
+/// One use of a token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecentUse {
+    /// SHA-256 of the public key that was certified.
+    pub key_sha256: [u8; 32],
+    /// The serial number of the certificate.
+    pub serial: String,
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// How often it was answered again.
+    pub again: u32,
 }
 
 /// A certificate that has not expired.
@@ -193,9 +211,12 @@ pub struct Ledger {
 }
 
 impl Store {
-    /// Begins a transaction; waits for the one before.
+    /// Begins a transaction; waits for the one before, and for its documents to be the head: what a push has just revoked
+    /// or renamed is so for whoever asks the head in this transaction, and stays so to its end.
     pub fn ledger(&self) -> Result<Ledger, StoreError> {
         let transaction = self.database.begin_write()?;
+        // Whoever publishes has committed, so that it waits for nothing that is held here.
+        drop(self.publishing.lock().unwrap_or_else(PoisonError::into_inner));
         Ok(Ledger { transaction })
     }
 
@@ -241,11 +262,30 @@ impl Store {
         table.iter()?.map(|row| decode(row?.1.value())).collect()
     }
 
+    /// The trust domain, while a certificate that was issued in it is alive at `now_ms`.
+    pub fn fixed_trust_domain(&self, now_ms: u64) -> Result<Option<String>, StoreError> {
+        let transaction = self.database.begin_read()?;
+        let leaves = transaction.open_table(LEAVES)?;
+        let is_alive = leaves.last()?.is_some_and(|(key, _)| key.value().0 > now_ms);
+        let words = transaction.open_table(WORDS)?;
+        let said = words.get(TRUST_DOMAIN)?.map(|row| row.value().to_owned());
+        Ok(said.filter(|_| is_alive))
+    }
+
     /// The certificates that expire after `now_ms`, the first to expire first.
     pub fn leaves(&self, now_ms: u64) -> Result<Vec<Leaf>, StoreError> {
         let table = self.database.begin_read()?.open_table(LEAVES)?;
         let alive = table.range((now_ms, "")..)?;
         alive.map(|row| decode(row?.1.value())).collect()
+    }
+}
+
+#[cfg(test)]
+impl Ledger {
+    /// The revision of the documents in this transaction.
+    pub(super) fn revision(&self) -> u64 {
+        let numbers = self.transaction.open_table(super::NUMBERS).unwrap();
+        numbers.get(super::REVISION).unwrap().map_or(0, |row| row.value())
     }
 }
 

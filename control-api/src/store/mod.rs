@@ -52,6 +52,8 @@ pub struct Store {
     head: watch::Sender<Arc<Head>>,
     /// Held from reading the head to publishing the next: pushes come one after another.
     turn: Mutex<()>,
+    /// Held while a push that the disk has is not the head yet: see [`Store::ledger`].
+    publishing: Mutex<()>,
 }
 
 /// What is current at one revision; never changes.
@@ -168,6 +170,7 @@ impl Store {
             database,
             head: watch::Sender::new(Arc::new(head)),
             turn: Mutex::new(()),
+            publishing: Mutex::new(()),
         })
     }
 
@@ -232,9 +235,12 @@ impl Writer<'_> {
         }
         let forgotten = head.forget();
         forget(&transaction, &forgotten, head.forgotten)?;
+        let publishing = &self.store.publishing;
+        let publishing = publishing.lock().unwrap_or_else(PoisonError::into_inner);
         transaction.commit()?;
         let head = Arc::new(head);
         self.store.head.send_replace(head.clone());
+        drop(publishing);
         Ok(head)
     }
 }

@@ -165,3 +165,22 @@ fn the_oldest_removals_are_forgotten_in_memory_and_on_disk() {
     let store = Store::open(folder.path()).unwrap();
     assert_eq!(store.head(), head);
 }
+
+#[test]
+fn whoever_begins_a_transaction_after_a_push_sees_its_documents_as_the_head() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    std::thread::scope(|scope| {
+        let pushing = scope.spawn(|| {
+            for number in 0..200 {
+                let text = number.to_string();
+                store.writer().commit("ann", vec![put("reviews", &text)]).unwrap();
+            }
+        });
+        // It mostly waits for the push before, and goes on in the very moment that its commit is done.
+        while !pushing.is_finished() {
+            let ledger = store.ledger().unwrap();
+            assert_eq!(store.head().revision, ledger.revision());
+        }
+    });
+}

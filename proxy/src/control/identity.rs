@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::{anyhow, bail};
 use outrigger_config::Bootstrap;
-use outrigger_config::identity::{CertificateFiles, WorkloadApi, workload_socket};
+use outrigger_config::identity::{CertificateFiles, SpiffeId, WorkloadApi, workload_socket};
 use outrigger_config::join::JoinToken;
 
 use crate::control::join::{Asker, JoinError, Joined, TokenSource};
@@ -113,6 +113,33 @@ impl IdentitySource {
             // It was refused when the bootstrap was read.
             #[cfg(not(feature = "spiffe"))]
             Self::WorkloadApi(..) => {}
+        }
+    }
+}
+
+/// Says whenever an identity comes that is not of the service that this sidecar stands beside. It is used all the same: what
+/// only calls out may have any name, and callers are told apart by it.
+pub(crate) async fn tell_if_other(identities: Arc<Identities>, service: Option<String>) {
+    let Some(service) = service else { return };
+    let mut exchanges = identities.exchanges();
+    let mut told = None;
+    // The sender is among what is held here.
+    while exchanges.changed().await.is_ok() {
+        let Some(identity) = identities.current() else {
+            continue;
+        };
+        let id = identity.id();
+        let is_own = SpiffeId::of_service(id.trust_domain(), &service).is_ok_and(|own| own == *id);
+        if !is_own && told.as_ref() != Some(id) {
+            tracing::warn!(
+                service,
+                spiffe_id = id.as_str(),
+                "the certificate is not of the service that this sidecar stands beside: callers by mTLS refuse it \
+                 (peer-wrong-identity), and a control API over TLS refuses its polls; give --service the name that the \
+                 certificate ends with, or give it a certificate of spiffe://{}/{service}",
+                id.trust_domain()
+            );
+            told = Some(id.clone());
         }
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! **Does not** use the certificate: whoever asks is handed the PEM of all of it. Does not write anything to disk.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -47,6 +47,9 @@ const JITTER: f64 = 0.1;
 /// nothing to the control API's limits.
 const REFUSED_WAIT: Duration = Duration::from_secs(10);
 
+/// A token has less than 200 bytes.
+const TOKEN_BYTES_MAX: u64 = 4096;
+
 /// Where the control API is, and who we are to be.
 #[derive(Clone, Debug)]
 pub struct Asker {
@@ -73,9 +76,12 @@ impl TokenSource {
         match self {
             Self::Given(token) => Ok(token.clone()),
             Self::File(path) => {
-                let text = std::fs::read_to_string(path);
+                // On the control thread, which waits for the disk: it has a hundred bytes and is read once for each join, and
+                // requests are served by others. What would make it wait for longer is not read: a pipe, or a large file.
+                let text = small_file(path, TOKEN_BYTES_MAX);
                 let text = text.map_err(|error| format!("the token file {}: {error}", path.display()))?;
-                text.parse()
+                text.trim()
+                    .parse()
                     .map_err(|error| format!("the token file {}: {error}", path.display()))
             }
         }
@@ -175,18 +181,22 @@ impl Asker {
         })
     }
 
-    /// Joins by a token.
+    /// Joins by a token, with a new key.
     ///
     /// # Errors
     /// When it is refused, not reached, or answered with what is not for us.
     pub async fn join(&self, token: &JoinToken) -> Result<Joined, JoinError> {
-        let joined = self
-            .ask(
-                (Trust::Fingerprint(token.root), None),
-                None,
-                Some(token.to_string()),
-            )
-            .await?;
+        self.join_with(token, &new_key()?).await
+    }
+
+    /// Joins by a token, for this key. Whoever asks again for the same one, because the answer was lost, is answered without
+    /// another use of the token, for a minute.
+    ///
+    /// # Errors
+    /// When it is refused, not reached, or answered with what is not for us.
+    pub async fn join_with(&self, token: &JoinToken, key: &KeyPair) -> Result<Joined, JoinError> {
+        let trust = (Trust::Fingerprint(token.root), None);
+        let joined = self.ask(trust, None, (Some(token.to_string()), key)).await?;
         // The roots came over a connection that the pinned one vouches for; it must be among them.
         if joined
             .bundle
@@ -211,8 +221,8 @@ impl Asker {
             key: &held.key,
         };
         let trust = Trust::Roots(held.bundle.clone());
-        self.ask((trust, domain_of(&held.spiffe_id)), Some(shown), None)
-            .await
+        let trust = (trust, domain_of(&held.spiffe_id));
+        self.ask(trust, Some(shown), (None, &new_key()?)).await
     }
 
     /// Joins, hands over what it was given, and renews it at half its life for as long as it is polled. What failed is
@@ -224,12 +234,21 @@ impl Asker {
     ) -> std::convert::Infallible {
         let mut held: Option<Joined> = None;
         let mut failures = 0;
+        // Kept while it is not known whether the token was spent for it.
+        let mut key: Option<KeyPair> = None;
         loop {
             let now = SystemTime::now();
             let alive = held.as_ref().filter(|held| held.not_after > now);
             let asked = match (alive, token.read()) {
                 (Some(alive), _) => self.renew(alive).await,
-                (None, Ok(token)) => self.join(&token).await,
+                (None, Ok(token)) => match key.take().map_or_else(new_key, Ok) {
+                    Ok(fresh) => {
+                        let joined = self.join_with(&token, &fresh).await;
+                        key = matches!(joined, Err(JoinError::Failed(_))).then_some(fresh);
+                        joined
+                    }
+                    Err(error) => Err(error),
+                },
                 (None, Err(unreadable)) => Err(JoinError::Failed(unreadable)),
             };
             let wait = match asked {
@@ -250,7 +269,7 @@ impl Asker {
                     }
                 }
             };
-            tokio::time::sleep(wait).await;
+            sleep(wait).await;
         }
     }
 
@@ -258,13 +277,11 @@ impl Asker {
         &self,
         (trust, domain): (Trust, Option<&str>),
         shown: Option<Shown<'_>>,
-        token: Option<String>,
+        (token, key): (Option<String>, &KeyPair),
     ) -> Result<Joined, JoinError> {
         let failed = |what: String| JoinError::Failed(what);
-        let key =
-            KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| failed(error.to_string()))?;
         let csr = CertificateParams::default()
-            .serialize_request(&key)
+            .serialize_request(key)
             .and_then(|request| request.pem());
         let request = IdentityRequest {
             csr: csr.map_err(|error| failed(error.to_string()))?,
@@ -279,7 +296,7 @@ impl Asker {
         if is_good {
             let answer = serde_json::from_slice(&body);
             let answer = answer.map_err(|error| failed(format!("the answer is not understood ({error})")))?;
-            return accept(answer, &key, &self.service, SystemTime::now()).map_err(failed);
+            return accept(answer, key, &self.service, SystemTime::now()).map_err(failed);
         }
         match serde_json::from_slice::<IdentityRefusal>(&body) {
             Ok(refusal) => Err(JoinError::Refused(refusal.reason, refusal.error)),
@@ -316,6 +333,19 @@ impl Asker {
         let body = body.map_err(|error| format!("the answer broke off ({error})"))?;
         Ok((is_good, body.to_bytes()))
     }
+}
+
+fn small_file(path: &Path, longest: u64) -> std::io::Result<String> {
+    let found = std::fs::metadata(path)?;
+    if !found.is_file() || found.len() > longest {
+        let what = format!("it is no file, or longer than {longest} bytes");
+        return Err(std::io::Error::other(what));
+    }
+    std::fs::read_to_string(path)
+}
+
+fn new_key() -> Result<KeyPair, JoinError> {
+    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| JoinError::Failed(error.to_string()))
 }
 
 /// Looks at an answer: it must be for our key and our service, and lead to one of the roots that come with it.
@@ -359,6 +389,25 @@ fn renew_in(since: SystemTime, not_after: SystemTime, draw: f64) -> Duration {
     wait.max(BACKOFF_FIRST)
 }
 
+/// The longest time between two looks at the wall clock: a certificate ends by that, and the clock that timers go by stands
+/// still while a machine sleeps.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(60);
+
+/// Waits for so long, by whichever of the two clocks is there first.
+async fn sleep(wait: Duration) {
+    let (began, since) = (tokio::time::Instant::now(), SystemTime::now());
+    while let Some(nap) = nap(wait, began.elapsed(), since.elapsed().unwrap_or_default()) {
+        tokio::time::sleep(nap).await;
+    }
+}
+
+/// How long to sleep until the next look, of a wait of which so much has passed by either clock; none if it is over. A wall
+/// clock that was put back has passed nothing.
+fn nap(wait: Duration, by_timers: Duration, by_the_wall: Duration) -> Option<Duration> {
+    let left = wait.saturating_sub(by_timers.max(by_the_wall));
+    (!left.is_zero()).then(|| left.min(LOOK_AT_CLOCK))
+}
+
 /// How long is waited after so many failures in a row, `max` at the most: half fixed, half drawn by `draw` of 0 to 1.
 pub(super) fn backoff(failures: u32, max: Duration, draw: f64) -> Duration {
     let wait = BACKOFF_FIRST
@@ -379,6 +428,22 @@ mod tests {
         assert_eq!(renew_in(since, since + day, 0.0), Duration::from_secs(38_880));
         assert_eq!(renew_in(since, since + day, 1.0), Duration::from_secs(47_520));
         assert_eq!(renew_in(since + day, since, 0.5), BACKOFF_FIRST);
+    }
+
+    #[test]
+    fn a_machine_that_slept_renews_within_a_minute_of_its_waking() {
+        let seconds = Duration::from_secs;
+        let hours = |count: u64| seconds(count * 3600);
+        for (by_timers, by_the_wall, expected) in [
+            (seconds(0), seconds(0), Some(seconds(60))),
+            (seconds(60), hours(13), None),
+            (seconds(60), seconds(60), Some(seconds(60))),
+            // The wall clock was put back.
+            (hours(12), seconds(0), None),
+            (hours(12) - seconds(5), seconds(0), Some(seconds(5))),
+        ] {
+            assert_eq!(nap(hours(12), by_timers, by_the_wall), expected);
+        }
     }
 
     #[test]

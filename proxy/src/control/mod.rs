@@ -21,8 +21,10 @@ use outrigger_config::discovery::{
 };
 use outrigger_config::{Document, Problem, units};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 
 use crate::control::address::Address;
+use crate::control::refusal::TurnedAway;
 use crate::snapshot::Origin;
 use crate::tls::Identities;
 use crate::tls::pin::{Pinned, Trust};
@@ -32,6 +34,7 @@ pub(crate) mod address;
 pub(crate) mod files;
 pub(crate) mod identity;
 pub mod join;
+mod last_good;
 mod refusal;
 #[cfg(feature = "spiffe")]
 mod workload_api;
@@ -121,7 +124,9 @@ pub(crate) struct ControlApi {
     last_good: Option<PathBuf>,
     /// Whether the last good file was read, whatever was in it: it is read once.
     disk_was_read: bool,
-    connection: Option<Sender>,
+    /// The connection of the last poll, and the identity that it was made with, as [`Identities::exchanges`] counts.
+    connection: Option<(u64, Sender)>,
+    exchanges: watch::Receiver<u64>,
     /// What is applied: documents by key.
     held: BTreeMap<String, Versioned>,
     version: String,
@@ -154,6 +159,8 @@ enum Reply {
     NothingNew,
     /// It does not know the version that was named, and asks what is held.
     SayWhatYouHold,
+    /// Nothing yet: the identity has been exchanged meanwhile, and the poll is to be made again by the new one.
+    OtherIdentity,
 }
 
 impl ControlApi {
@@ -173,6 +180,7 @@ impl ControlApi {
         Self {
             authority: address.to_string(),
             address,
+            exchanges: known.identities.exchanges(),
             known,
             resolver,
             node,
@@ -209,7 +217,12 @@ impl ControlApi {
                     self.say_it_all();
                     self.failures += 1;
                     if self.failures == 1 {
-                        tracing::warn!(control = self.authority, error = %format!("{error:#}"), "the control API does not answer; going on with what is known and asking again");
+                        let what = if error.is::<TurnedAway>() {
+                            "the control API refuses this sidecar; going on with what is known and asking again"
+                        } else {
+                            "the control API does not answer; going on with what is known and asking again"
+                        };
+                        tracing::warn!(control = self.authority, error = %format!("{error:#}"), "{what}");
                     }
                     if self.origin == Origin::Nothing
                         && let Some(push) = self.read_last_good()
@@ -230,12 +243,15 @@ impl ControlApi {
         self.error = None;
     }
 
-    async fn back_off(&self) {
+    /// Waits before the next poll; no longer once the identity is another, by which it may be heard.
+    async fn back_off(&mut self) {
         let wait = BACKOFF_FIRST
             .saturating_mul(1 << (self.failures - 1).min(10))
             .min(BACKOFF_MAX);
         // Half fixed, half drawn: sidecars that lost the same API do not come back in one moment.
-        tokio::time::sleep(wait / 2 + wait.mul_f64(fastrand::f64() / 2.0)).await;
+        let wait = wait / 2 + wait.mul_f64(fastrand::f64() / 2.0);
+        // That the sender is gone cannot be: it is shared with this.
+        let _ = tokio::time::timeout(wait, self.exchanges.changed()).await;
     }
 
     /// Makes a push of what the API said, if there is anything to do.
@@ -245,6 +261,7 @@ impl ControlApi {
                 self.say_it_all();
                 None
             }
+            Reply::OtherIdentity => None,
             Reply::NothingNew => {
                 // The nonce is said again with the next poll: it goes on being the last one, and so does a refusal.
                 self.unsure = false;
@@ -372,39 +389,45 @@ impl ControlApi {
             hold.0 + ANSWER_SLACK
         };
         let answer = tokio::time::timeout(within, self.exchange(question));
-        let (status, body) = answer
+        let answer = answer
             .await
             .map_err(|_| anyhow!("no answer within {within:?}"))??;
+        let Some((status, body)) = answer else {
+            return Ok(Reply::OtherIdentity);
+        };
         match status {
             StatusCode::OK => Ok(Reply::Changes(
                 serde_json::from_slice(&body).context("the answer is not understood")?,
             )),
             StatusCode::NO_CONTENT => Ok(Reply::NothingNew),
             StatusCode::CONFLICT if !self.unsure => Ok(Reply::SayWhatYouHold),
-            other => bail!(
-                "it answered {other}: {}",
-                String::from_utf8_lossy(&body[..body.len().min(500)])
-            ),
+            other => Err(TurnedAway::of(other, &body).into()),
         }
     }
 
-    async fn exchange(&mut self, question: Bytes) -> anyhow::Result<(StatusCode, Bytes)> {
-        let mut connection = match self.connection.take() {
-            Some(connection) if !connection.is_closed() => connection,
+    /// Asks, and gives the answer; none, if the identity has been exchanged before it came. Then there is a connection that
+    /// shows the new one: what the control API knows of this sidecar, and how long it lets that connection go on, is by what
+    /// was shown on it.
+    async fn exchange(&mut self, question: Bytes) -> anyhow::Result<Option<(StatusCode, Bytes)>> {
+        let identity = *self.exchanges.borrow_and_update();
+        let connection = match self.connection.take() {
+            Some((made_with, connection)) if made_with == identity && !connection.is_closed() => connection,
             _ => self.connect().await?,
         };
-        connection.ready().await?;
-        let request = Request::post("/v1/discovery")
-            .header(header::HOST, &self.authority)
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(question))?;
-        let (head, body) = connection.send_request(request).await?.into_parts();
-        let body = Limited::new(body, ANSWER_MAX)
-            .collect()
-            .await
-            .map_err(|error| anyhow!("{error}"))?;
-        self.connection = Some(connection);
-        Ok((head.status, body.to_bytes()))
+        let mut asked = Box::pin(ask(connection, self.authority.clone(), question));
+        let asked = tokio::select! {
+            biased;
+            asked = &mut asked => asked,
+            Ok(()) = self.exchanges.changed() => {
+                let identity = *self.exchanges.borrow_and_update();
+                // The old poll is held until there is a new connection, so that this sidecar is hardly seen to be gone.
+                self.connection = Some((identity, self.connect().await?));
+                return Ok(None);
+            }
+        };
+        let (connection, status, body) = asked?;
+        self.connection = Some((identity, connection));
+        Ok(Some((status, body)))
     }
 
     async fn connect(&self) -> anyhow::Result<Sender> {
@@ -416,8 +439,34 @@ impl ControlApi {
         let shaken =
             tokio::time::timeout(HANDSHAKE_TIMEOUT, pinned.connect(&self.address.host, stream)).await;
         let shaken = shaken.map_err(|_| anyhow!("no TLS handshake within {HANDSHAKE_TIMEOUT:?}"))?;
-        begin(shaken.context("this is not the control API of the mesh")?).await
+        begin(shaken.context("this is not the control API of the mesh, or does not know this sidecar")?).await
     }
+}
+
+/// One poll on a connection, which is given back with the answer.
+async fn ask(
+    mut connection: Sender,
+    authority: String,
+    question: Bytes,
+) -> anyhow::Result<(Sender, StatusCode, Bytes)> {
+    connection.ready().await?;
+    let request = Request::post("/v1/discovery")
+        .header(header::HOST, authority)
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Full::new(question))?;
+    let answered = connection.send_request(request).await;
+    let answered = answered.map_err(|error| match error.is_parse() {
+        true => {
+            anyhow!("what it says is not HTTP ({error}): if it is served with --tls, name it by https://")
+        }
+        false => error.into(),
+    });
+    let (head, body) = answered?.into_parts();
+    let body = Limited::new(body, ANSWER_MAX)
+        .collect()
+        .await
+        .map_err(|error| anyhow!("{error}"))?;
+    Ok((connection, head.status, body.to_bytes()))
 }
 
 async fn begin<S: AsyncRead + AsyncWrite + Unpin + 'static>(stream: S) -> anyhow::Result<Sender> {
@@ -457,83 +506,5 @@ impl Known {
         };
         let token = token.read().map_err(|error| anyhow!(error))?;
         Pinned::new(Trust::Fingerprint(token.root), None).map_err(|error| anyhow!(error))
-    }
-}
-
-/// What is kept on disk.
-#[derive(serde::Serialize, serde::Deserialize)]
-struct LastGood {
-    version: String,
-    /// Absent in the file of an earlier release.
-    #[serde(default)]
-    store: String,
-    documents: Vec<Versioned>,
-}
-
-impl ControlApi {
-    /// Keeps what was applied, whole or not at all: written beside and renamed over.
-    fn keep(&self) {
-        let Some(path) = &self.last_good else { return };
-        let kept = LastGood {
-            version: self.version.clone(),
-            store: self.store.clone(),
-            documents: self.held.values().cloned().collect(),
-        };
-        let written = serde_json::to_vec(&kept)
-            .map_err(std::io::Error::other)
-            .and_then(|text| {
-                let beside = path.with_extension("new");
-                let mut file = std::fs::File::create(&beside)?;
-                std::io::Write::write_all(&mut file, &text)?;
-                file.sync_all()?;
-                std::fs::rename(&beside, path)
-            });
-        if let Err(error) = written {
-            tracing::error!(path = %path.display(), %error, "cannot keep the last good configuration; a start without the control API would have nothing to serve");
-        }
-    }
-
-    /// Whether a poll that fails now is followed by a look at the disk which may find something.
-    fn disk_is_next(&self) -> bool {
-        let kept = self.last_good.as_ref().is_some_and(|path| path.exists());
-        self.origin == Origin::Nothing && !self.disk_was_read && kept
-    }
-
-    /// The configuration that was kept, if nothing serves and there is one.
-    fn read_last_good(&mut self) -> Option<Push> {
-        if std::mem::replace(&mut self.disk_was_read, true) {
-            return None;
-        }
-        let path = self.last_good.as_ref()?;
-        let text = match std::fs::read(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
-            Err(error) => {
-                tracing::error!(path = %path.display(), %error, "cannot read the last good configuration");
-                return None;
-            }
-        };
-        let kept: LastGood = match serde_json::from_slice(&text) {
-            Ok(kept) => kept,
-            Err(error) => {
-                tracing::error!(path = %path.display(), %error, "the last good configuration is damaged; waiting for the control API");
-                return None;
-            }
-        };
-        tracing::warn!(version = kept.version, path = %path.display(), "starting with the last good configuration");
-        let held = kept
-            .documents
-            .into_iter()
-            .map(|held| (held.document.key().to_owned(), held))
-            .collect();
-        // From here on nothing more is read from disk, whatever becomes of this.
-        self.origin = Origin::Disk;
-        Some(self.hand_over(Pending {
-            version: kept.version,
-            store: kept.store,
-            nonce: String::new(),
-            held,
-            origin: Origin::Disk,
-        }))
     }
 }

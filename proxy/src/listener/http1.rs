@@ -61,9 +61,11 @@ pub(super) async fn serve(
                 response.headers_mut().insert(header::CONNECTION, close);
             }
             if let Some(tunnel) = Tunnel::of(&mut response) {
-                worker
-                    .drain
-                    .spawn_local(switched(upgrade, tunnel, Rc::clone(&source)));
+                worker.drain.spawn_local(switched(
+                    upgrade,
+                    tunnel,
+                    (Rc::clone(&worker), Rc::clone(&source)),
+                ));
             }
             Ok::<_, Infallible>(response.map(|body| Guarded::new(body, under_way)))
         }
@@ -138,12 +140,12 @@ fn interim_head(status: StatusCode, fields: &HeaderMap) -> Vec<u8> {
 }
 
 /// What follows an answer that switched protocols, once the caller has the answer.
-async fn switched(upgrade: OnUpgrade, tunnel: Box<Tunnel>, source: Rc<Source>) {
+async fn switched(upgrade: OnUpgrade, tunnel: Box<Tunnel>, (worker, source): (Rc<Worker>, Rc<Source>)) {
     match upgrade.await {
         Ok(caller) => match caller.downcast::<Heard>() {
             Ok(caller) => {
                 let stream = caller.io.stream.into_tunnel(caller.read_buf);
-                tunnel.run(stream, source.session()).await;
+                tunnel.run(stream, (&worker, &source)).await;
             }
             Err(_) => tracing::error!("a connection that was switched is none of this listener's"),
         },

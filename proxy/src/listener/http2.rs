@@ -215,7 +215,7 @@ async fn exchange(
         let answer = Response::from_parts(head, ());
         if let Ok(send) = respond.send_response(answer, false) {
             let caller = http2::Tunnel::new(send, receive, under_way);
-            tunnel.run(caller, source.session()).await;
+            tunnel.run(caller, (&worker, &source)).await;
         }
         return;
     }

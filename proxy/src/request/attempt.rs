@@ -17,6 +17,7 @@ use crate::arriving::{Arriving, Broken};
 use crate::error::{Failure, Reason};
 use crate::interim::Interim;
 use crate::request::body::REASON;
+use crate::request::permit::Permit;
 use crate::request::retry::Progress;
 use crate::request::settling::Settling;
 use crate::request::upgrade::Upgrade;
@@ -36,6 +37,8 @@ pub(crate) struct Outgoing {
     body: OutgoingBody,
     /// Whether it has left for good.
     gone: bool,
+    /// By what the tunnel goes on that it may open.
+    pub(super) permit: Option<Box<Permit>>,
 }
 
 impl Outgoing {
@@ -45,6 +48,7 @@ impl Outgoing {
             head,
             body: OutgoingBody::new(body),
             gone: false,
+            permit: None,
         }
     }
 

@@ -14,6 +14,7 @@ use crate::arriving::Arriving;
 use crate::error::{self, Failure, Reason};
 use crate::pump;
 use crate::request::attempt::Answer;
+use crate::request::permit::Permit;
 use crate::request::retry::Progress;
 use crate::request::settling::Settling;
 use crate::request::upgrade::Tunnel;
@@ -61,7 +62,7 @@ pub(crate) struct Relayed {
 /// The answer of an upstream, made ready for the caller.
 pub(crate) fn relay(
     worker: &Rc<Worker>,
-    answer: Box<Answer>,
+    (answer, permit): (Box<Answer>, Option<Box<Permit>>),
     bounds: Bounds,
     mut log: RequestLog,
 ) -> Response<ResponseBody> {
@@ -100,6 +101,7 @@ pub(crate) fn relay(
             _counted: counted,
             idle: idle.unwrap_or(Some(pump::IDLE)),
             session,
+            permit,
         };
         return Response::from_parts(head, ResponseBody::Switched(Box::new(tunnel)));
     }

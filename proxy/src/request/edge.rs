@@ -10,13 +10,18 @@ use http::request::Parts;
 use http::uri::{Authority, Scheme};
 use http::{HeaderName, HeaderValue, Method, Uri};
 
+use crate::request::headers::MIRROR;
+
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// Says of a request by a port at the edge where it comes from, as Envoy's edge does: the caller's address is added to
 /// `x-forwarded-for`. `secure`: the port speaks TLS, and its scheme is what is true, whatever the caller says. On one that
 /// does not, a load balancer before it has ended TLS, and knows.
+///
+/// Nobody outside is a mirror: what says so, which sidecars pass on and heed, is taken away.
 pub(super) fn arrive(head: &mut Parts, from: IpAddr, secure: bool) {
+    head.headers.remove(&MIRROR);
     let mut list = String::new();
     for value in head.headers.get_all(&FORWARDED_FOR) {
         // What is no text cannot be an address.

@@ -12,6 +12,7 @@ mod edge;
 pub(crate) mod grpc;
 pub(crate) mod headers;
 mod path;
+mod permit;
 pub(crate) mod retry;
 pub(crate) mod settling;
 pub(crate) mod tcp;
@@ -28,7 +29,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{Request, Response, Version};
+use http::{Method, Request, Response, Version};
+use tokio::sync::watch;
 
 use crate::arriving::Arriving;
 use crate::drain::Drain;
@@ -37,10 +39,11 @@ use crate::interim::Interim;
 use crate::request::actions::Changes;
 use crate::request::attempt::{Answer, Outgoing};
 use crate::request::body::{Bounds, ResponseBody};
+use crate::request::permit::Permit;
 use crate::request::retry::{Decision, Progress, hedge};
 use crate::request::under_way::Attempt;
 use crate::request::upgrade::Upgrade;
-use crate::snapshot::access::{Asked, Source};
+use crate::snapshot::access::{Access, Asked, Source};
 use crate::snapshot::actions::Action;
 use crate::snapshot::routes::{Route, Target, VirtualHost};
 use crate::snapshot::{Entry, Lease, Matched, Reader, Snapshots};
@@ -52,6 +55,8 @@ use crate::upstream::pool::Pool;
 #[derive(Debug)]
 pub(crate) struct Worker {
     reader: RefCell<Reader>,
+    /// Word of each push, for tunnels.
+    changes: watch::Receiver<()>,
     rng: RefCell<fastrand::Rng>,
     logger: Rc<AccessLogger>,
     pub(crate) pool: Pool,
@@ -68,6 +73,7 @@ impl Worker {
     ) -> Self {
         Self {
             reader: RefCell::new(snapshots.reader()),
+            changes: snapshots.changes(),
             rng: RefCell::new(fastrand::Rng::new()),
             logger: Rc::new(logger),
             pool: Pool::default(),
@@ -107,7 +113,9 @@ pub(crate) async fn handle(
     let from = (entry, source, interim);
     let served = pin!(serve(worker, &lease, from, &mut request, &mut log)).await;
     match served {
-        Ok(Served::Relayed(answer, bounds)) => body::relay(worker, answer, bounds, log),
+        Ok(Served::Relayed(answer, bounds)) => {
+            body::relay(worker, (answer, request.permit.take()), bounds, log)
+        }
         Ok(Served::Own(answer)) => body::own(*answer, log),
         Err(failure) => body::refusal(&failure, log),
     }
@@ -146,12 +154,16 @@ async fn serve(
     }
     if virtual_host.raw {
         authorize(virtual_host, source, head)?;
+        request.permit = Permit::of_request(entry, head);
         let route = Matched::of_raw(lease, place);
         let tunnel = Box::pin(tcp::tunnel(worker, route, head, source.address.ip(), log)).await;
         return tunnel.map(|(answer, bounds)| Served::Relayed(answer, bounds));
     }
     let route = route(lease, place, head)?;
     authorize(virtual_host, source, head)?;
+    if wants_upgrade {
+        request.permit = Permit::of_request(entry, head);
+    }
     let changes = match &route.action {
         Action::Forward => None,
         Action::Edit(edits) => Some(Changes::to(head, edits, (&route, virtual_host))?),
@@ -244,19 +256,44 @@ fn authorize(virtual_host: &VirtualHost, source: &Source, head: &Parts) -> Resul
     let Some(access) = &virtual_host.access else {
         return Ok(());
     };
-    let path = head.uri.path();
-    let form = match virtual_host.normalizes {
-        true => Ok(Cow::Borrowed(path)),
-        false => path::one_form(path),
-    };
-    let form = form.ok();
-    access.authorize(
-        source,
-        Some(Asked {
-            head,
-            form: form.as_deref(),
-        }),
-    )
+    let readings = Readings::of(access, head.uri.path(), virtual_host.normalizes);
+    access.authorize(source, Some(readings.asked(&head.method)))
+}
+
+/// A path in all the ways in which the application may read it, as far as they matter to who may call.
+struct Readings<'a> {
+    path: &'a str,
+    form: Option<Cow<'a, str>>,
+    /// The widest; the inner `None`: it is the form.
+    wide: Option<Option<String>>,
+}
+
+impl<'a> Readings<'a> {
+    /// `normalized`: it has its one form already.
+    fn of(access: &Access, path: &'a str, normalized: bool) -> Self {
+        let form = match normalized {
+            true => Some(Cow::Borrowed(path)),
+            false => path::one_form(path).ok(),
+        };
+        // Where no rule says paths nobody asks.
+        let read = form.as_deref().filter(|_| access.looks_at_paths());
+        let wide = read.and_then(path::widest).map(|wide| match wide {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(other) => Some(other),
+        });
+        Self { path, form, wide }
+    }
+
+    fn asked<'b>(&'b self, method: &'b Method) -> Asked<'b> {
+        let form = self.form.as_deref();
+        let wide = self.wide.as_ref();
+        Asked {
+            method,
+            path: self.path,
+            form,
+            wide: wide.and_then(|wide| wide.as_deref().or(form)),
+        }
+    }
 }
 
 /// The route of a request whose service is known, once its path and its names have the form that the service asks for.

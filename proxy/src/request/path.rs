@@ -51,6 +51,50 @@ pub(crate) fn one_form(path: &str) -> Result<Cow<'_, str>, &'static str> {
     }
 }
 
+/// What a server takes a path for that reads more into it than the standard does: an encoded slash or backslash as a slash,
+/// as many decode before they route, and of each segment only what is before its `;`, as servlet containers do (RFC 3986
+/// section 3.3 leaves the meaning of parameters to them). Who may call is asked about that too, so that neither goes around a
+/// rule: `/open/..;/admin` and `/open/..%2Fadmin` are both `/admin` there. None where it climbs above its root.
+///
+/// What is encoded twice is not read: whoever decodes twice does so with every path.
+pub(crate) fn widest(form: &str) -> Option<Cow<'_, str>> {
+    if !form.bytes().any(|byte| matches!(byte, b'%' | b';')) {
+        return Some(Cow::Borrowed(form));
+    }
+    let mut wide = String::with_capacity(form.len());
+    for (place, segment) in slashes_decoded(form).split('/').enumerate() {
+        if place > 0 {
+            wide.push('/');
+        }
+        let parameters = segment.find(';').into_iter().chain(find_encoded(segment, b"3b"));
+        wide.push_str(&segment[..parameters.min().unwrap_or(segment.len())]);
+    }
+    normal(&wide).ok().map(Cow::Owned)
+}
+
+fn slashes_decoded(path: &str) -> String {
+    let mut decoded = String::with_capacity(path.len());
+    let mut rest = path;
+    while let Some(at) = find_encoded(rest, b"2f")
+        .into_iter()
+        .chain(find_encoded(rest, b"5c"))
+        .min()
+    {
+        decoded.push_str(&rest[..at]);
+        decoded.push('/');
+        rest = &rest[at + 3..];
+    }
+    decoded.push_str(rest);
+    decoded
+}
+
+/// Where this byte stands encoded, whose digits are given in lower case.
+fn find_encoded(text: &str, digits: &[u8; 2]) -> Option<usize> {
+    text.as_bytes()
+        .windows(3)
+        .position(|three| three[0] == b'%' && three[1..].eq_ignore_ascii_case(digits))
+}
+
 /// Whether nothing in it could have another form. Nearly every path is so, and this is all that it costs.
 fn is_plain(path: &[u8]) -> bool {
     let mut before = 0;
@@ -209,6 +253,41 @@ mod tests {
         "/%u002e",
         "/a%00b",
     ];
+
+    #[test]
+    fn the_widest_reading_is_what_a_server_of_any_kind_may_take_a_path_for() {
+        for (form, wide) in [
+            ("/", Some("/")),
+            ("/a/b", Some("/a/b")),
+            ("/a%20b", Some("/a%20b")),
+            // Slashes.
+            ("/a%2Fb", Some("/a/b")),
+            ("/a%2fb", Some("/a/b")),
+            ("/a%5Cb", Some("/a/b")),
+            ("/a%2F%2Fb", Some("/a/b")),
+            ("/open/..%2Fadmin", Some("/admin")),
+            ("/open%2F..%2Fadmin", Some("/admin")),
+            ("/open/..%5Cadmin", Some("/admin")),
+            ("/..%2Fadmin", None),
+            // Parameters.
+            ("/a;b=1", Some("/a")),
+            ("/a;b=1/c;d", Some("/a/c")),
+            ("/;x/a", Some("/a")),
+            ("/open/..;/admin", Some("/admin")),
+            ("/open/..;x=1/admin", Some("/admin")),
+            ("/open/..%3B/admin", Some("/admin")),
+            ("/open/.;/admin", Some("/open/admin")),
+            ("/..;/admin", None),
+            // Both.
+            ("/open/..;%2Fadmin", Some("/admin")),
+            ("/open/;%2F..%2F..%2Fadmin", None),
+            // Twice.
+            ("/open/..%252Fadmin", Some("/open/..%252Fadmin")),
+            ("*", Some("*")),
+        ] {
+            assert_eq!(widest(form).as_deref(), wide, "{form}");
+        }
+    }
 
     #[test]
     fn every_path_has_one_form_which_is_its_own() {

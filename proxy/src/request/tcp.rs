@@ -17,6 +17,7 @@ use crate::error::{Failure, Reason};
 use crate::pump::{self, Side, Why};
 use crate::request::attempt::Answer;
 use crate::request::body::Bounds;
+use crate::request::permit::Permit;
 use crate::request::{Worker, upgrade};
 use crate::snapshot::access::Source;
 use crate::snapshot::routes::{Route, Target};
@@ -77,7 +78,8 @@ pub(crate) async fn serve(
         }
     };
     log.opened();
-    let over = tls::ended(source.session(), upstream.session.as_ref());
+    let permit = Permit::of_connection(&lease, virtual_host);
+    let over = Permit::over(permit.as_ref(), (worker, &source), upstream.session.as_ref());
     let bounds = (route.timeouts.idle, &log.moved);
     let why = match pump::pump_until(over, &mut caller, &mut upstream.stream, bounds).await {
         Ok(why) => why,

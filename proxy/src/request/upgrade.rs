@@ -17,8 +17,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::error::{Failure, Reason};
 use crate::pump::{self, Moved, Why};
+use crate::request::Worker;
 use crate::request::body::ResponseBody;
-use crate::tls::{self, Session};
+use crate::request::permit::Permit;
+use crate::snapshot::access::Source;
+use crate::tls::Session;
 use crate::upstream::Pick;
 use crate::upstream::limits::Counted;
 use crate::upstream::pool::SwitchedBytes;
@@ -152,6 +155,8 @@ pub(crate) struct Tunnel {
     pub(crate) idle: Option<Duration>,
     /// How long the upstream's connection may be used, where it speaks TLS.
     pub(crate) session: Option<Session>,
+    /// By what it goes on, on the application's side.
+    pub(super) permit: Option<Box<Permit>>,
 }
 
 impl Tunnel {
@@ -166,11 +171,14 @@ impl Tunnel {
         }
     }
 
-    /// Moves bytes between the caller and the endpoint until both are done. `session`: how long the
-    /// caller's connection may be used, where it speaks TLS.
-    pub(crate) async fn run(self, caller: impl AsyncRead + AsyncWrite + Unpin, session: Option<&Session>) {
+    /// Moves bytes between the caller and the endpoint until both are done, or it may not go on. `source` is the caller.
+    pub(crate) async fn run(
+        self,
+        caller: impl AsyncRead + AsyncWrite + Unpin,
+        (worker, source): (&Worker, &Source),
+    ) {
         let moved = Moved::default();
-        let over = tls::ended(session, self.session.as_ref());
+        let over = Permit::over(self.permit.as_deref(), (worker, source), self.session.as_ref());
         let why = pump::pump_until(over, caller, self.upstream, (self.idle, &moved)).await;
         let address = self.pick.address;
         let (sent, received) = (moved.from_caller.get(), moved.from_upstream.get());

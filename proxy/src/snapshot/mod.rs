@@ -25,6 +25,7 @@ use http::request::Parts;
 use outrigger_config::names::Range;
 use outrigger_config::{Document, Problem};
 use serde::Serialize;
+use tokio::sync::watch;
 
 use crate::error::{Failure, Reason};
 use crate::snapshot::access::{Access, Opens, Source};
@@ -192,6 +193,11 @@ impl Snapshot {
         self.virtual_hosts[place].access.as_deref()
     }
 
+    /// Whether this is the service of the application beside this sidecar.
+    pub(crate) fn is_own(&self, virtual_host: usize) -> bool {
+        self.inbound == Some(virtual_host)
+    }
+
     /// What a connection to a listener is to speak.
     pub(crate) fn opens(&self, entry: &Entry) -> Opens {
         let raw = self.raw(entry).is_some();
@@ -286,6 +292,8 @@ pub(crate) enum Named {
 #[derive(Debug)]
 pub struct Snapshots {
     current: Arc<ArcSwap<Snapshot>>,
+    /// Wakes what lasts longer than a request.
+    changes: watch::Sender<()>,
 }
 
 impl Snapshots {
@@ -293,6 +301,7 @@ impl Snapshots {
     pub fn new(first: Snapshot) -> Self {
         Self {
             current: Arc::new(ArcSwap::from_pointee(first)),
+            changes: watch::Sender::new(()),
         }
     }
 
@@ -303,7 +312,14 @@ impl Snapshots {
 
     /// Puts another in its place and gives back the old one.
     pub(crate) fn swap(&self, next: Arc<Snapshot>) -> Arc<Snapshot> {
-        self.current.swap(next)
+        let old = self.current.swap(next);
+        self.changes.send_replace(());
+        old
+    }
+
+    /// Word of each swap.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
     }
 
     /// A reader for one thread.

@@ -352,6 +352,11 @@ impl Path {
             Self::Regex(regex) => regex.is_match(path),
         }
     }
+
+    /// Whether it is this path, written out.
+    pub(crate) fn is_exactly(&self, path: &str) -> bool {
+        matches!(self, Self::Exact(exact) if exact == path)
+    }
 }
 
 /// How a text is compared.

@@ -152,15 +152,15 @@ impl Session {
 
     /// Ready when what cannot go on without it is to be cut, a tunnel, with why.
     async fn ended(&self) -> Failure {
-        let revoked = async {
+        let cut = async {
             match &self.watch {
-                Some(watch) => watch.revoked().await,
+                Some(watch) => watch.cut().await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             biased;
-            why = revoked => Failure::new(Reason::PeerRevoked, why),
+            failure = cut => failure,
             () = tokio::time::sleep_until(self.until.into()) => {
                 let detail = "a certificate with which the connection was made has expired";
                 Failure::new(Reason::PeerExpired, detail)

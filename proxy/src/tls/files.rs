@@ -1,7 +1,8 @@
 //! An identity from files that something else renews: cert-manager, Vault's agent, a script.
 //!
 //! They are looked at rather than watched by the kernel, as the configuration's are: that works on every file system and
-//! for Kubernetes' swapped symbolic links. Three files cannot be replaced at one moment, so a set that does not fit
+//! for Kubernetes' swapped symbolic links. The control thread waits for the disk meanwhile, for some kilobytes; requests are
+//! served by others. Three files cannot be replaced at one moment, so a set that does not fit
 //! together is nothing but the middle of a change: the one before goes on, and the next look decides.
 
 use std::path::Path;
@@ -57,9 +58,12 @@ fn load([chain, key, roots]: &Contents, revocations: &Arc<Revocations>) -> Resul
 
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, IdentityProblem> {
     let unreadable = |why: String| IdentityProblem::Unreadable(format!("{}: {why}", path.display()));
-    let size = std::fs::metadata(path)
-        .map_err(|error| unreadable(error.to_string()))?
-        .len();
+    let found = std::fs::metadata(path).map_err(|error| unreadable(error.to_string()))?;
+    if !found.is_file() {
+        // A pipe would be waited for without end.
+        return Err(unreadable("it is no file".to_owned()));
+    }
+    let size = found.len();
     if size > FILE_MAX {
         return Err(unreadable(format!(
             "{size} bytes are too many for a certificate or key"

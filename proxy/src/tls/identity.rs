@@ -20,9 +20,11 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::tls::Alpn;
+use crate::tls::anchors::Anchors;
 use crate::tls::pin::Pinned;
 use crate::tls::revoked::{self, Revocations, Shown, Unrevoked};
 use crate::tls::verify::{Callers, Endpoints};
+use crate::tls::words;
 
 /// The most certificates in one file: a chain has three or four, a bundle two or three roots. Past this it is a file of
 /// something else, such as all the roots of the web, which a mesh must not trust.
@@ -40,6 +42,7 @@ pub struct Identity {
     /// By what is offered: see [`Identity::client`].
     clients: [Arc<ClientConfig>; 3],
     control: Pinned,
+    anchors: Anchors,
 }
 
 /// Why files are no identity.
@@ -176,6 +179,8 @@ impl Identity {
                 .map_err(|error| IdentityProblem::BadCertificate(format!("a root: {error}")))?;
             roots.push((root, read));
         }
+        let anchors = roots.iter().map(|(root, _)| root).collect::<Vec<_>>();
+        let anchors = Anchors::of(&anchors, &provider)?;
         let known_by = store.clone();
         let (endpoints, callers) = verifiers(store, id.trust_domain(), &provider)?;
         own_chain(&certified, &id, (&*endpoints, &*callers), now)?;
@@ -223,6 +228,7 @@ impl Identity {
             server: Arc::new(server),
             clients,
             control,
+            anchors,
         })
     }
 
@@ -239,6 +245,11 @@ impl Identity {
     /// What others see of it.
     pub(super) fn shown(&self) -> &Shown {
         &self.shown
+    }
+
+    /// Its roots, each alone.
+    pub(super) const fn anchors(&self) -> &Anchors {
+        &self.anchors
     }
 
     /// When its certificate expires, in seconds since 1970.
@@ -308,7 +319,8 @@ fn own_chain(
 ) -> Result<(), IdentityProblem> {
     let now = UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
     let problem = |error: rustls::Error| {
-        let text = error.to_string();
+        // Here the certificate is our own.
+        let text = words::of(&error).replacen("its certificate ", "it ", 1);
         match error {
             rustls::Error::InvalidCertificate(
                 CertificateError::Expired | CertificateError::ExpiredContext { .. },

@@ -9,6 +9,7 @@
 //! validity, its roots or its name (RFC 8446 section 4.6.1 leaves that open), so that a rotated or revoked certificate
 //! would live on. Connections are kept for long, so that little is lost.
 
+mod anchors;
 mod connection;
 pub(crate) mod files;
 pub(crate) mod gateway;
@@ -19,6 +20,7 @@ pub mod revoked;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod words;
 
 use std::fmt::Write as _;
 use std::io;
@@ -32,10 +34,12 @@ use http::HeaderValue;
 use outrigger_config::identity::SpiffeId;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::error::{Failure, Reason};
 use crate::telemetry::metrics::{Side, TlsMetrics};
+use crate::tls::anchors::Anchor;
 pub(crate) use crate::tls::connection::{Connection, Session, ended};
 use crate::tls::identity::{Certificate, Identity, IdentityProblem, sha256};
 use crate::tls::outside::Trust;
@@ -58,6 +62,8 @@ pub struct Identities {
     current: ArcSwapOption<Identity>,
     /// Counted up when connections made before are not to be used for requests any more.
     epoch: Arc<AtomicU64>,
+    /// Counts every exchange, for whoever has said or shown the one before.
+    exchanges: watch::Sender<u64>,
     /// Whether there is a source at all.
     configured: bool,
     /// Why the source's last word was not taken, if it was not.
@@ -79,6 +85,7 @@ impl Identities {
         Self {
             current: ArcSwapOption::empty(),
             epoch: Arc::default(),
+            exchanges: watch::Sender::new(0),
             configured,
             refused: Mutex::default(),
             told: std::array::from_fn(|_| AtomicU64::new(0)),
@@ -118,12 +125,20 @@ impl Identities {
             not_after = identity.not_after(),
             "the identity serves"
         );
-        self.current.store(Some(Arc::new(identity)));
+        let identity = Arc::new(identity);
+        self.current.store(Some(Arc::clone(&identity)));
+        self.revocations.trust(identity.anchors().all());
         if !goes_on {
             self.epoch.fetch_add(1, Ordering::Release);
         }
+        self.exchanges.send_modify(|count| *count += 1);
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.tell_if_revoked();
+    }
+
+    /// Word of each exchange of the identity, the first included; the number counts them.
+    pub(crate) fn exchanges(&self) -> watch::Receiver<u64> {
+        self.exchanges.subscribe()
     }
 
     /// What the mesh has revoked, for the verifiers of an identity.
@@ -264,15 +279,17 @@ impl Identities {
             peer.map_err(|problem| (Failure::new(Reason::PeerWrongIdentity, problem.to_string()), None))?;
         let peer = Peer {
             forwarded: forwarded(identity.id(), &id, shown),
-            session: self.session(&identity, not_after, epoch).of(self.watch(whole)),
+            session: self
+                .session(&identity, not_after, epoch)
+                .of(self.watch(whole, identity.anchors().of_caller(chain))),
             alpn: Alpn::of(stream.get_ref().1.alpn_protocol()),
             id,
         };
         Ok((Connection::new(stream, &peer.session), peer))
     }
 
-    fn watch(&self, shown: Shown) -> Watch {
-        Watch::new(&self.revocations, shown)
+    fn watch(&self, shown: Shown, anchors: Box<[Anchor]>) -> Watch {
+        Watch::new(&self.revocations, shown, anchors)
     }
 
     fn session(self: &Arc<Self>, own: &Identity, not_after: i64, epoch: u64) -> Session {
@@ -447,7 +464,8 @@ impl Security {
         let session = match peer.transpose().map_err(unread)? {
             Some((whole, not_after)) => {
                 let session = self.identities.session(&identity, not_after, epoch);
-                session.of(self.identities.watch(whole))
+                let anchors = identity.anchors().of_endpoint(chain);
+                session.of(self.identities.watch(whole, anchors))
             }
             None => {
                 return Err(Failure::new(

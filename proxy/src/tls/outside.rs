@@ -358,7 +358,7 @@ impl Outside {
                     | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
                 ),
             ) if is_new_only => Some("it speaks no TLS 1.3; `min_version: \"1.2\"` would speak 1.2 to it"),
-            Some(Error::InvalidMessage(_)) => Some("what it answers is not TLS; is the port right?"),
+            Some(Error::InvalidMessage(_)) => Some("is the port right?"),
             _ => None,
         };
         if let Some(hint) = hint {

@@ -27,6 +27,9 @@ use tokio_rustls::client::TlsStream;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::tls::verify::wrong;
+use crate::tls::words;
+
 /// By what the control API is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trust {
@@ -141,9 +144,10 @@ impl Pinned {
     pub async fn connect(&self, host: &str, stream: TcpStream) -> io::Result<PinnedStream> {
         let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let name = ServerName::try_from(bare).map_err(io::Error::other)?;
-        TlsConnector::from(self.config.clone())
+        let connected = TlsConnector::from(self.config.clone())
             .connect(name, stream)
-            .await
+            .await;
+        connected.map_err(words::told)
     }
 }
 
@@ -159,7 +163,7 @@ pub fn verify_chain(certificates: &[String], roots: &[String]) -> Result<String,
     let (first, rest) = chain.split_first().ok_or("there is no certificate")?;
     let provider = provider::default_provider();
     verify(first, rest, &root_store(roots)?, UnixTime::now(), &provider)
-        .map_err(|error| format!("the certificate does not lead to the root: {error}"))?;
+        .map_err(|error| format!("the certificate does not lead to the root: {}", words::of(&error)))?;
     spiffe_id(first).ok_or_else(|| "the certificate has not exactly one URI name".to_owned())
 }
 
@@ -312,7 +316,11 @@ impl ServerCertVerifier for ControlApi {
         if path.is_some_and(|(domain, path)| path == CONTROL_PATH && ours(domain)) {
             Ok(ServerCertVerified::assertion())
         } else {
-            Err(Error::InvalidCertificate(CertificateError::NotValidForName))
+            let who = id.unwrap_or_else(|| "a certificate with not exactly one URI name".to_owned());
+            let domain = self.trust_domain.as_deref().unwrap_or("…");
+            Err(wrong(format!(
+                "it is {who}, and spiffe://{domain}/{CONTROL_PATH} is meant"
+            )))
         }
     }
 

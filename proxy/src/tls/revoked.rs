@@ -23,6 +23,8 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::sync::watch;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::error::{Failure, Reason};
+use crate::tls::anchors::Anchor;
 use crate::tls::identity::{Certificate, IdentityProblem};
 
 /// What a configuration denies, ready to be looked up.
@@ -122,6 +124,8 @@ pub struct Revocations {
     denied: ArcSwap<Denied>,
     /// Counted up when another list is in force; at first 1, so that no connection has looked yet.
     revision: AtomicU64,
+    /// The roots of the identity that serves, by whose going tunnels end too.
+    trusted: ArcSwap<Box<[Anchor]>>,
     /// Wakes tunnels, which nothing else may.
     changes: watch::Sender<()>,
     /// When a refusal was last written to the log, in seconds since `began`.
@@ -134,6 +138,7 @@ impl Default for Revocations {
         Self {
             denied: ArcSwap::default(),
             revision: AtomicU64::new(1),
+            trusted: ArcSwap::default(),
             changes: watch::Sender::new(()),
             told: AtomicU64::new(0),
             began: Instant::now(),
@@ -153,6 +158,14 @@ impl Revocations {
         self.changes.send_replace(());
         self.revision.fetch_add(1, Ordering::Release);
         true
+    }
+
+    /// These are the roots that are trusted from now on.
+    pub(super) fn trust(&self, anchors: &[Anchor]) {
+        if ***self.trusted.load() != *anchors {
+            self.trusted.store(Arc::new(anchors.into()));
+            self.changes.send_replace(());
+        }
     }
 
     /// How many serial numbers and how many identities are denied.
@@ -287,15 +300,18 @@ pub(super) struct Watch(Arc<Watched>);
 struct Watched {
     revocations: Arc<Revocations>,
     shown: Shown,
+    /// The roots that vouched for it in the handshake.
+    anchors: Box<[Anchor]>,
     /// What the last look found, in the lowest bit, and above it the revision that it looked at.
     seen: AtomicU64,
 }
 
 impl Watch {
-    pub(super) fn new(revocations: &Arc<Revocations>, shown: Shown) -> Self {
+    pub(super) fn new(revocations: &Arc<Revocations>, shown: Shown, anchors: Box<[Anchor]>) -> Self {
         Self(Arc::new(Watched {
             revocations: Arc::clone(revocations),
             shown,
+            anchors,
             seen: AtomicU64::new(0),
         }))
     }
@@ -306,6 +322,7 @@ impl Watch {
             revocations,
             shown,
             seen,
+            ..
         } = &*self.0;
         // The list that is loaded after the count is the one that was counted, or a later one, which is then looked at twice.
         let revision = revocations.revision.load(Ordering::Acquire);
@@ -325,15 +342,24 @@ impl Watch {
         why.unwrap_or_else(|| format!("{} was revoked", self.0.shown.id))
     }
 
-    /// Ready when it is revoked, with why.
-    pub(super) async fn revoked(&self) -> String {
+    /// Ready when a tunnel to it is to be cut, with why: it is revoked, or none of the roots that vouched for it is trusted
+    /// any more.
+    pub(super) async fn cut(&self) -> Failure {
         let Watched {
-            revocations, shown, ..
+            revocations,
+            shown,
+            anchors,
+            ..
         } = &*self.0;
         let mut changes = revocations.changes.subscribe();
         loop {
             if let Some(why) = revocations.why(shown) {
-                return why;
+                return Failure::new(Reason::PeerRevoked, why);
+            }
+            let trusted = revocations.trusted.load_full();
+            if !anchors.iter().any(|anchor| trusted.contains(anchor)) {
+                let why = format!("the root that vouched for {} is trusted no more", shown.id);
+                return Failure::new(Reason::PeerUntrusted, why);
             }
             if changes.changed().await.is_err() {
                 // Whoever sends lives as long as what this holds.
@@ -410,7 +436,7 @@ mod tests {
     #[test]
     fn a_connection_looks_again_only_when_the_list_has_changed_and_sees_both_ways() {
         let revocations = Arc::new(Revocations::default());
-        let watch = Watch::new(&revocations, shown(&[&[0x12]]));
+        let watch = Watch::new(&revocations, shown(&[&[0x12]]), Box::default());
         let seen = || watch.0.seen.load(Ordering::Relaxed) >> 1;
         assert_eq!((seen(), watch.is_revoked(), seen()), (0, false, 1));
         assert!(!revocations.put(&denied(&[], &[])), "the same list is no change");
@@ -423,17 +449,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_is_woken_by_the_list_that_denies_it_and_by_no_other() {
+    async fn who_waits_is_woken_by_the_list_that_denies_it_or_the_root_that_goes_and_by_no_other() {
         let revocations = Arc::new(Revocations::default());
-        let watch = Watch::new(&revocations, shown(&[&[0x12]]));
-        let mut waiting = polled(watch.revoked());
+        let root = |number: u8| vec![number];
+        revocations.trust(&[root(1), root(2)]);
+        let watch = Watch::new(&revocations, shown(&[&[0x12]]), Box::new([root(1)]));
+        let mut waiting = polled(watch.cut());
         assert!(waiting.poll().is_none());
         revocations.put(&denied(&["34"], &[]));
         assert!(waiting.poll().is_none());
         revocations.put(&denied(&["12"], &[]));
-        assert!(waiting.poll().is_some());
+        assert_eq!(waiting.poll().unwrap().reason, Reason::PeerRevoked);
         // And one who comes afterwards need not wait.
-        assert!(polled(watch.revoked()).poll().is_some());
+        assert!(polled(watch.cut()).poll().is_some());
+        revocations.put(&denied(&[], &[]));
+        let mut waiting = polled(watch.cut());
+        assert!(waiting.poll().is_none());
+        revocations.trust(&[root(1)]);
+        assert!(waiting.poll().is_none());
+        revocations.trust(&[root(2)]);
+        assert_eq!(waiting.poll().unwrap().reason, Reason::PeerUntrusted);
     }
 
     /// A future that is polled by hand.

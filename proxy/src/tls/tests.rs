@@ -156,7 +156,7 @@ fn a_connection_is_over_once_its_other_end_is_revoked_and_nobody_else_s_is() {
         let shown = Shown::of(&SpiffeId::parse(id).unwrap(), []).unwrap();
         let own = identities.current().unwrap();
         let session = identities.session(&own, i64::MAX, 0);
-        session.of(identities.watch(shown))
+        session.of(identities.watch(shown, own.anchors().of_caller(&[])))
     };
     let (web, other) = (session("spiffe://shop/web"), session("spiffe://shop/other"));
     let now = Instant::now();

@@ -22,6 +22,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use crate::error::{Failure, Reason};
 use crate::tls::identity::Certificate;
+use crate::tls::words;
 
 /// The right chain with the wrong name.
 #[derive(Debug)]
@@ -35,7 +36,8 @@ impl fmt::Display for WrongIdentity {
 
 impl StdError for WrongIdentity {}
 
-fn wrong(why: impl fmt::Display) -> Error {
+/// The refusal of a certificate in words of ours.
+pub(super) fn wrong(why: impl fmt::Display) -> Error {
     let why = WrongIdentity(why.to_string());
     Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(why))))
 }
@@ -166,7 +168,7 @@ pub(super) fn failure(error: &io::Error, who: &str) -> Failure {
         Some(Error::AlertReceived(alert)) if is_of_certificates(*alert) => Reason::IdentityRefused,
         _ => Reason::TlsHandshake,
     };
-    Failure::new(reason, format!("TLS with {who}: {error}"))
+    Failure::new(reason, format!("TLS with {who}: {}", words::of_io(error)))
 }
 
 fn of_certificate(why: &CertificateError) -> Reason {
@@ -215,7 +217,7 @@ pub(crate) fn refused_us(error: &(dyn StdError + 'static)) -> Option<String> {
             .and_then(|inner| inner.downcast_ref::<Error>())
             .or_else(|| error.downcast_ref::<Error>());
         if let Some(Error::AlertReceived(alert)) = tls {
-            return is_of_certificates(*alert).then(|| format!("{alert:?}"));
+            return is_of_certificates(*alert).then(|| words::of_alert(*alert));
         }
         next = error.source();
     }

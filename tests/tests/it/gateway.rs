@@ -93,6 +93,7 @@ async fn callers_of_two_names_are_shown_two_certificates_and_served_in_both_vers
     for host in ["shop.example.com", "reviews.example.com", "any.example.org"] {
         for (flag, version) in [("--http1.1", "1.1"), ("--http2", "2")] {
             let forged = ["-H", "x-forwarded-proto: http", "-H", "x-forwarded-for: 10.0.0.1"];
+            let forged = [&forged[..], &["-H", "x-outrigger-mirror: 1"]].concat();
             let asked = curl(at, &root, host, &[&forged[..], &[flag]].concat()).await;
             assert_eq!(asked, (0, format!("200 {version}")), "{host}");
             let received = app.last();
@@ -100,6 +101,7 @@ async fn callers_of_two_names_are_shown_two_certificates_and_served_in_both_vers
             assert_eq!(header("host"), Some(format!("{host}:{}", at.port())));
             assert_eq!(received.target(), "/a?b");
             assert_eq!(header("x-forwarded-proto").as_deref(), Some("https"));
+            assert_eq!(header("x-outrigger-mirror"), None, "nobody outside is a mirror");
             assert_eq!(header("x-forwarded-for").as_deref(), Some("10.0.0.1, 127.0.0.1"));
         }
     }

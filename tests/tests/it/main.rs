@@ -55,6 +55,7 @@ mod mtls_refused;
 mod mtls_revoked;
 mod mtls_rotation;
 mod mtls_versions;
+mod mtls_withdrawn;
 mod names;
 mod names_in_a_namespace;
 mod observability;

@@ -74,11 +74,42 @@ async fn a_service_that_keeps_paths_as_they_come_is_not_gone_around_by_another_f
         ("/reviews\\..\\admin", 403),
         ("/admin/../reviews", 403),
         ("//reviews", 403),
+        ("/reviews/a%2Fb;c", 200),
+        ("/reviews/..%2fadmin", 403),
     ] {
         let reply = caller.client().send(Ask::new("GET", path).host("reviews")).await;
         assert_eq!(reply.status(), status, "{path} {reply:?}");
     }
-    assert_eq!(app.requests(), 2);
+    assert_eq!(app.requests(), 3);
+}
+
+#[tokio::test]
+async fn a_rule_is_not_gone_around_by_what_a_server_may_take_for_a_slash_or_for_parameters() {
+    let app = Upstream::start("a").await;
+    let pki = Pki::new();
+    let paths = "[{ prefix: /reviews }, { exact: \"/a%2Fb\" }, { regex: \"/books/[^/]+\" }]";
+    let fields = format!("tls: {{ mode: strict }}\nallow: [{{ paths: {paths} }}]");
+    let server = server(app.address(), &fields, &pki.files("reviews")).await;
+    let caller = caller(&server, STRICT, &pki.files("productpage")).await;
+    for (path, status) in [
+        ("/reviews/1;v=2", 200),
+        ("/reviews/a%2Fb", 200),
+        ("/reviews/..;/admin", 403),
+        ("/reviews/..%2Fadmin", 403),
+        ("/reviews/..%5cadmin", 403),
+        ("/reviews/..%3b/admin", 403),
+        ("/reviews;/../admin", 403),
+        ("/reviews/%2e%2e;x=y/admin", 403),
+        // Nobody knows here that it would be refused, but the one who wrote it out.
+        ("/a%2Fb", 200),
+        ("/a%2Fb%2Fc", 403),
+        ("/books/1", 200),
+        ("/books/1%2Fsecrets", 403),
+    ] {
+        let reply = caller.client().send(Ask::get(path).host("reviews")).await;
+        assert_eq!(reply.status(), status, "{path} {reply:?}");
+    }
+    assert_eq!(app.requests(), 4);
 }
 
 #[tokio::test]

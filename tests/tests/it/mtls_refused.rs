@@ -103,12 +103,22 @@ async fn an_endpoint_with_a_bad_certificate_is_refused_by_the_caller_s_sidecar_e
             "{what}"
         );
         assert_eq!(metrics.sum(HANDSHAKES, &[("result", "ok")]), 0.0, "{what}");
-        caller
+        let line = caller
             .program()
             .printed("the access log to say why", |line| {
                 line.contains(&format!("\"reason\":\"{reason}\""))
             })
             .await;
+        // In words for people: no name of the library's stands in them.
+        let inside = [
+            "Other(",
+            "Error",
+            "Context",
+            "UnknownIssuer",
+            "InvalidCertificate",
+            "(UNIX)",
+        ];
+        assert!(!inside.iter().any(|name| line.contains(name)), "{what}: {line}");
     }
 }
 
@@ -211,4 +221,19 @@ async fn one_instance_with_a_bad_certificate_costs_no_request() {
         let reply = caller.client().get("reviews", "/").await;
         assert_eq!(reply.status(), 200, "{reply:?}");
     }
+}
+
+#[tokio::test]
+async fn a_sidecar_whose_certificate_is_not_of_its_own_service_says_so_at_its_start() {
+    let pki = Pki::new();
+    let text = beside("127.0.0.1:9".parse().unwrap(), "");
+    let spec = SidecarSpec::text("server", &text).beside("reviews");
+    let mut sidecar = Sidecar::start(spec.identity(&pki.files("ratings"))).await;
+    let told = sidecar.program().logged("a warning", |line| {
+        line["level"] == "WARN"
+            && line["spiffe_id"] == "spiffe://shop/ratings"
+            && line["service"] == "reviews"
+    });
+    let told = told.await;
+    assert!(told["message"].as_str().unwrap().contains("--service"), "{told}");
 }

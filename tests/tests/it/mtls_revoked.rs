@@ -82,7 +82,7 @@ async fn applications() -> (Upstream, Http2Upstream) {
 }
 
 /// An application that repeats what it hears.
-async fn echo() -> SocketAddr {
+pub(crate) async fn echo() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -97,7 +97,7 @@ async fn echo() -> SocketAddr {
 }
 
 /// A connection by a local port that has carried a byte both ways.
-async fn talks(caller: &Sidecar) -> TcpStream {
+pub(crate) async fn talks(caller: &Sidecar) -> TcpStream {
     let mut stream = TcpStream::connect(caller.local("reviews")).await.unwrap();
     stream.write_all(b"x").await.unwrap();
     assert_eq!(within("an echo", stream.read_u8()).await.unwrap(), b'x');
@@ -105,7 +105,7 @@ async fn talks(caller: &Sidecar) -> TcpStream {
 }
 
 /// Reads until it is over, reset or ended.
-async fn is_over(stream: &mut TcpStream) {
+pub(crate) async fn is_over(stream: &mut TcpStream) {
     let mut rest = Vec::new();
     let _ = within("the connection's end", stream.read_to_end(&mut rest)).await;
 }
@@ -257,7 +257,7 @@ async fn a_tcp_connection_ends_when_either_of_its_ends_is_revoked_and_no_other_i
 }
 
 /// Switches to a protocol of its own, and then repeats each line.
-fn parrot(background: &Background) -> SocketAddr {
+pub(crate) fn parrot(background: &Background) -> SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();

@@ -45,6 +45,34 @@ pub(in super::super) fn bootstrap(at: &At<'_>, bootstrap: &Bootstrap, faults: &m
     addresses(at, bootstrap, faults);
 }
 
+/// Checks what a sidecar refuses to start with, unless a flag says otherwise.
+pub(in super::super) fn bootstrap_alone(at: &At<'_>, bootstrap: &Bootstrap, faults: &mut Vec<Fault>) {
+    let Some(source) = &bootstrap.identity else {
+        return;
+    };
+    let Some(at) = at.field("identity").and_then(|at| at.field("join")) else {
+        return;
+    };
+    let names_none = source.join.as_ref().is_some_and(|join| join.control.is_none());
+    if names_none && let Some(path) = &bootstrap.config.path {
+        faults.push(at.fault(format!(
+            "joining the mesh takes a control API, and the configuration comes from `{}`: give `control`, such as \
+             https://control.shop.internal:9900",
+            shown(&path.display().to_string())
+        )));
+    }
+    if names_none
+        && let Some(control) = &bootstrap.config.control
+        && control.starts_with("http://")
+    {
+        faults.push(at.fault(format!(
+            "a token and a certificate are asked for over TLS only, and `config.control` is `{}`: give `control` with \
+             https://, or start that control API with --tls",
+            shown(control)
+        )));
+    }
+}
+
 fn local(at: &At<'_>, listeners: &Listeners, faults: &mut Vec<Fault>) {
     for (at, listener) in at.items_of("local").iter().zip(&listeners.local) {
         if let Some(at) = at.field("service") {

@@ -20,9 +20,10 @@ mod routes;
 mod service;
 mod traffic;
 
-pub(super) use self::bootstrap::bootstrap;
+pub(super) use self::bootstrap::{bootstrap, bootstrap_alone};
 pub(super) use self::gateway::{Exposures, gateway};
 pub(super) use self::hosts::Hosts;
+pub(super) use self::identity::Callers;
 pub use self::names::service_name;
 pub(super) use self::policies::mesh;
 pub(super) use self::service::service;

@@ -48,7 +48,7 @@ fn refusal(text: &str) -> String {
 fn every_example_is_valid() {
     for (file, text) in yaml_files(&examples()) {
         let problems = if file.starts_with("proxy") {
-            read_bootstrap(&file, &text).err()
+            check_bootstrap(&file, &text).err()
         } else {
             read(&file, &text).err()
         };
@@ -66,7 +66,7 @@ fn every_invalid_example_is_refused_in_the_words_beside_it() {
     let folder = examples().join("invalid");
     for (file, text) in yaml_files(&folder) {
         let found = if file.starts_with("proxy") {
-            read_bootstrap(&file, &text).err()
+            check_bootstrap(&file, &text).err()
         } else {
             read(&file, &text).err()
         };
@@ -472,6 +472,15 @@ fn an_identity_comes_from_one_source_and_over_tls() {
         assert!(found.contains(expected), "{text}\n{found}");
     }
     read_bootstrap("p.yaml", "identity: { join: {} }\n").unwrap();
+    // What flags may add is not missed; what only another flag would mend is, by who is asked about the file alone.
+    check_bootstrap("p.yaml", "identity: { join: {} }\n").unwrap();
+    let text = "config: { path: a.yaml }\nidentity: { join: {} }\n";
+    read_bootstrap("p.yaml", text).unwrap();
+    let found = lines(&check_bootstrap("p.yaml", text).unwrap_err());
+    assert!(
+        found.contains("identity.join: joining the mesh takes a control API"),
+        "{found}"
+    );
 }
 
 #[test]

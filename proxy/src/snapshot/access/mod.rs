@@ -9,7 +9,6 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::request::Parts;
 use http::{Method, StatusCode};
 use outrigger_config::identity::{SpiffePattern, TlsMode};
 
@@ -78,6 +77,8 @@ pub(crate) struct Access {
     /// Who is allowed; `None`: everyone whom the mode lets in.
     rules: Option<Vec<Rule>>,
     audit: bool,
+    /// Whether a rule says paths: only then are they read in other ways.
+    looks_at_paths: bool,
     metrics: Arc<TlsMetrics>,
     plaintext: Arc<SourceMetrics>,
 }
@@ -128,6 +129,7 @@ impl Access {
                 service,
                 trust_domain,
                 has_identity,
+                looks_at_paths: rules.iter().flatten().any(|rule| !rule.paths.is_empty()),
                 rules,
                 audit,
             })
@@ -143,6 +145,11 @@ impl Access {
             TlsMode::Strict if raw => Opens::Tls,
             TlsMode::Strict | TlsMode::Permissive => Opens::Either,
         }
+    }
+
+    /// Whether a rule says paths.
+    pub(crate) const fn looks_at_paths(&self) -> bool {
+        self.looks_at_paths
     }
 
     /// The trust domain of the mesh, where it is said.
@@ -202,8 +209,8 @@ impl Access {
             return Ok(());
         }
         let who = source.id().map_or("a caller without an identity", |id| id);
-        let what = asked.map_or_else(String::new, |Asked { head, .. }| {
-            format!(" {} {}", head.method, head.uri.path())
+        let what = asked.map_or_else(String::new, |Asked { method, path, .. }| {
+            format!(" {method} {path}")
         });
         if self.audit {
             series.audited.inc();
@@ -220,6 +227,25 @@ impl Access {
         Err(Failure::new(Reason::Forbidden, detail))
     }
 
+    /// Whether a caller that was let in for this would be let in today, by the mode and the rules: what lasts is asked about
+    /// again with every push. Nothing is counted, since nothing is asked for.
+    ///
+    /// # Errors
+    /// When it would not.
+    pub(crate) fn still(&self, source: &Source, asked: Option<Asked<'_>>) -> Result<(), Failure> {
+        let service = &self.service;
+        if self.mode == TlsMode::Strict && source.peer.is_none() {
+            let detail = format!("{service} has become strict, and the caller spoke plaintext");
+            return Err(Failure::new(Reason::TlsRequired, detail));
+        }
+        if self.audit || self.allows(source, asked) {
+            return Ok(());
+        }
+        let who = source.id().map_or("a caller without an identity", |id| id);
+        let detail = format!("no rule of {service} allows {who} any more");
+        Err(Failure::new(Reason::Forbidden, detail))
+    }
+
     fn allows(&self, source: &Source, asked: Option<Asked<'_>>) -> bool {
         let Some(rules) = &self.rules else { return true };
         let Some(peer) = &source.peer else { return false };
@@ -233,18 +259,34 @@ impl Access {
 /// A request, as it is asked about.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked<'a> {
-    pub(crate) head: &'a Parts,
+    pub(crate) method: &'a Method,
+    /// Its path as its head has it.
+    pub(crate) path: &'a str,
     /// Its path in its one form; `None`: it has none. Another than that of the head only where a service keeps paths as
     /// they come.
     pub(crate) form: Option<&'a str>,
+    /// The widest that a server may take that form for (see `request::path::widest`); `None`: nothing that there is.
+    pub(crate) wide: Option<&'a str>,
 }
 
 impl Rule {
-    fn takes(&self, Asked { head, form }: Asked<'_>) -> bool {
+    fn takes(
+        &self,
+        Asked {
+            method,
+            path,
+            form,
+            wide,
+        }: Asked<'_>,
+    ) -> bool {
         let takes = |path: &str| self.paths.iter().any(|rule| rule.matches(path));
-        let path = head.uri.path();
-        (self.methods.is_empty() || self.methods.contains(&head.method))
-            // As it came and in its one form: which of them the application takes it for is not known here.
-            && (self.paths.is_empty() || takes(path) && form.is_some_and(|form| form == path || takes(form)))
+        // Whoever writes a whole path knows what the application takes it for.
+        let names = |form: &str| self.paths.iter().any(|rule| rule.is_exactly(form));
+        let takes_wide = |form: &str| wide == Some(form) || names(form) || wide.is_some_and(takes);
+        (self.methods.is_empty() || self.methods.contains(method))
+            // As it came, in its one form and in its widest reading: which of them the application takes it for is not known
+            // here.
+            && (self.paths.is_empty()
+                || takes(path) && form.is_some_and(|form| (form == path || takes(form)) && takes_wide(form)))
     }
 }

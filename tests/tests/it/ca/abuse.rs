@@ -1,7 +1,9 @@
 //! A token in the wrong hands: what is guessed is held back by its source, wherever it says it comes from, and nobody else
 //! is; what is too long is not read.
 
+use outrigger_tests::{eventually, within};
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt as _;
 
 use super::{Desk, ran};
 
@@ -144,4 +146,31 @@ async fn what_is_too_long_or_no_request_is_refused_and_uses_nothing_up() {
     assert_eq!(refusals.len(), 8);
     assert!(refusals.iter().all(|row| !row.to_string().contains(secret)));
     assert_eq!(desk.join(&token).0, 200);
+}
+
+#[tokio::test]
+async fn a_source_with_as_many_connections_as_it_may_have_gets_no_more_until_one_of_them_ends() {
+    let desk = Desk::new(&["--connections-per-source", "3"]).await;
+    let address = desk.url.strip_prefix("http://").unwrap();
+    // Whoever is silent holds its place all the same.
+    let connect = async || tokio::net::TcpStream::connect(address).await.unwrap();
+    let held = [connect().await, connect().await, connect().await];
+    let mut one_more = connect().await;
+    let ended = within("the fourth to be closed", one_more.read_u8()).await;
+    assert!(ended.is_err(), "{ended:?}");
+    let told = desk.api.logged("that there are too many", |line| {
+        line["message"]
+            .as_str()
+            .is_some_and(|text| text.contains("--connections-per-source"))
+    });
+    let told = told.await;
+    assert_eq!(
+        (&told["level"], &told["source"]),
+        (&json!("WARN"), &json!("127.0.0.1"))
+    );
+    drop(held);
+    eventually("the API to be heard again", async || {
+        (desk.run("status").await.code == 0).then_some(())
+    })
+    .await;
 }

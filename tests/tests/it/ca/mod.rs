@@ -4,6 +4,7 @@ mod abuse;
 mod given;
 mod joined;
 mod over_tls;
+mod polls;
 mod revocation;
 mod rotation;
 
@@ -145,6 +146,19 @@ impl Desk {
         self.post(&json!({ "csr": self.csr(), "token": token }), "")
     }
 
+    /// The request of somebody else: for another key.
+    fn other_csr(&self) -> String {
+        let name = format!("other-{}", fastrand::u64(..));
+        let files = format!("-keyout {name}.key -out {name}.csr -subj /CN=other");
+        ran(self.path(), &format!("openssl req -new {NEW_KEY} {files}"));
+        std::fs::read_to_string(self.path().join(format!("{name}.csr"))).unwrap()
+    }
+
+    /// Joins as somebody else: the same key is answered again, since the answer may have been lost.
+    fn join_as_other(&self, token: &str) -> (u16, Value) {
+        self.post(&json!({ "csr": self.other_csr(), "token": token }), "")
+    }
+
     /// Writes the certificates and the roots of an answer into files.
     fn keep(&self, answer: &Value) {
         for (name, field) in [("chain.pem", "certificates"), ("roots.pem", "bundle")] {
@@ -250,7 +264,7 @@ async fn every_abuse_of_a_token_is_refused_with_its_reason_and_written_down() {
     .await;
     let table = [
         (with(&short), "token-expired"),
-        (with(&once), "token-used-up"),
+        (json!({ "csr": desk.other_csr(), "token": once }), "token-used-up"),
         (with(&revoked), "token-revoked"),
         (with(&other_secret), "token-unknown"),
         (with("ort1.0000000000000000.AAAA.AAAA"), "token-malformed"),
@@ -295,7 +309,9 @@ async fn a_token_that_is_replayed_at_once_from_many_sides_lets_in_as_many_as_it_
     let desk = Desk::new(&[]).await;
     let token = desk.token("reviews", 2, "1h").await;
     let statuses: Vec<u16> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..10).map(|_| scope.spawn(|| desk.join(&token).0)).collect();
+        let threads: Vec<_> = (0..10)
+            .map(|_| scope.spawn(|| desk.join_as_other(&token).0))
+            .collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     assert_eq!(
@@ -338,9 +354,9 @@ async fn a_restart_keeps_the_root_the_tokens_and_the_log_and_the_key_is_for_its_
     desk.api.kill();
     let address = desk.url.strip_prefix("http://").unwrap().to_owned();
     (desk.api, desk.url) = serve(&desk.data(), &address, &[]).await;
-    let (status, second) = desk.join(&token);
+    let (status, second) = desk.join_as_other(&token);
     assert_eq!((status, &second["bundle"]), (200, &first["bundle"]), "{second}");
-    assert_eq!(desk.join(&token).1["reason"], "token-used-up");
+    assert_eq!(desk.join_as_other(&token).1["reason"], "token-used-up");
     let after = desk.audited().await;
     assert_eq!(after[..before.len()], before[..]);
     // The root without its key is said, with what to do.

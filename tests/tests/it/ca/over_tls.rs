@@ -62,6 +62,8 @@ async fn the_tool_knows_the_api_by_its_root_and_by_nothing_else() {
             "{}",
             ended.stderr
         );
+        let why = "its certificate leads to none of the roots that are trusted here";
+        assert!(ended.stderr.contains(why), "{}", ended.stderr);
     }
     let ended = desk.run("status").await;
     assert!(
@@ -81,9 +83,19 @@ async fn the_tool_knows_the_api_by_its_root_and_by_nothing_else() {
     let address = line.strip_prefix("ACCEPT ").unwrap().trim();
     let url = format!("https://{address}");
     let ended = outrigger(&["status", "--api", &url, "--api-ca", &known]).await;
+    let why = "it is spiffe://mesh.local/reviews, and spiffe://…/outrigger/control is meant";
     assert!(
-        ended.code == 1 && ended.stderr.contains(not_meant),
+        ended.code == 1 && ended.stderr.contains(not_meant) && ended.stderr.contains(why),
         "{}",
         ended.stderr
     );
+    // Plaintext where TLS is spoken, and TLS where plaintext is.
+    let plain = desk.url.replace("https", "http");
+    let ended = outrigger(&["status", "--api", &plain]).await;
+    assert!(ended.stderr.contains("ask it by https://"), "{}", ended.stderr);
+    let other = Desk::new(&[]).await;
+    let url = other.url.replace("http", "https");
+    let ended = outrigger(&["status", "--api", &url, "--api-ca", &known]).await;
+    let why = "does it speak plaintext there?";
+    assert!(ended.stderr.contains(why), "{}", ended.stderr);
 }

@@ -108,6 +108,29 @@ async fn what_a_token_let_in_is_revoked_together_with_it_and_nobody_else() {
         desk.keep(answer);
         assert_eq!(renewal_refused(&desk).as_deref(), Some("identity-revoked"));
     }
+    // The list of what is alive says so, and what is trusted again it says of too.
+    let marks = async || {
+        let list = desk.run("ca certificates --json").await.ok().json();
+        let all = list["certificates"].as_array().unwrap().clone();
+        let of_token = all.into_iter().filter(|found| found["token"] == id);
+        of_token.map(|found| found["revoked"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(marks().await, vec![json!(["serial", "join", "token"]); 2]);
+    let table = desk.run("ca certificates").await.ok().stdout;
+    assert_eq!(table.matches("serial, join, token").count(), 2, "{table}");
+    desk.run(&format!("revoke --undo --token {id}")).await.ok();
+    assert_eq!(marks().await, vec![json!(["token"]); 2]);
+    assert_eq!(renewal_refused(&desk), None);
+    let (_, refused) = desk.post(&body, "--cacert known.pem");
+    assert_eq!(
+        refused["reason"], "token-revoked",
+        "the token itself stays taken back"
+    );
+    desk.run("revoke --identity spiffe://mesh.local/reviews")
+        .await
+        .ok();
+    // One of the two was renewed meanwhile.
+    assert_eq!(marks().await, vec![json!(["identity", "token"]); 3]);
 }
 
 #[tokio::test]
