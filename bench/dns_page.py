@@ -126,8 +126,9 @@ EXPLAINED = {
     "scale up": f"A record more, {STEPS} times, at any moment of the TTL.",
     "scale down": f"A record less, {STEPS} times; its instance ends {DRAIN_SECONDS} s later.",
     f"{SAMPLE} of {SAMPLED} at random": f"Each answer has {SAMPLE} of {SAMPLED} records, chosen at random, as some DNS services do. "
-    "Half a minute to learn, half a minute to be judged by; changes and connections are those of the second. Outrigger closes a "
-    "connection that was idle for 3 s, Envoy after an hour.",
+    "Half a minute to learn, half a minute to be judged by; changes and connections are those of the second, to "
+    "which an address that no answer of the first named is an addition. Outrigger closes a connection that "
+    "was idle for 3 s, Envoy after an hour.",
     "TTL 0": f"Three records with a TTL of 0; after 20 s one more, {STEPS} times.",
 }
 
