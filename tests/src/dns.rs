@@ -285,7 +285,7 @@ fn pass_on(outside: Arc<UdpSocket>, inside: SocketAddr, message: Vec<u8>, asker:
 }
 
 /// A UDP and a TCP socket with the same port.
-async fn sockets() -> (UdpSocket, TcpListener) {
+pub(crate) async fn sockets() -> (UdpSocket, TcpListener) {
     crate::eventually("a port that is free for UDP and TCP", async || {
         let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.ok()?;
         let tcp = TcpListener::bind(udp.local_addr().ok()?).await.ok()?;

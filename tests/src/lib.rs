@@ -1,7 +1,7 @@
 //! The harness of the end-to-end tests: everything that stands around the real programs.
 //!
 //! The two programs run as child processes, as they do for their users; what surrounds them (upstreams, clients,
-//! load, a DNS server, a scripted control API) runs inside the test, each on a thread of its own, so that a test
+//! load, DNS servers, a scripted control API) runs inside the test, each on a thread of its own, so that a test
 //! that waits for a command never stops the servers that the command needs. HTTP is read and written by [`wire`],
 //! a strict reader with no leniency, because the tests judge the bytes. It does not use the crates that the
 //! proxy is built from: a fault that both shared would be seen by neither.
@@ -19,6 +19,8 @@ pub mod client;
 pub mod control_api;
 pub mod dig;
 pub mod dns;
+pub mod dns_scripted;
+pub mod dns_servers;
 pub mod ends;
 pub mod grpc;
 pub mod http2;
