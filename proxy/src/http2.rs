@@ -19,9 +19,13 @@ use crate::frames::Allowance;
 /// HTTP/1.1 heads may have here, so that crossing from one to the other loses none.
 pub(crate) const HEADERS_MAX: u32 = 64 * 1024;
 
-/// What a peer may send on one stream before we have passed it on: the bytes of two full socket reads. At a round
+/// What a caller may send on one stream before we have passed it on: the bytes of two full socket reads. At a round
 /// trip of 1 ms it lets 128 MB/s through.
 pub(crate) const STREAM_WINDOW: u32 = 128 * 1024;
+
+/// The same of an endpoint. It is what each answer holds whose caller does not read: five hundred of them take 28 MB with it and
+/// 36 with 48 KiB, where 32 MB is what there is. At a round trip of 1 ms it lets 32 MB/s through, of each answer.
+pub(crate) const ANSWER_WINDOW: u32 = 32 * 1024;
 
 /// What may wait inside a connection to be sent on one stream: one of HTTP/2's frames. Each stream whose caller does not
 /// read holds this, and the piece of its body that is at hand.
@@ -34,6 +38,8 @@ pub(crate) struct Received {
     /// What `content-length` promised; `h2` itself refuses a body that breaks the promise (RFC 9113 section 8.1.1).
     length: Option<u64>,
     data_over: bool,
+    /// What was handed over last, of which the peer has not been told that it may send as much again.
+    held: usize,
     /// A frame that was looked at and comes again next.
     put_back: Option<Box<Frame<Bytes>>>,
     /// What is known of the connection's streams.
@@ -48,6 +54,7 @@ impl Received {
             stream,
             length,
             data_over: false,
+            held: 0,
             put_back: None,
             allowance,
         }
@@ -77,10 +84,16 @@ impl Body for Received {
             return Poll::Ready(Some(Ok(*frame)));
         }
         if !self.data_over {
+            // Whoever asks for more has passed on what there was. Not before: else a reader that does not read holds a piece
+            // beside a full window.
+            let held = std::mem::take(&mut self.held);
+            if held > 0 {
+                // It fails only where the stream is gone, and its window with it.
+                let _ = self.stream.flow_control().release_capacity(held);
+            }
             match ready!(self.stream.poll_data(cx)) {
                 Some(Ok(data)) => {
-                    // Whoever polls has room for it: the peer may send as much again.
-                    let _ = self.stream.flow_control().release_capacity(data.len());
+                    self.held = data.len();
                     if let Some(length) = &mut self.length {
                         *length = length.saturating_sub(data.len() as u64);
                     }

@@ -27,7 +27,7 @@ use tokio_util::either::Either;
 use crate::arriving::Arriving;
 use crate::error::{Failure, Reason};
 use crate::frames::{Allowance, Watched};
-use crate::http2::{HEADERS_MAX, Received, SEND_BUFFER_MAX, STREAM_WINDOW, SendFailed, Sent, Tunnel};
+use crate::http2::{ANSWER_WINDOW, HEADERS_MAX, Received, SEND_BUFFER_MAX, SendFailed, Sent, Tunnel};
 use crate::interim::{self, Interim};
 use crate::timer::Deadline;
 use crate::tls::{Alpn, Session};
@@ -37,13 +37,13 @@ use crate::upstream::dial::{self, Dialled};
 use crate::upstream::outgoing::{OutgoingBody, Upload};
 use crate::upstream::pool::{Bounds, SendError, Switched};
 
-/// What an endpoint may send on one connection before we have passed it on: full windows of 128 streams whose callers
-/// do not read leave the others theirs.
-const CONNECTION_WINDOW: u32 = 128 * STREAM_WINDOW;
-
 /// The most requests at once on one connection, whatever the peer allows: past it a second connection spreads the
 /// work over the peer's threads.
-const STREAMS_MAX: usize = 1_000;
+const STREAMS_MAX: u32 = 1_000;
+
+/// What an endpoint may send on one connection before we have passed it on: the windows of all its streams, so that no
+/// callers that do not read leave the others without theirs.
+const CONNECTION_WINDOW: u32 = STREAMS_MAX * ANSWER_WINDOW;
 
 /// A connection without a request is closed after this. Closing says GOAWAY first, so that no request is lost by it;
 /// the 60 s of AWS load balancers.
@@ -83,7 +83,7 @@ impl Trunk {
         let allowance = Rc::<Allowance>::default();
         let handshake = h2::client::Builder::new()
             .initial_max_send_streams(0)
-            .initial_window_size(STREAM_WINDOW)
+            .initial_window_size(ANSWER_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(HEADERS_MAX)
             .max_send_buffer_size(SEND_BUFFER_MAX)
@@ -165,7 +165,11 @@ impl Trunk {
         if self.session.is_some() && self.has_expired(Instant::now()) {
             return None;
         }
-        let allowed = self.sender.borrow().current_max_send_streams().min(STREAMS_MAX);
+        let allowed = self
+            .sender
+            .borrow()
+            .current_max_send_streams()
+            .min(STREAMS_MAX as usize);
         (self.streams.get() < allowed).then(|| {
             self.streams.set(self.streams.get() + 1);
             Box::new(Stream {

@@ -2,11 +2,11 @@
 
 use std::net::SocketAddr;
 
-use outrigger_tests::Upstream;
 use outrigger_tests::http2::frame::{self, code, kind, setting};
-use outrigger_tests::http2::{Caller, Raw};
+use outrigger_tests::http2::{Answers, Caller, Http2Upstream, Raw};
 use outrigger_tests::wait::{eventually, within};
 use outrigger_tests::wire::Wire;
+use outrigger_tests::{ServiceFile, SidecarSpec, Upstream};
 
 use super::{Scene, head, number};
 
@@ -95,6 +95,34 @@ async fn five_hundred_readers_that_never_open_their_window_do_not_fill_the_sidec
 async fn five_hundred_readers_that_take_a_window_and_no_more_do_not_fill_the_sidecar() {
     let upstream = Upstream::start("unused").await;
     let mut scene = Scene::before(upstream, large_answers().await, "timeout: { request: 0s }").await;
+    readers_that_do_not_read(&mut scene, 65_535).await;
+}
+
+/// The same before an endpoint that speaks HTTP/2, which sends on all of its streams as far as their windows let it.
+async fn before_http2() -> (Scene, Http2Upstream) {
+    let body = vec![b'x'; LARGE];
+    let large = Http2Upstream::answering(Answers {
+        body,
+        ..Answers::default()
+    })
+    .await;
+    let file = ServiceFile::new("reviews").field("protocol: http2");
+    let file = file.backend("v1", &[large.address()]);
+    let file = file.route("default", &[("v1", 1)], "timeout: { request: 0s }");
+    let unused = Upstream::start("unused").await;
+    let spec = SidecarSpec::text("a", &file.to_string());
+    (Scene::started(unused, spec).await, large)
+}
+
+#[tokio::test]
+async fn five_hundred_readers_that_never_open_their_window_do_not_fill_the_sidecar_by_http2_either() {
+    let (mut scene, _endpoint) = before_http2().await;
+    readers_that_do_not_read(&mut scene, 0).await;
+}
+
+#[tokio::test]
+async fn five_hundred_readers_that_take_a_window_and_no_more_do_not_fill_the_sidecar_by_http2_either() {
+    let (mut scene, _endpoint) = before_http2().await;
     readers_that_do_not_read(&mut scene, 65_535).await;
 }
 
