@@ -79,9 +79,21 @@ def quiet_enough():
         report.say(f"the load average of this machine is {busy:.1f}: others are at work, and the figures will show it")
 
 
+def control_api(options, absent):
+    """The program that has the control API, where something is asked of it."""
+    if not {"push", "fleet"} & set(options.works):
+        return None
+    try:
+        return install.control_api(options.binary)
+    except install.Absent as reason:
+        absent["control"] = str(reason)
+        return None
+
+
 def measured(options, argv):
     """The result of a run of all works and experiments that are asked for."""
     field, absent = install.everything(options)
+    control = control_api(options, absent)
     for name, reason in absent.items():
         report.say(f"{name} is not measured: {reason}")
     quiet_enough()
@@ -94,7 +106,7 @@ def measured(options, argv):
         for work in (WORKS[key] for key in options.works if key in WORKS):
             who = [contestant for contestant in field if contestant.name in work.names]
             works.append(report.summarise_work(work, who, measure.run(work, who, options, directory)))
-        bench = Bench(options, directory, {contestant.name: contestant for contestant in field})
+        bench = Bench(options, directory, {contestant.name: contestant for contestant in field}, control)
         for key in (key for key in options.works if key in EXPERIMENTS):
             report.say(key)
             experiments.append(report.summarise_experiment(key, EXPERIMENTS[key].run(bench)))

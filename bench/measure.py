@@ -116,11 +116,8 @@ def one(work, contestant, sample, ports, rate, options, directory):
 
 def moderate_rate(contestants, ports, options, directory):
     """Requests a second for the open loop, in whole hundreds: a share of the most that the slowest can answer."""
-    most = []
-    for contestant in contestants:
-        work = replace(WORKS["paced"], tool="wrk")
-        if contestant.program is None:
-            continue
+    most, work = [], replace(WORKS["paced"], tool="wrk")
+    for contestant in (each for each in contestants if each.program):
         with proxy(work, contestant, ports, options, directory) as (_, own):
             load(work, own["PORT"], WARM_SECONDS, options, directory)
             most.append(load(work, own["PORT"], WARM_SECONDS, options, directory).per_second)

@@ -10,6 +10,7 @@ TITLES = {
     "envoy": "Envoy",
     "floor": "floor",
     "direct": "direct",
+    "control": "the control API",
 }
 HEADER = (
     "contestant", "version", "requests/s", "CPU µs/request", "× HAProxy", "× Envoy", "× floor",
@@ -93,7 +94,7 @@ def markdown(result):
         lines += [table(experiment["header"]), table(["---"] + ["--:"] * (len(experiment["header"]) - 1))]
         lines += [table(row) for row in experiment["rows"]]
         lines += [f"\nINVALID: {problem}" for problem in experiment["problems"]]
-    lines += [f"\n{TITLES[name]} was not measured: {reason}" for name, reason in result["absent"].items()]
+    lines += [f"\nNot measured, {TITLES[name]}: {reason}" for name, reason in result["absent"].items()]
     lines.append(READING.rstrip("\n"))
     lines += [table([bar["bar"], bar["measured"], verdict(bar["met"])]) for bar in result["bars"]]
     return "\n".join(lines) + "\n"
@@ -110,7 +111,7 @@ def ranges(work):
         for row in work["rows"]
         if row["cpu_us_range"]
     ]
-    return f"CPU µs/request, lowest and highest round: {', '.join(spread)}."
+    return f"CPU µs/request, lowest and highest of {work['rounds']} rounds: {', '.join(spread)}."
 
 
 def header(work):

@@ -87,9 +87,9 @@ class Work:
 def all_works():
     """In the order of the page."""
     yield Work("http1", "HTTP/1.1 hop", "wrk with 64 connections, one request on each at a time.", judged=True)
-    yield Work("http1-1k", "HTTP/1.1 hop, answers of 1 KiB", "The same with answers of 1 KiB.", body="k" * 1024)
+    yield Work("http1-1k", "HTTP/1.1 hop, answers of 1 KiB", "wrk with 64 connections, answers of 1 KiB.", body="k" * 1024)
     yield Work(
-        "http1-64k", "HTTP/1.1 hop, answers of 64 KiB", "The same with answers of 64 KiB, which the backend sends from a file.",
+        "http1-64k", "HTTP/1.1 hop, answers of 64 KiB", "wrk with 64 connections, answers of 64 KiB, which the backend sends from a file.",
         body="k" * 65536, words=FROM_FILE,
     )  # fmt: skip
     yield Work("http1-1", "HTTP/1.1 hop, one connection", "wrk with a single connection.", connections=1)
@@ -97,7 +97,7 @@ def all_works():
     yield Work(
         "connections", "HTTP/1.1 hop, new connections",
         "wrk with 64 connections that end with each answer (`Connection: close`): every request comes by a new one. "
-        "Those to the backend are kept, but by the floor.",
+        "Connections to the backend are kept, except by the floor.",
         headers=("Connection: close",),
     )  # fmt: skip
     yield Work(

@@ -30,6 +30,8 @@ class Bench:
     directory: str
     # The contestants that take part, by name.
     field: dict
+    # The program `outrigger`, which has the control API; None if there is none.
+    control: str | None = None
 
 
 def services(count, endpoints, moved=0):

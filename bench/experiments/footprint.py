@@ -10,6 +10,7 @@ from pathlib import Path
 
 import measure
 from contestants import command
+from page import TITLES
 from processes import Failed, Program, free_port
 from works import WORKS
 
@@ -31,7 +32,7 @@ def run(bench):
         f"(median of {STARTS}); the size is that of the file alone, and what a program links from the system is not in it. "
         f"*Idle* is after the first answer; *connections* with {CONNECTIONS:,} connections that asked once and wait; the last row "
         f"is Outrigger with {SERVICES:,} services of {ENDPOINTS} listed endpoints each, all known to the one worker.",
-        ("contestant", "binary", "start", "idle RSS", "idle PSS", f"RSS, {CONNECTIONS:,} connections", "PSS"),
+        ("contestant", "binary", "start", "idle RSS", "idle PSS", f"RSS, {CONNECTIONS:,} connections", f"PSS, {CONNECTIONS:,} connections"),
     )
     work = WORKS["http1"]
     with measure.backend(work, bench.options, bench.directory) as ports:
@@ -59,7 +60,7 @@ def attempt(found, bench, work, contestant, ports, key):
     size = os.path.getsize(Path(contestant.program).resolve())
     figures = {"start_seconds": statistics.median(starts), "idle_rss": idle[0], "connected_rss": connected[0], "size": size}
     found.figures[key] = figures
-    title = key if key != "outrigger-large" else f"outrigger, {SERVICES:,} services"
+    title = TITLES["outrigger"] + f", {SERVICES:,} services" if key == "outrigger-large" else TITLES[contestant.name]
     start = f"{figures['start_seconds'] * 1000:.0f} ms"
     found.rows.append([title, mib(size), start, *map(mib, (*idle, *connected))])
 
@@ -82,4 +83,5 @@ def asked_once(port):
 
 
 def mib(size):
-    return f"{size / 1024 / 1024:.1f} MiB"
+    # The floor's program has some kilobytes.
+    return f"{size / 1024 / 1024:.1f} MiB" if size > 100_000 else f"{size / 1024:.0f} KiB"

@@ -9,7 +9,6 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 
-import install
 import measure
 from load import pace
 from processes import Failed, Program, free_port
@@ -38,12 +37,12 @@ def run(bench):
         "API shares the other with the load and the backend, and yields to them.",
         ("", "requests/s", "pushes applied", "p50 µs", "p99 µs", "p99.9 µs", "failed"),
     )
-    if "outrigger" not in bench.field:
-        found.problems.append("outrigger does not take part")
+    if "outrigger" not in bench.field or not bench.control:
+        found.problems.append("outrigger-proxy or outrigger does not take part")
         return found
     try:
         samples = measured(bench)
-    except (Failed, OSError, http.client.HTTPException, install.Absent) as failure:
+    except (Failed, OSError, http.client.HTTPException) as failure:
         found.problems.append(str(failure))
         return found
     for pushing, title in ((False, "without pushes"), (True, "with pushes")):
@@ -94,7 +93,7 @@ def control_api(bench, core, before=()):
     """A control API of its own with an empty store, started by `before`; gives the program and its port."""
     port = free_port()
     data = f"{bench.directory}/store-{port}"
-    line = [*before, install.control_api(bench.options.binary), "serve", "--listen", f"127.0.0.1:{port}", "--data", data]
+    line = [*before, bench.control, "serve", "--listen", f"127.0.0.1:{port}", "--data", data]
     with Program("control-api", line, core, bench.directory) as running:
         running.wait_until(lambda: is_ready(port))
         yield running, port

@@ -44,7 +44,7 @@ def run(bench):
 def one(bench, count, ports):
     """(requests a second, CPU, p50, p99) of one load."""
     work = replace(WORKS["http1"], words={**WORKS["http1"].words, "ROUTES": routes(count)})
-    path = f"/route-{count - 1}/hello"
+    path = f"{prefix(count - 1)}/hello"
     with measure.proxy(work, bench.field["outrigger"], ports, bench.options, bench.directory) as (running, own):
         load(work, own["PORT"], measure.WARM_SECONDS, bench.options, bench.directory, path=path)
         before = running.cpu_seconds()
@@ -59,6 +59,11 @@ def routes(count):
     """Routes by prefix, the last of them for everything that no other matches: it answers the first question."""
     lines = ["routes:"]
     for number in range(count):
-        lines.append(f"  - {{ name: r{number}, match: [{{ path: {{ prefix: /route-{number} }} }}], to: [{{ backend: one }}] }}")
+        lines.append(f"  - {{ name: r{number}, match: [{{ path: {{ prefix: {prefix(number)} }} }}], to: [{{ backend: one }}] }}")
     lines.append("  - { name: default, to: [{ backend: one }] }")
     return "\n".join(lines) + "\n"
+
+
+def prefix(number):
+    """None is the beginning of another."""
+    return f"/route-{number:05}"
