@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+TEMPLATES = HERE / "contestants"
 
 
 @dataclass
@@ -38,7 +39,7 @@ CONFIGURATION = {
 
 def command(work, name, program, directory, ports):
     """The command line of a contestant, its configuration written into `directory`."""
-    words = {**work.words, **ports, "DIR": directory, "BODY": work.body}
+    words = {**work.words, **ports, "BODY": work.body}
     if work.pair and name in PAIR:
         return pair(name, program, directory, words)
     if name == "floor":
@@ -69,17 +70,17 @@ def pair(name, program, directory, words):
 
 
 def template(file, folder):
-    """The configuration of a folder's own, or the common one."""
-    own = HERE / "contestants" / folder / file
-    return own if own.exists() else HERE / "contestants" / file
+    """The name of a folder's own configuration, or of the common one."""
+    own = Path(folder) / file
+    return str(own) if (TEMPLATES / own).exists() else file
 
 
-def fill(source, directory, words):
-    """Copies a configuration into `directory`, its @NAMES@ replaced; answers its path."""
-    text = source.read_text()
-    # A word may hold others, which are further down in the order of the words.
-    for name, value in words.items():
+def fill(template, directory, words):
+    """Copies a configuration of contestants/ into `directory`, its @NAMES@ replaced; answers its path."""
+    text = (TEMPLATES / template).read_text()
+    # A word may hold others, which come after it.
+    for name, value in {**words, "DIR": directory}.items():
         text = text.replace(f"@{name}@", str(value))
-    path = Path(directory) / source.name
+    path = Path(directory) / Path(template).name
     path.write_text(text)
     return str(path)
