@@ -20,6 +20,15 @@ BUILD_SECONDS_MAX = 3600
 INSTALL_SECONDS_MAX = 900
 
 
+# What nginx needs for some of the works: TCP, and reading a call before it is answered.
+NGINX_MODULES = {
+    "tcp": (Path("/usr/lib/nginx/modules/ngx_stream_module.so"), "libnginx-mod-stream"),
+    "grpc": (Path("/usr/lib/nginx/modules/ngx_http_echo_module.so"), "libnginx-mod-http-echo"),
+}
+# Our own small programs, each a file of C beside this one.
+OWN = ("floor", "pace", "websocket", "fleet")
+
+
 class Absent(Exception):
     """A contestant cannot take part; the text says why and what to do."""
 
@@ -27,12 +36,14 @@ class Absent(Exception):
 def everything(options):
     """The contestants that take part, and for each other one the reason why not."""
     system_packages(options.names, options.works)
+    for name in OWN:
+        compile_own(name)
     find = {
         "outrigger": lambda: outrigger(options.binary),
         "haproxy": lambda: debian("haproxy", ["-v"]),
         "nginx": lambda: debian("nginx", ["-v"]),
         "envoy": envoy,
-        "floor": floor,
+        "floor": lambda: (built("floor"), ""),
         "direct": lambda: (None, ""),
     }
     field, absent = [], {}
@@ -59,18 +70,19 @@ def which(program):
 
 def system_packages(names, works):
     """Installs the missing Debian packages in one go."""
-    # nginx is always needed: it is the backend. gcc builds the floor.
-    wanted = {"wrk": "wrk", "nginx": "nginx", "taskset": "util-linux"}
-    if "http2" in works:
+    # nginx is always needed: it is the backend. A compiler builds our own programs.
+    wanted = {"wrk": "wrk", "nginx": "nginx", "taskset": "util-linux", "cc": "gcc libc6-dev"}
+    if {"http2", "grpc"} & set(works):
         wanted["h2load"] = "nghttp2-client"
         wanted["curl"] = "curl"
-    if "mtls" in works or "handshakes" in works:
+    if {"mtls", "handshakes"} & set(works):
         wanted["openssl"] = "openssl"
     if "haproxy" in names:
         wanted["haproxy"] = "haproxy"
-    if "floor" in names:
-        wanted["cc"] = "gcc libc6-dev"
     missing = {program: package for program, package in wanted.items() if which(program) is None}
+    for work, (module, package) in NGINX_MODULES.items():
+        if work in works and not module.exists():
+            missing[work] = package
     if "envoy" in names and not envoy_program() and subprocess.call(
         [sys.executable, "-c", "import ensurepip"], stderr=subprocess.DEVNULL
     ):
@@ -125,21 +137,31 @@ def outrigger(binary):
             raise Absent(f"--binary {binary}: not a program that can be run")
         path = str(Path(binary).resolve())
         return path, version_of(path, ["--version"])
-    path = str(build_outrigger())
+    path = str(build("outrigger-proxy"))
     revision = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True)
     return path, f"{version_of(path, ['--version'])} ({revision.stdout.strip() or 'no revision'})"
 
 
-def build_outrigger():
-    print("building outrigger-proxy with the release profile; the first time takes minutes", file=sys.stderr)
-    command = ["cargo", "build", "--release", "--locked", "--bin", "outrigger-proxy"]
+def control_api(binary):
+    """The program `outrigger`: beside the given outrigger-proxy, or built."""
+    if binary is None:
+        return str(build("outrigger"))
+    path = Path(binary).resolve().with_name("outrigger")
+    if not os.access(path, os.X_OK):
+        raise Absent(f"--binary {binary}: no program `outrigger` stands beside it, which has the control API")
+    return str(path)
+
+
+def build(program):
+    print(f"building {program} with the release profile; the first time takes minutes", file=sys.stderr)
+    command = ["cargo", "build", "--release", "--locked", "--bin", program]
     try:
         done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=BUILD_SECONDS_MAX)
     except (OSError, subprocess.TimeoutExpired) as failure:
         raise Absent(f"`{' '.join(command)}` did not end well: {failure}") from failure
     if done.returncode:
         raise Absent(f"`{' '.join(command)}` failed:\n{done.stderr[-2000:].strip()}")
-    return target().parent / "release" / "outrigger-proxy"
+    return target().parent / "release" / program
 
 
 def envoy_program():
@@ -164,8 +186,12 @@ def envoy():
     return str(program), version_of(program, ["--version"])
 
 
-def floor():
-    source, program = HERE / "floor.c", target() / "floor"
-    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
-        shell(["cc", "-O2", "-Wall", "-o", str(program), str(source)])
-    return str(program), ""
+def built(name):
+    """Where a program of our own stands."""
+    return str(target() / name)
+
+
+def compile_own(name):
+    program, sources = Path(built(name)), [HERE / f"{name}.c", HERE / "sockets.h"]
+    if not program.exists() or program.stat().st_mtime < max(source.stat().st_mtime for source in sources):
+        shell(["cc", "-O2", "-Wall", "-Wextra", "-o", str(program), str(sources[0])])

@@ -1,6 +1,6 @@
 """How figures are written, and the text of docs/performance.md around them.
 
-It computes nothing but ratios of two figures that stand in one table.
+It computes nothing but ratios and differences of two figures that stand in one table.
 """
 
 TITLES = {
@@ -10,11 +10,17 @@ TITLES = {
     "envoy": "Envoy",
     "floor": "floor",
     "direct": "direct",
+    "control": "the control API",
 }
 HEADER = (
     "contestant", "version", "requests/s", "CPU µs/request", "× HAProxy", "× Envoy", "× floor",
     "core busy", "p50 µs", "p99 µs", "idle RSS", "loaded RSS", "loaded PSS", "errors",
 )  # fmt: skip
+PACED_HEADER = (
+    "contestant", "version", "requests/s", "CPU µs/request", "p50 µs", "p99 µs", "p99.9 µs",
+    "added p50", "added p99", "added p99.9", "errors",
+)  # fmt: skip
+LATENCIES = ("p50_us", "p99_us", "p999_us")
 
 TOP = """# Performance
 
@@ -25,14 +31,26 @@ Written by `bench/run --write`; do not edit by hand. What runs, and why each con
 {command}
 ```
 
-{date}, {cpu}, {cores} cores{virtual}, {system}, Linux {kernel}. {rounds} rounds of {seconds} s each, medians. The proxy
-has one core and one worker thread; load and backend (nginx) share the other.
+{date}, {cpu}, {cores} cores{virtual}, {system}, Linux {kernel}. Medians of {rounds} rounds of {seconds} s each, of three
+rounds for works that no bar stands on. The proxy has one core and one worker thread; load and backend share the other.
+
+<picture>
+  <source media="(prefers-color-scheme: dark)" srcset="performance-dark.svg">
+  <img src="performance-light.svg" alt="CPU per request of each contestant for each work; the tables below have the figures">
+</picture>
 """
 
 WORK = """
-## One {title} {goes}
+## {title}
 
-{load}
+{sentence}
+
+"""
+
+EXPERIMENT = """
+## {title}
+
+{text}
 
 """
 
@@ -41,9 +59,12 @@ READING = """
 
 - **CPU µs/request** is the figure to compare: user and system time of every process and thread of the contestant,
   divided by the requests it answered. It does not depend on how fast the load generator is.
-- **requests/s, p50 and p99** are those of a whole machine with connections that ask again as soon as they are answered. The higher the rate, the longer the queue for the shared other core: compare them only between rows.
+- **requests/s, p50 and p99** are those of a whole machine with connections that ask again as soon as they are answered. The
+  higher the rate, the longer the queue for the shared other core: compare them only between rows. What a caller of a moderately
+  used service would see is the table at a fixed rate.
 - **core busy** is how much of its core the contestant used. Well below 100 %, the load was the limit and not the proxy.
-- **floor** is a bare epoll byte forwarder in C (bench/floor.c): what a hop costs at the least. **direct** is no proxy.
+- **floor** is a bare epoll byte forwarder in C (bench/floor.c): what a hop costs at the least. **direct** is no proxy. Where
+  connections are shared or messages change (HTTP/2, gRPC), a proxy that sends more with one system call can cost less.
 - **idle RSS** is read after the first answer, **loaded** right after the load. PSS counts pages that processes share
   once, RSS once for each process.
 - **errors** are answers other than 2xx and 3xx, and socket errors. A row with any is invalid and has no ratios.
@@ -51,15 +72,10 @@ READING = """
 
 ## Bars
 
-Those of the design that this run can judge. The CPU bars are against the same run.
+All of the design. The bars on CPU are against the same run.
 
 | bar | measured | |
 |---|---|---|
-"""
-
-BOTTOM = """
-Bars that this comparison does not measure yet: memory with 1,000 services, route cost at
-5,000 routes, a push under load, a push to 10,000 sidecars.
 """
 
 
@@ -69,32 +85,19 @@ def markdown(result):
     facts["virtual"] = " (virtual machine)" if result["machine"]["virtual"] else ""
     lines = [TOP.format(**facts).rstrip("\n")]
     for work in result["works"]:
-        lines.append(WORK.format(title=work["title"], goes=work["goes"], load=load(work, result)).rstrip("\n") + "\n")
-        lines += [table(HEADER), table(["---"] * 2 + ["--:"] * (len(HEADER) - 2))]
+        lines.append(WORK.format(**work).rstrip("\n") + "\n")
+        lines += [table(header(work)), table(["---"] * 2 + ["--:"] * (len(header(work)) - 2))]
         lines += [table(cells(row, work)) for row in work["rows"]]
         lines += ["", ranges(work)]
-    lines += [f"\n{TITLES[name]} was not measured: {reason}" for name, reason in result["absent"].items()]
+    for experiment in result["experiments"]:
+        lines.append(EXPERIMENT.format(**experiment).rstrip("\n") + "\n")
+        lines += [table(experiment["header"]), table(["---"] + ["--:"] * (len(experiment["header"]) - 1))]
+        lines += [table(row) for row in experiment["rows"]]
+        lines += [f"\nINVALID: {problem}" for problem in experiment["problems"]]
+    lines += [f"\nNot measured, {TITLES[name]}: {reason}" for name, reason in result["absent"].items()]
     lines.append(READING.rstrip("\n"))
-    bars = [bar for work in result["works"] for bar in work["bars"]]
-    lines += [table([bar["bar"], bar["measured"], verdict(bar["met"])]) for bar in bars]
-    return "\n".join(lines) + "\n" + BOTTOM
-
-
-def load(work, result):
-    """What the load of a work is, in a sentence."""
-    if work["handshakes"]:
-        return (
-            "`openssl s_time`, eight at a time: each request by a new TLS 1.3 connection with client certificates (P-256), "
-            "straight to the service's sidecar. CPU is that of both sidecars, of which one is idle."
-        )
-    if work["pair"]:
-        return (
-            f"wrk with {result['connections']} connections, HTTP/1.1 to the caller's sidecar, mTLS (TLS 1.3, kept connections) to "
-            "the service's, HTTP/1.1 to the backend. Both sidecars, a process each, on the one core: CPU and memory are of both."
-        )
-    if not work["clients"]:
-        return f"wrk with {result['connections']} connections, one request on each at a time."
-    return f"h2load with {work['clients']} connections and {work['streams']} streams on each at a time; HTTP/2 on both sides."
+    lines += [table([bar["bar"], bar["measured"], verdict(bar["met"])]) for bar in result["bars"]]
+    return "\n".join(lines) + "\n"
 
 
 def table(row):
@@ -108,34 +111,38 @@ def ranges(work):
         for row in work["rows"]
         if row["cpu_us_range"]
     ]
-    return f"CPU µs/request, lowest and highest round: {', '.join(spread)}."
+    return f"CPU µs/request, lowest and highest of {work['rounds']} rounds: {', '.join(spread)}."
+
+
+def header(work):
+    return PACED_HEADER if work["paced"] else HEADER
 
 
 def cells(row, work):
     """One line of the table, as text."""
     anchors = {each["name"]: each for each in work["rows"]}
+    begin = [TITLES[row["name"]], row["version"] or "-", number(row["requests_per_second"], 0), number(row["cpu_us"], 1)]
+    errors = "none" if row["valid"] else "INVALID"
+    if work["paced"]:
+        direct = anchors.get("direct")
+        return begin + [number(row[name], 0) for name in LATENCIES] + [added(row, direct, name) for name in LATENCIES] + [errors]
     against = [times(row, anchors.get(anchor)) for anchor in ("haproxy", "envoy", "floor")]
     busy = "-" if row["core_busy"] is None else f"{row['core_busy']:.0%}".replace("%", " %")
-    return [
-        TITLES[row["name"]],
-        row["version"] or "-",
-        number(row["requests_per_second"], 0),
-        number(row["cpu_us"], 1),
-        *against,
-        busy,
-        number(row["p50_us"], 0),
-        number(row["p99_us"], 0),
-        mebibytes(row["idle_rss"]),
-        mebibytes(row["loaded_rss"]),
-        mebibytes(row["loaded_pss"]),
-        "none" if row["valid"] else "INVALID",
-    ]
+    memory = [mebibytes(row[name]) for name in ("idle_rss", "loaded_rss", "loaded_pss")]
+    return [*begin, *against, busy, number(row["p50_us"], 0), number(row["p99_us"], 0), *memory, errors]
 
 
 def times(row, anchor):
     if not anchor or not anchor["valid"] or not row["valid"] or not anchor["cpu_us"] or not row["cpu_us"]:
         return "-"
     return f"{row['cpu_us'] / anchor['cpu_us']:.2f}"
+
+
+def added(row, direct, name):
+    """How much more a latency is than without a proxy."""
+    if not direct or row is direct or not direct["valid"] or not row["valid"]:
+        return "-"
+    return f"{row[name] - direct[name]:+,.0f}"
 
 
 def number(value, digits):

@@ -15,7 +15,7 @@ TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 START_SECONDS_MAX = 20
 # After SIGTERM. All load has ended by then, so nobody has anything to finish.
 STOP_SECONDS_MAX = 3
-# Sockets for 10,000 connections on both sides; a container's usual limit of 1024 would be met by --connections 512.
+# Sockets for 1,000 connections on both sides, and for 10,000 of the control API; a container's usual limit is 1024.
 OPEN_FILES = 20_000
 
 
@@ -61,15 +61,15 @@ class Program:
         except ProcessLookupError:
             pass
 
-    def wait_until(self, ready):
-        """Waits for `ready()` to be true, as long as the program lives."""
+    def wait_until(self, ready, every=0.05):
+        """Waits for `ready()` to be true, as long as the program lives; asks `every` so many seconds."""
         deadline = time.monotonic() + START_SECONDS_MAX
         while not ready():
             if self.process.poll() is not None:
                 raise Failed(f"{self.name} ended with {self.process.returncode}: {self.last_words()}")
             if time.monotonic() > deadline:
                 raise Failed(f"{self.name} did not answer within {START_SECONDS_MAX} s: {self.last_words()}")
-            time.sleep(0.05)
+            time.sleep(every)
 
     def last_words(self):
         return self.log.read_text(errors="replace").strip()[-1000:] or "it wrote nothing"

@@ -1,6 +1,6 @@
-"""From samples to figures: medians, ratios, bars; as a table, as JSON, as docs/performance.md.
+"""From samples to figures: medians of the rounds; as a table, as JSON, as docs/performance.md.
 
-It measures nothing.
+It measures nothing and judges nothing (bars.py).
 """
 
 import datetime
@@ -10,15 +10,17 @@ import platform
 import re
 import statistics
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+import bars
 import page
+import plot
 from contestants import HERE
 
-# Resident memory of an idle sidecar, at most.
-IDLE_MEMORY_BAR = 12 * 1024 * 1024
+DOCS = HERE.parent / "docs"
 MEDIANS = (
-    "requests_per_second", "cpu_us", "core_busy", "p50_us", "p99_us",
+    "requests_per_second", "cpu_us", "core_busy", "p50_us", "p99_us", "p999_us",
     "idle_rss", "idle_pss", "loaded_rss", "loaded_pss", "upstream_connections",
 )  # fmt: skip
 
@@ -28,34 +30,41 @@ def say(text):
 
 
 def summarise_work(work, field, samples):
-    """What is known of one work: a row for each contestant, and the bars."""
-    rows = [row(contestant, [s for s in samples if s.name == contestant.name]) for contestant in field]
+    """What is known of one work: a row for each contestant."""
     return {
         "work": work.key,
         "title": work.title,
-        "clients": work.clients,
-        "streams": work.streams,
-        "goes": work.goes,
-        "handshakes": work.handshakes,
-        "pair": work.pair,
-        "rows": rows,
-        "bars": bars(work, {row["name"]: row for row in rows}),
+        "sentence": work.sentence,
+        "paced": work.tool == "pace",
+        "rounds": max((sample.round for sample in samples), default=0),
+        "rows": [row(contestant, [s for s in samples if s.name == contestant.name]) for contestant in field],
         "samples": [sample.as_dict() for sample in samples],
     }
 
 
-def summarise(works, absent, options, argv):
-    """Everything that is known after a run, ready for any of the three outputs."""
-    return {
+def summarise_experiment(key, found):
+    return {"key": key, **asdict(found)}
+
+
+def summarise(works, experiments, absent, options, argv):
+    """Everything that is known after a run, ready for any of the outputs."""
+    result = {
         "command": shown_command(argv),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": machine(),
         "rounds": options.rounds,
         "seconds": options.seconds,
-        "connections": options.connections,
         "works": works,
+        "experiments": experiments,
         "absent": absent,
     }
+    return {**result, "bars": bars.judge(result)}
+
+
+def is_clean(result):
+    """Whether everything ran without an error; a bar that is not met is no error."""
+    rows = [row["valid"] for work in result["works"] for row in work["rows"]]
+    return all(rows) and not result["absent"] and not any(each["problems"] for each in result["experiments"])
 
 
 def row(contestant, samples):
@@ -68,40 +77,6 @@ def row(contestant, samples):
     spent = [sample.cpu_us for sample in samples if sample.cpu_us is not None]
     result["cpu_us_range"] = [min(spent), max(spent)] if spent else None
     return result
-
-
-def ratio(rows, name, anchor):
-    """CPU per request of one against another, or None where either is missing or invalid."""
-    ours, theirs = rows.get(name), rows.get(anchor)
-    if not (ours and theirs and ours["valid"] and theirs["valid"] and ours["cpu_us"] and theirs["cpu_us"]):
-        return None
-    return ours["cpu_us"] / theirs["cpu_us"]
-
-
-def bars(work, rows):
-    """Each bar that this work can judge: what it is, what was measured, whether it is met (None: not judged)."""
-    judged = []
-    for anchor, limit in work.cpu_bars.items():
-        value = ratio(rows, "outrigger", anchor)
-        judged.append(
-            {
-                "bar": f"{work.title} {work.goes}, CPU per request: at most {limit:g} × {page.TITLES[anchor]}",
-                "measured": "not measured" if value is None else f"{value:.2f} ×",
-                "met": None if value is None else round(value, 2) <= limit,
-            }
-        )
-    if work.pair:
-        return judged
-    ours = rows.get("outrigger")
-    idle = ours["idle_rss"] if ours and ours["valid"] else None
-    judged.append(
-        {
-            "bar": f"resident memory, idle, one service by {work.title}: at most 12 MiB",
-            "measured": "not measured" if idle is None else page.mebibytes(idle),
-            "met": None if idle is None else idle <= IDLE_MEMORY_BAR,
-        }
-    )
-    return judged
 
 
 def shown_command(argv):
@@ -131,23 +106,35 @@ def machine():
 
 
 def terminal(result):
-    """The table of each work for the terminal, and the bars below it."""
+    """Every table for the terminal, and below them the bars that this run judges."""
     lines = [line for work in result["works"] for line in terminal_work(work)]
+    lines += [line for experiment in result["experiments"] for line in terminal_experiment(experiment)]
+    lines.append("")
+    lines += [f"{page.verdict(bar['met']):<12} {bar['bar']}: {bar['measured']}" for bar in judged(result)]
     return "\n".join(lines + [f"{name}: not measured: {reason}" for name, reason in result["absent"].items()])
 
 
+def judged(result):
+    """The bars whose work ran."""
+    ran = {work["work"] for work in result["works"]} | {each["key"] for each in result["experiments"]}
+    return [bar for bar in result["bars"] if bar["key"] in ran]
+
+
 def terminal_work(work):
-    rows = [page.HEADER, *(page.cells(row, work) for row in work["rows"])]
-    widths = [max(len(cells[column]) for cells in rows) for column in range(len(page.HEADER))]
-    lines = ["", f"{work['title']} {work['goes']}"]
-    lines += ["  ".join(pad(cell, width, n) for n, (cell, width) in enumerate(zip(cells, widths))) for cells in rows]
-    for each in work["rows"]:
-        lines += [f"{each['name']}: INVALID: {problem}" for problem in each["problems"]]
-    return lines + [""] + [f"{page.verdict(bar['met']):<12} {bar['bar']}: {bar['measured']}" for bar in work["bars"]]
+    lines = ["", work["title"], *aligned([page.header(work), *(page.cells(row, work) for row in work["rows"])], 2)]
+    return lines + [f"{each['name']}: INVALID: {problem}" for each in work["rows"] for problem in each["problems"]]
 
 
-def pad(cell, width, column):
-    return cell.ljust(width) if column < 2 else cell.rjust(width)
+def terminal_experiment(experiment):
+    lines = ["", experiment["title"], *aligned([experiment["header"], *experiment["rows"]], 1)]
+    return lines + [f"INVALID: {problem}" for problem in experiment["problems"]]
+
+
+def aligned(rows, texts):
+    """The rows as lines, the first `texts` columns to the left and the numbers to the right."""
+    widths = [max(len(cells[column]) for cells in rows) for column in range(len(rows[0]))]
+    pad = lambda cell, width, column: cell.ljust(width) if column < texts else cell.rjust(width)
+    return ["  ".join(pad(cell, width, n) for n, (cell, width) in enumerate(zip(cells, widths))) for cells in rows]
 
 
 def write_json(result, path):
@@ -158,8 +145,16 @@ def write_json(result, path):
         Path(path).write_text(text)
 
 
+def read_json(path):
+    """A result as `write_json` left it, judged anew."""
+    result = json.loads(Path(path).read_text())
+    return {**result, "bars": bars.judge(result)}
+
+
 def write_page(result):
-    path = HERE.parent / "docs" / "performance.md"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(page.markdown(result))
-    say("wrote docs/performance.md")
+    """docs/performance.md and its plot, which has one file for a light page and one for a dark one."""
+    DOCS.mkdir(exist_ok=True)
+    (DOCS / "performance.md").write_text(page.markdown(result))
+    for theme in plot.THEMES:
+        (DOCS / f"performance-{theme}.svg").write_text(plot.svg(result, theme))
+    say("wrote docs/performance.md, docs/performance-light.svg and docs/performance-dark.svg")
