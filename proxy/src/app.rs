@@ -194,10 +194,7 @@ impl Sidecar {
             &logger,
             (&drain, &metrics.lost_workers()),
         )?;
-        let around = names.as_ref().and_then(Names::instead_of_the_system);
-        let servers = around.filter(|_| dns.is_empty()).unwrap_or(&dns);
-        let resolver = Resolver::with_files(servers, system_files)?;
-        tokio::task::spawn_local(resolver.clone().keep_current());
+        let resolver = resolver(names.as_ref(), &dns, system_files)?;
         let identity = IdentitySource::of(&bootstrap, token, &resolver)?;
         let known = Known {
             identities: Arc::clone(&identities),
@@ -225,10 +222,7 @@ impl Sidecar {
             servers,
             drain: drain.clone(),
         });
-        for (socket, which) in [(scrape, Pages::Scrape), (admin, Pages::Admin)] {
-            let (socket, _) = admin::listener(socket)?;
-            tokio::task::spawn_local(admin::serve(Rc::clone(&pages), socket, which));
-        }
+        show(&pages, scrape, admin)?;
         listener::start_accepting(listeners, &workers, &metrics, &drain)?;
         let service = bootstrap.node.service.clone();
         tokio::task::spawn_local(tell_if_other(Arc::clone(&identities), service));
@@ -242,6 +236,28 @@ impl Sidecar {
         last_words(workers.into_threads().into_iter().chain([writing]).collect()).await;
         Ok(())
     }
+}
+
+/// Serves the pages of operators.
+fn show(
+    pages: &Rc<Admin>,
+    scrape: std::net::TcpListener,
+    admin: std::net::TcpListener,
+) -> anyhow::Result<()> {
+    for (socket, which) in [(scrape, Pages::Scrape), (admin, Pages::Admin)] {
+        let (socket, _) = admin::listener(socket)?;
+        tokio::task::spawn_local(admin::serve(Rc::clone(pages), socket, which));
+    }
+    Ok(())
+}
+
+/// Who asks DNS for this sidecar: never its own listener for names, if the system's files lead there.
+fn resolver(names: Option<&Names>, dns: &[SocketAddr], files: SystemFiles) -> anyhow::Result<Resolver> {
+    let around = names.and_then(Names::instead_of_the_system);
+    let servers = around.filter(|_| dns.is_empty()).unwrap_or(dns);
+    let resolver = Resolver::with_files(servers, files)?;
+    tokio::task::spawn_local(resolver.clone().keep_current());
+    Ok(resolver)
 }
 
 /// Reads what the ports at the edge show of themselves, and keeps it as its files are.
