@@ -42,6 +42,8 @@ pub(super) struct Exchange {
     stream: Stream,
     /// What was read and is not understood yet.
     came: Bytes,
+    /// Whether a line has ended since a head was last looked for: one that comes byte by byte is not read again for each.
+    line_ended: bool,
     /// Where the body of an answer is read to.
     room: BytesMut,
     waiting: Waiting,
@@ -96,6 +98,7 @@ impl Exchange {
         Self {
             stream,
             came: Bytes::new(),
+            line_ended: false,
             room: BytesMut::new(),
             waiting: Waiting::default(),
             upload: None,
@@ -157,7 +160,7 @@ impl Exchange {
             return Poll::Ready(Err(SendError::CallerBroke(broken)));
         }
         loop {
-            if !self.came.is_empty() {
+            if std::mem::take(&mut self.line_ended) {
                 match read_head(&self.came, &mut self.fields, self.to_head) {
                     Ok(Some((said, length))) => {
                         self.has_read(length);
@@ -172,6 +175,7 @@ impl Exchange {
                                 if let Err(broken) = self.write(cx) {
                                     return Poll::Ready(Err(SendError::CallerBroke(broken)));
                                 }
+                                self.line_ended = !self.came.is_empty();
                                 continue;
                             }
                         }
@@ -281,6 +285,7 @@ impl Exchange {
         let mut buffer = ReadBuf::uninit(&mut bytes);
         ready!(AsyncRead::poll_read(Pin::new(&mut self.stream), cx, &mut buffer))?;
         let more = buffer.filled();
+        self.line_ended = more.contains(&b'\n') || self.came.len() + more.len() >= BUFFER_MAX;
         self.came = match self.came.is_empty() {
             true => Bytes::copy_from_slice(more),
             false => Bytes::from([&self.came, more].concat()),
