@@ -146,7 +146,7 @@ async fn accept(
     seats: Vec<Seat>,
     drain: Drain,
 ) {
-    let mut failing = false;
+    let (mut failing, mut turn) = (false, 0_usize);
     loop {
         let accepted = tokio::select! {
             // First, so that the door is closed only when nobody waits in it: a connection that the kernel has made
@@ -171,8 +171,12 @@ async fn accept(
                 continue;
             }
         };
-        let Some(seat) = seats
+        // Of those with equally few each has its turn, so that short connections are not all the first one's.
+        turn = (turn + 1).checked_rem(seats.len()).unwrap_or_default();
+        let (before, from) = seats.split_at(turn);
+        let Some(seat) = from
             .iter()
+            .chain(before)
             // A worker that died would for ever be the one with the fewest.
             .filter(|seat| !seat.arrivals.is_closed())
             .min_by_key(|seat| seat.connections.load(Ordering::Relaxed))

@@ -80,4 +80,5 @@ mod tidy;
 mod timeouts;
 mod trailers;
 mod twins;
+mod workers;
 mod workload_api;
