@@ -129,8 +129,15 @@ impl Exchange {
         stands
     }
 
-    /// Takes a request. It leaves as [`Self::poll_answer`] is polled.
-    pub(super) fn begin(&mut self, request: Request<OutgoingBody>) {
+    /// Takes a request, and sends of it what can be sent. The rest leaves as [`Self::poll_answer`] is polled.
+    ///
+    /// # Errors
+    /// When its body breaks off.
+    pub(super) fn begin(
+        &mut self,
+        request: Request<OutgoingBody>,
+        cx: &mut Context<'_>,
+    ) -> Result<(), SendError> {
         let (mut head, body) = request.into_parts();
         let bodiless = body.is_end_stream();
         let mut out = BytesMut::with_capacity(HEAD_WRITTEN);
@@ -148,6 +155,7 @@ impl Exchange {
         self.fields = head.headers;
         self.allowance = Allowance::default();
         self.answering = true;
+        self.write(cx).map_err(SendError::CallerBroke)
     }
 
     /// Sends what can be sent, and reads until the head of the answer is there. What comes before it is passed on.

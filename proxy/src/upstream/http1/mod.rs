@@ -153,13 +153,19 @@ impl Connection {
             }
         };
         let sent = std::future::poll_fn(|cx| {
-            if request.is_some() && !exchange.stands(cx) {
-                return Poll::Ready(Err(SendError::NotSent));
-            }
-            if let Some(request) = request.take() {
-                exchange.begin(request);
-            }
-            match exchange.poll_answer(cx, interim) {
+            let answer = match request.is_some() {
+                false => exchange.poll_answer(cx, interim),
+                true if !exchange.stands(cx) => Poll::Ready(Err(SendError::NotSent)),
+                // It has just been looked at, and will wake for what comes: an answer cannot have come by now.
+                true => match request
+                    .take()
+                    .map_or(Ok(()), |request| exchange.begin(request, cx))
+                {
+                    Ok(()) => Poll::Pending,
+                    Err(broken) => Poll::Ready(Err(broken)),
+                },
+            };
+            match answer {
                 Poll::Ready(answer) => Poll::Ready(answer),
                 Poll::Pending => bounds.poll(deadline, upload.as_ref(), cx).map(Err),
             }
