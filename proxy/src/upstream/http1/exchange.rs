@@ -42,7 +42,7 @@ pub(super) struct Exchange {
     stream: Stream,
     /// What was read and is not understood yet.
     came: Bytes,
-    /// Whether a line has ended since a head was last looked for: one that comes byte by byte is not read again for each.
+    /// Whether a head is worth looking for: a line has ended since. One that comes byte by byte is not read again for each.
     line_ended: bool,
     /// Where the body of an answer is read to.
     room: BytesMut,
@@ -168,7 +168,7 @@ impl Exchange {
             return Poll::Ready(Err(SendError::CallerBroke(broken)));
         }
         loop {
-            if std::mem::take(&mut self.line_ended) {
+            if std::mem::take(&mut self.line_ended) && !self.came.is_empty() {
                 match read_head(&self.came, &mut self.fields, self.to_head) {
                     Ok(Some((said, length))) => {
                         self.has_read(length);
@@ -293,8 +293,10 @@ impl Exchange {
         let mut buffer = ReadBuf::uninit(&mut bytes);
         ready!(AsyncRead::poll_read(Pin::new(&mut self.stream), cx, &mut buffer))?;
         let more = buffer.filled();
-        self.line_ended = more.contains(&b'\n') || self.came.len() + more.len() >= BUFFER_MAX;
-        self.came = match self.came.is_empty() {
+        // The first bytes tell whether it is HTTP at all.
+        let first = self.came.is_empty();
+        self.line_ended = first || more.contains(&b'\n') || self.came.len() + more.len() >= BUFFER_MAX;
+        self.came = match first {
             true => Bytes::copy_from_slice(more),
             false => Bytes::from([&self.came, more].concat()),
         };
