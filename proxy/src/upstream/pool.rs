@@ -165,13 +165,12 @@ impl Carrier {
 
     /// Whether the request's body, which may go on while the answer comes, has moved since this was last asked.
     pub(crate) fn uploads(&self) -> bool {
-        match self {
-            Self::Own(_) | Self::Apart(_) => false,
-            Self::Shared(stream) => stream
-                .upload
-                .as_ref()
-                .is_some_and(|upload| !upload.has_ended() && upload.moves()),
-        }
+        let upload = match self {
+            Self::Own(connection) => connection.upload.as_ref(),
+            Self::Shared(stream) => stream.upload.as_ref(),
+            Self::Apart(_) => None,
+        };
+        upload.is_some_and(|upload| !upload.has_ended() && upload.moves())
     }
 
     /// Takes no other request after this one.

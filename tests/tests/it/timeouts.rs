@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use outrigger_tests::wait::{PATIENCE, eventually, within};
-use outrigger_tests::{Answer, Ask, Behaviour, Sidecar, Upstream, simple};
+use outrigger_tests::wire::{Framing, Wire};
+use outrigger_tests::{Answer, Ask, Behaviour, ServiceFile, Sidecar, Upstream, simple};
+use tokio::net::TcpListener;
 
 #[tokio::test]
 async fn a_request_that_takes_too_long_is_a_504_and_the_upstream_is_let_go() {
@@ -131,6 +133,35 @@ async fn an_upload_that_falls_silent_is_given_up() {
     let reply = within("the end of the upload", connection.reply_to("POST")).await;
     let reply = reply.expect("an answer that says why, not a closed connection");
     assert_eq!(reply.reason(), Some("idle-timeout"), "{reply:?}");
+}
+
+#[tokio::test]
+async fn an_upload_that_moves_is_not_cut_because_its_answer_has_only_begun() {
+    const IDLE: Duration = Duration::from_secs(1);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let file = ServiceFile::new("reviews").backend("v1", &[listener.local_addr().unwrap()]);
+    let file = file.route("default", &[("v1", 1)], "timeout: { request: 0s, idle: 1s }");
+    let sidecar = Sidecar::of(file).await;
+    let endpoint = tokio::spawn(async move {
+        let mut wire = Wire::new(listener.accept().await.unwrap().0);
+        wire.head().await.unwrap().unwrap();
+        let head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+        wire.send(head).await.unwrap();
+        let upload = wire.body(Framing::Chunked, 100).await;
+        wire.send(b"2\r\nok\r\n0\r\n\r\n").await.unwrap();
+        upload
+    });
+    let mut caller = sidecar.client().connect().await;
+    let head = b"POST / HTTP/1.1\r\nhost: reviews\r\ntransfer-encoding: chunked\r\n\r\n";
+    caller.wire().send(head).await.unwrap();
+    for _ in 0..15 {
+        caller.wire().send(b"1\r\nx\r\n").await.unwrap();
+        tokio::time::sleep(IDLE / 5).await;
+    }
+    caller.wire().send(b"0\r\n\r\n").await.unwrap();
+    let reply = within("the answer", caller.reply_to("POST")).await.unwrap();
+    assert_eq!((reply.status(), reply.text().as_str(), reply.body.cut), (200, "ok", None));
+    assert_eq!(within("the upload", endpoint).await.unwrap().bytes.len(), 15);
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 //! [`crate::http1`]'s. Memory that is written or read for a moment only is taken for that moment, so that all connections
 //! of a thread use the same, which is warm; an idle one holds none.
 
+use std::future::Future;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
@@ -13,6 +14,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{HeaderMap, Method, Request, Response};
 use http_body::{Body, Frame};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::coop::unconstrained;
 use tokio_util::io::poll_read_buf;
 
 use crate::arriving::{Arriving, Broken, sifted};
@@ -122,9 +124,12 @@ impl Exchange {
 
     /// Whether the endpoint has neither closed it nor said anything that nobody asked for (RFC 9112 section 9.2).
     pub(super) fn stands(&mut self, cx: &mut Context<'_>) -> bool {
-        let mut bytes = [MaybeUninit::uninit(); 1];
-        let stands = AsyncRead::poll_read(Pin::new(&mut self.stream), cx, &mut ReadBuf::uninit(&mut bytes))
-            .is_pending();
+        let look = std::future::poll_fn(|cx| {
+            let mut bytes = [MaybeUninit::uninit(); 1];
+            AsyncRead::poll_read(Pin::new(&mut self.stream), cx, &mut ReadBuf::uninit(&mut bytes))
+        });
+        // A task that has had its turn would see nothing, whatever there is.
+        let stands = std::pin::pin!(unconstrained(look)).poll(cx).is_pending();
         self.keeps &= stands;
         stands
     }
@@ -209,7 +214,7 @@ impl Exchange {
         content: &mut Content,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        if (self.upload.is_some() || !self.waiting.is_empty())
+        if (self.upload.is_some() || !self.waiting.is_empty() || self.waiting.flush)
             && let Err(broken) = self.write(cx)
         {
             return Poll::Ready(Some(Err(Broken::Request(Box::new(broken)))));
@@ -277,6 +282,7 @@ impl Exchange {
 
     fn has_answered(&mut self) {
         self.answering = false;
+        self.room = BytesMut::new();
     }
 
     /// So many bytes of what came are understood. An empty rest would hold on to all of them.
@@ -296,9 +302,13 @@ impl Exchange {
         // The first bytes tell whether it is HTTP at all.
         let first = self.came.is_empty();
         self.line_ended = first || more.contains(&b'\n') || self.came.len() + more.len() >= BUFFER_MAX;
-        self.came = match first {
-            true => Bytes::copy_from_slice(more),
-            false => Bytes::from([&self.came, more].concat()),
+        self.came = match std::mem::take(&mut self.came).try_into_mut() {
+            Ok(mut begun) if !first => {
+                begun.extend_from_slice(more);
+                begun.freeze()
+            }
+            Err(begun) if !first => Bytes::from([&begun, more].concat()),
+            _ => Bytes::copy_from_slice(more),
         };
         Poll::Ready(Ok(!more.is_empty()))
     }
@@ -312,7 +322,14 @@ impl Exchange {
             self.room = BytesMut::new();
         }
         let count = ready!(read)?;
-        self.came = self.room.split().freeze();
+        self.came = if count < BUFFER_MAX / 4 {
+            // A small piece would hold on to all of the room, and there may be thousands of them on their way.
+            let piece = Bytes::copy_from_slice(&self.room);
+            self.room.clear();
+            piece
+        } else {
+            self.room.split().freeze()
+        };
         Poll::Ready(Ok(count > 0))
     }
 
@@ -409,5 +426,79 @@ impl Exchange {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use http::Version;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// The two ends of a connection: what is driven, and its endpoint.
+    async fn pair() -> (Exchange, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (endpoint, _) = listener.accept().await.unwrap();
+        (Exchange::new(ours.into()), endpoint)
+    }
+
+    fn get() -> Request<OutgoingBody> {
+        Request::new(OutgoingBody::Empty)
+    }
+
+    #[tokio::test]
+    async fn a_connection_whose_answer_is_over_holds_no_memory_for_the_next() {
+        const LENGTH: usize = 100_000;
+        let (mut exchange, mut endpoint) = pair().await;
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {LENGTH}\r\n\r\n");
+        let sending = async {
+            endpoint.write_all(head.as_bytes()).await.unwrap();
+            endpoint.write_all(&[b'x'; LENGTH]).await.unwrap();
+        };
+        let asking = async {
+            let interim = Interim::new(Version::HTTP_11);
+            std::future::poll_fn(|cx| Poll::Ready(exchange.begin(get(), cx)))
+                .await
+                .unwrap();
+            let answer = std::future::poll_fn(|cx| exchange.poll_answer(cx, &interim))
+                .await
+                .unwrap();
+            let Arriving::Http1Answer(mut content) = answer.into_body() else {
+                panic!("it is an answer by HTTP/1.1");
+            };
+            let mut came = 0;
+            while !content.is_over() {
+                let frame = std::future::poll_fn(|cx| exchange.poll_body(&mut content, cx)).await;
+                came += frame.unwrap().unwrap().into_data().unwrap().len();
+            }
+            assert_eq!(came, LENGTH);
+        };
+        tokio::join!(sending, asking);
+        assert!(exchange.is_ready());
+        assert_eq!((exchange.room.capacity(), exchange.came.len()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_has_ended_is_seen_by_a_task_that_has_had_its_turn() {
+        let (mut exchange, mut endpoint) = pair().await;
+        assert!(exchange.stands(&mut Context::from_waker(Waker::noop())));
+        let late = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n";
+        endpoint.write_all(late).await.unwrap();
+        drop(endpoint);
+        exchange.stream.tcp().readable().await.unwrap();
+        let stands = std::future::poll_fn(|cx| {
+            while std::pin::pin!(tokio::task::coop::consume_budget())
+                .poll(cx)
+                .is_ready()
+            {}
+            Poll::Ready(exchange.stands(cx))
+        });
+        assert!(!stands.await);
+        assert!(!exchange.is_ready());
     }
 }

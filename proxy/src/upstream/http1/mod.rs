@@ -29,7 +29,7 @@ use crate::upstream::http1::cased::Cased;
 pub(crate) use crate::upstream::http1::cased::Switching;
 use crate::upstream::http1::exchange::Exchange;
 use crate::upstream::limits::Counted;
-use crate::upstream::outgoing::OutgoingBody;
+use crate::upstream::outgoing::{OutgoingBody, Upload};
 use crate::upstream::pool::{Bounds, SendError};
 
 /// The most of a head that is read before it is refused, and the piece of an answer that is held while its caller does not
@@ -50,6 +50,8 @@ pub(crate) struct Connection {
     pub(super) idle_since: Instant,
     retires_at: Instant,
     counted: Counted,
+    /// How far the body of the request has come, where its silence is watched.
+    pub(super) upload: Option<Upload>,
     /// How long it may be used, where it speaks TLS.
     pub(super) session: Option<Session>,
 }
@@ -92,6 +94,7 @@ impl Connection {
             idle_since: now,
             retires_at: age::retires_at(now, fastrand::f64()),
             counted,
+            upload: None,
             session,
         }))
     }
@@ -142,6 +145,7 @@ impl Connection {
             return Err(SendError::NotSent);
         };
         let upload = bounds.idle.and_then(|_| taken.body().upload());
+        self.upload.clone_from(&upload);
         if let Some(until) = bounds.next(upload.as_ref()) {
             self.deadline.set(until);
         }
