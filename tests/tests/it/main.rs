@@ -19,6 +19,7 @@ mod crash;
 mod dead_endpoints;
 mod discovery;
 mod dns;
+mod dns_families;
 mod dns_hostile;
 mod dns_memory;
 mod dns_real;
