@@ -61,6 +61,7 @@ mod mtls_versions;
 mod mtls_withdrawn;
 mod names;
 mod names_in_a_namespace;
+mod notices;
 mod observability;
 mod other_store;
 mod outside;

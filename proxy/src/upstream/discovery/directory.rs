@@ -16,6 +16,7 @@ use crate::telemetry::metrics::{DnsMetrics, Metrics};
 use crate::upstream::discovery::answer::{Found, Version, Why};
 use crate::upstream::discovery::asking::{Kind, Late, Resolver, given_up};
 use crate::upstream::discovery::memory::{Bounds, Memory, Turn};
+use crate::upstream::discovery::notices::{Place, notice};
 
 /// Questions are spread over a tenth of the time between them, and over no more than this: sidecars that started together
 /// do not ask together for ever, and what has moved is found within a second after its TTL.
@@ -50,6 +51,7 @@ pub(super) struct Name {
     metrics: Arc<DnsMetrics>,
     /// How many of its records serve from memory, as the metric was told.
     kept: AtomicUsize,
+    notice: Place,
     asking: OnceLock<AbortHandle>,
 }
 
@@ -106,6 +108,7 @@ impl Directory {
             watchers: Mutex::default(),
             metrics: self.metrics.dns(&key.of),
             kept: AtomicUsize::new(0),
+            notice: self.resolver.notices().place(),
             asking: OnceLock::new(),
         });
         called.push(Arc::downgrade(&name));
@@ -245,6 +248,7 @@ impl Name {
             tracing::warn!(name, why, %keep, "DNS has had no answer for too long; what was kept is let go of");
         }
         self.say_of_families(&self.known().memory, &memory);
+        self.notice.put(notice(&self.key, &memory));
         let kept = memory.kept();
         self.metrics.kept(self.kept.swap(kept, Ordering::Relaxed), kept);
         if memory.failing().is_none() {

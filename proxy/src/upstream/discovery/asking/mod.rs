@@ -25,6 +25,7 @@ pub(super) use crate::upstream::discovery::asking::families::{Asked, Late, given
 use crate::upstream::discovery::asking::servers::{Servers, bad};
 pub use crate::upstream::discovery::asking::system::SystemFiles;
 use crate::upstream::discovery::asking::system::{System, marks, names, read, without_dns};
+use crate::upstream::discovery::notices::Notices;
 
 /// A question and all that it takes (search domains, further servers, TCP) is given up after this: twice the time that
 /// resolv.conf gives one try.
@@ -56,6 +57,8 @@ struct Inner {
     files: SystemFiles,
     system: watch::Sender<Arc<System>>,
     pools: Mutex<HashMap<Vec<SocketAddr>, Arc<Servers>>>,
+    /// Of the names that are asked for. They stand here because whoever tells them has the resolver, and no directory.
+    notices: Notices,
 }
 
 impl Resolver {
@@ -78,6 +81,7 @@ impl Resolver {
             files,
             system: watch::Sender::new(system),
             pools: Mutex::default(),
+            notices: Notices::default(),
         }));
         resolver.pool(&[])?;
         Ok(resolver)
@@ -117,6 +121,16 @@ impl Resolver {
             let mut pools = self.0.pools.lock().unwrap_or_else(PoisonError::into_inner);
             pools.clear();
         }
+    }
+
+    /// Where the notices of its names stand.
+    pub(super) fn notices(&self) -> &Notices {
+        &self.0.notices
+    }
+
+    /// What is to be told of its names, and word of each change.
+    pub(crate) fn told(&self) -> watch::Receiver<Vec<String>> {
+        self.0.notices.told()
     }
 
     /// Tells of every change of the system's files.

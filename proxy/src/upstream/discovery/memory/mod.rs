@@ -84,6 +84,8 @@ pub(super) struct Trouble {
 #[derive(Clone, Debug)]
 pub(super) struct Told {
     pub(super) at: Instant,
+    /// The same on the clock on the wall.
+    pub(super) at_clock: SystemTime,
     pub(super) ttl: Duration,
     pub(super) found_as: String,
     pub(super) from: String,
@@ -141,6 +143,7 @@ impl Memory {
                 }
                 self.good = Some(Told {
                     at: now,
+                    at_clock: clock,
                     ttl: good.ttl,
                     found_as: good.found_as.clone(),
                     from: good.from.to_string(),
