@@ -241,11 +241,12 @@ impl Memory {
         } else {
             samples.take(answer.clone(), &own.iter().collect::<Vec<_>>())
         };
+        let says_more = !is_cut && !samples.is_old_sample();
         for known in &mut own {
             if named.contains(&known.record) {
                 known.missed = 0;
                 known.seen = now;
-            } else if !is_cut {
+            } else if says_more {
                 known.missed = known.missed.saturating_add(1);
             }
         }

@@ -87,6 +87,11 @@ impl Samples {
         self.sample.is_some()
     }
 
+    /// Whether the last answer was a sample that was given before: a cache on the way says nothing new by it.
+    pub(super) const fn is_old_sample(&self) -> bool {
+        self.is_sampled() && self.repeats > 0
+    }
+
     /// Takes in an answer that was cut: it says nothing of what it does not name, nor of what such answers are like.
     pub(super) fn take_cut(&mut self, named: Vec<Record>) {
         (self.repeats, self.steady) = (0, 0);

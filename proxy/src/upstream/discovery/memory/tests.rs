@@ -221,6 +221,21 @@ fn instances_that_restart_in_turn_make_no_sample_of_a_whole_answer() {
 }
 
 #[test]
+fn samples_that_a_cache_on_the_way_gives_again_are_known_as_well() {
+    for given in [2, 3] {
+        let mut rng = fastrand::Rng::with_seed(given);
+        let mut told = Told::new();
+        for round in 0..300 {
+            let sample = rng.choose_multiple(0..30, 8);
+            for _ in 0..given {
+                told.answered(sample.iter().copied());
+            }
+            assert!(round < 100 || told.used().len() == 30, "{given} {round}");
+        }
+    }
+}
+
+#[test]
 fn samples_of_several_sizes_are_known_too_and_a_whole_answer_after_them_as_well() {
     let mut rng = fastrand::Rng::with_seed(11);
     let mut told = Told::new();
