@@ -15,6 +15,19 @@ pub const HOLD_DEFAULT: Duration = Duration::from_secs(25);
 /// The longest hold that a poll may ask for.
 pub const HOLD_MAX: Duration = Duration::from_secs(55);
 
+/// The most notices of one poll: more than a person reads at once; the sidecar's own `/clusters` shows all.
+pub const NOTICES_MAX: usize = 16;
+
+/// The longest notice, in bytes: the longest name, and as much of a sentence. Longer ones are cut.
+pub const NOTICE_BYTES_MAX: usize = 512;
+
+/// As many of these notices as are kept of a poll, each as long as it may be.
+#[must_use]
+pub fn bounded_notices<'a>(notices: impl IntoIterator<Item = &'a String>) -> Vec<String> {
+    let cut = |notice: &String| notice[..notice.floor_char_boundary(NOTICE_BYTES_MAX)].to_owned();
+    notices.into_iter().take(NOTICES_MAX).map(cut).collect()
+}
+
 /// Who polls: fixed while the sidecar runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -74,6 +87,10 @@ pub struct DiscoveryRequest {
     /// The identity of the sidecar, where it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<Shown>,
+    /// What the sidecar is worried about, in sentences for people, the oldest first: at most [`NOTICES_MAX`] of at most
+    /// [`NOTICE_BYTES_MAX`] bytes are kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notices: Vec<String>,
     /// How long the control API may hold the poll; [`HOLD_DEFAULT`] if absent, at most [`HOLD_MAX`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold: Option<Duration>,

@@ -55,6 +55,8 @@ pub enum Script {
     Silent,
     /// Answers questions for A as it should and says nothing to those for AAAA, as some middleboxes do.
     SilentToSix,
+    /// Answers questions for AAAA so long after.
+    SixLate(Duration),
     /// Answers as it should, so long after.
     Late(Duration),
     /// Answers with a chain of so many aliases and the records at its end.
@@ -214,6 +216,7 @@ async fn answer_by_udp(
             other.send_to(&bytes(&forged(question, state)), asker).await?;
         }
         Script::Late(delay) => tokio::time::sleep(delay).await,
+        Script::SixLate(delay) if six => tokio::time::sleep(delay).await,
         _ => {}
     }
     let mut answer = answer(question, state);

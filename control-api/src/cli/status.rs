@@ -56,6 +56,13 @@ impl Status {
             let note = output.paint(Tone::Attention, harmless(note));
             output.line(format!("\n{note}"));
         }
+        for node in list.nodes.iter().filter(|node| !node.notices.is_empty()) {
+            let says = output.paint(Tone::Attention, "says");
+            output.line(format!("\n{} {says}:", harmless(&node.id)));
+            for notice in &node.notices {
+                output.line(format!("  {}", harmless(notice)));
+            }
+        }
         for node in &list.nodes {
             let Some(refused) = &node.refused else { continue };
             let bad = output.paint(Tone::Bad, "refused");

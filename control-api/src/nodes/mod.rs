@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use outrigger_config::Problem;
-use outrigger_config::discovery::{DiscoveryRequest, Node, Shown};
+use outrigger_config::discovery::{DiscoveryRequest, Node, Shown, bounded_notices};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -91,6 +91,7 @@ pub struct Certificate {
 struct Entry {
     about: Node,
     identity: Option<Shown>,
+    notices: Vec<String>,
     /// The serial number of the certificate that its connection has shown; empty for none.
     serial: String,
     holds: String,
@@ -179,6 +180,9 @@ pub struct NodeView {
     pub state: NodeState,
     /// What it refused, until it accepts something newer.
     pub refused: Option<RefusedView>,
+    /// What it is worried about itself, in its words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notices: Vec<String>,
     /// What is wrong with the node itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
@@ -432,6 +436,7 @@ impl Entry {
         Self {
             about: about.clone(),
             identity: None,
+            notices: Vec::new(),
             serial: String::new(),
             holds: String::new(),
             holds_store: String::new(),
@@ -450,7 +455,9 @@ impl Entry {
         let identity = certificate.map(|certificate| &certificate.shown);
         let identity = identity.or(request.identity.as_ref());
         let mut news = !self.connected() || self.about != request.node;
-        news |= self.identity.as_ref() != identity;
+        let notices = bounded_notices(&request.notices);
+        news |= self.identity.as_ref() != identity || self.notices != notices;
+        self.notices = notices;
         self.about.clone_from(&request.node);
         self.identity = identity.cloned();
         self.serial = certificate.map_or_else(String::new, |certificate| certificate.serial.clone());
@@ -524,6 +531,11 @@ impl Entry {
                 version: refused.version.to_string(),
                 problems: refused.problems.clone(),
             }),
+            notices: if connected {
+                self.notices.clone()
+            } else {
+                Vec::new()
+            },
             note: None,
         }
     }

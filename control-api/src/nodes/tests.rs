@@ -310,3 +310,25 @@ async fn a_table_that_is_full_of_names_without_proof_has_room_for_who_proves_its
         assert!(list.iter().any(|node| node.id == id), "{id}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn notices_are_shown_within_bounds_while_the_node_is_there_and_a_change_is_news() {
+    use outrigger_config::discovery::{NOTICE_BYTES_MAX, NOTICES_MAX};
+    let nodes = nodes();
+    let mut news = nodes.subscribe();
+    let mut says = poll("a", "7", "");
+    let held = nodes.enter(&says, None).unwrap();
+    assert!(only(&nodes, 7).notices.is_empty());
+    news.mark_unchanged();
+    says.notices = vec!["é".repeat(NOTICE_BYTES_MAX); NOTICES_MAX + 1];
+    let next = nodes.enter(&says, None).unwrap();
+    assert!(news.has_changed().unwrap());
+    let shown = only(&nodes, 7).notices;
+    assert_eq!(shown.len(), NOTICES_MAX);
+    assert!(shown.iter().all(|notice| notice.len() <= NOTICE_BYTES_MAX));
+    news.mark_unchanged();
+    drop(nodes.enter(&says, None).unwrap());
+    assert!(!news.has_changed().unwrap(), "the same is no news");
+    drop((held, next));
+    assert!(only(&nodes, 7).notices.is_empty(), "it is gone");
+}

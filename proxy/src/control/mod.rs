@@ -24,6 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
 use crate::control::address::Address;
+use crate::control::notices::Notices;
 use crate::control::refusal::TurnedAway;
 use crate::snapshot::Origin;
 use crate::tls::Identities;
@@ -35,6 +36,7 @@ pub(crate) mod files;
 pub(crate) mod identity;
 pub mod join;
 mod last_good;
+mod notices;
 mod refusal;
 #[cfg(feature = "spiffe")]
 mod workload_api;
@@ -127,6 +129,7 @@ pub(crate) struct ControlApi {
     /// The connection of the last poll, and the identity that it was made with, as [`Identities::exchanges`] counts.
     connection: Option<(u64, Sender)>,
     exchanges: watch::Receiver<u64>,
+    notices: Notices,
     /// What is applied: documents by key.
     held: BTreeMap<String, Versioned>,
     version: String,
@@ -159,8 +162,8 @@ enum Reply {
     NothingNew,
     /// It does not know the version that was named, and asks what is held.
     SayWhatYouHold,
-    /// Nothing yet: the identity has been exchanged meanwhile, and the poll is to be made again by the new one.
-    OtherIdentity,
+    /// Nothing yet: the identity has been exchanged meanwhile, or there is more to tell, and the poll is to be made again.
+    AskAgain,
 }
 
 impl ControlApi {
@@ -182,6 +185,7 @@ impl ControlApi {
             address,
             exchanges: known.identities.exchanges(),
             known,
+            notices: Notices::new(resolver.told()),
             resolver,
             node,
             want: if want.is_empty() { vec!["*".into()] } else { want },
@@ -261,7 +265,7 @@ impl ControlApi {
                 self.say_it_all();
                 None
             }
-            Reply::OtherIdentity => None,
+            Reply::AskAgain => None,
             Reply::NothingNew => {
                 // The nonce is said again with the next poll: it goes on being the last one, and so does a refusal.
                 self.unsure = false;
@@ -380,6 +384,7 @@ impl ControlApi {
             nonce: self.nonce.clone(),
             error: self.error.clone(),
             identity: self.known.shown(),
+            notices: self.notices.tell(),
             hold: Some(hold),
         };
         let question = Bytes::from(serde_json::to_vec(&question)?);
@@ -393,7 +398,7 @@ impl ControlApi {
             .await
             .map_err(|_| anyhow!("no answer within {within:?}"))??;
         let Some((status, body)) = answer else {
-            return Ok(Reply::OtherIdentity);
+            return Ok(Reply::AskAgain);
         };
         match status {
             StatusCode::OK => Ok(Reply::Changes(
@@ -405,8 +410,8 @@ impl ControlApi {
         }
     }
 
-    /// Asks, and gives the answer; none, if the identity has been exchanged before it came. Then there is a connection that
-    /// shows the new one: what the control API knows of this sidecar, and how long it lets that connection go on, is by what
+    /// Asks, and gives the answer; none, if there is other to be told before it came, or the identity has been exchanged.
+    /// Then there is a new connection, which shows the new one: what the control API knows of this sidecar, and how long it lets that connection go on, is by what
     /// was shown on it.
     async fn exchange(&mut self, question: Bytes) -> anyhow::Result<Option<(StatusCode, Bytes)>> {
         let identity = *self.exchanges.borrow_and_update();
@@ -417,13 +422,15 @@ impl ControlApi {
         let mut asked = Box::pin(ask(connection, self.authority.clone(), question));
         let asked = tokio::select! {
             biased;
-            asked = &mut asked => asked,
-            Ok(()) = self.exchanges.changed() => {
-                let identity = *self.exchanges.borrow_and_update();
-                // The old poll is held until there is a new connection, so that this sidecar is hardly seen to be gone.
-                self.connection = Some((identity, self.connect().await?));
-                return Ok(None);
-            }
+            asked = &mut asked => Some(asked),
+            Ok(()) = self.exchanges.changed() => None,
+            () = self.notices.changed() => None,
+        };
+        let Some(asked) = asked else {
+            let identity = *self.exchanges.borrow_and_update();
+            // The old poll is held until there is a new connection, so that this sidecar is hardly seen to be gone.
+            self.connection = Some((identity, self.connect().await?));
+            return Ok(None);
         };
         let (connection, status, body) = asked?;
         self.connection = Some((identity, connection));

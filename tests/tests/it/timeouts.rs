@@ -160,7 +160,10 @@ async fn an_upload_that_moves_is_not_cut_because_its_answer_has_only_begun() {
     }
     caller.wire().send(b"0\r\n\r\n").await.unwrap();
     let reply = within("the answer", caller.reply_to("POST")).await.unwrap();
-    assert_eq!((reply.status(), reply.text().as_str(), reply.body.cut), (200, "ok", None));
+    assert_eq!(
+        (reply.status(), reply.text().as_str(), reply.body.cut),
+        (200, "ok", None)
+    );
     assert_eq!(within("the upload", endpoint).await.unwrap().bytes.len(), 15);
 }
 

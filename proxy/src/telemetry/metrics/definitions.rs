@@ -75,7 +75,7 @@ pub(super) const ENDPOINTS_IN: Definition = Definition {
 };
 pub(super) const DNS_LOOKUPS: Definition = Definition {
     name: "outrigger_dns_lookups_total",
-    help: "Questions to DNS for a name of the configuration, and for the hosts that its SRV records lead to, by result: ok, nxdomain, empty, servfail, refused, timeout, error.",
+    help: "Questions to DNS for a name of the configuration, and for the hosts that its SRV records lead to, by result: ok, nxdomain, empty, servfail, refused, timeout, truncated, error.",
     labels: &["name", "result"],
 };
 pub(super) const DNS_ANSWERED_AT: Definition = Definition {
@@ -85,7 +85,7 @@ pub(super) const DNS_ANSWERED_AT: Definition = Definition {
 };
 pub(super) const DNS_KEPT: Definition = Definition {
     name: "outrigger_dns_kept_records",
-    help: "Records of a name that serve from memory because DNS has no answer; 0 while it answers.",
+    help: "Records of a name that serve from memory because DNS says nothing of them; 0 while it answers whole.",
     labels: &["name"],
 };
 pub(super) const EJECTIONS: Definition = Definition {

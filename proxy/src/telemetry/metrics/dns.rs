@@ -9,8 +9,15 @@ use super::Metrics;
 use super::definitions::{DNS_ANSWERED_AT, DNS_KEPT, DNS_LOOKUPS};
 
 /// The results of a question.
-const RESULTS: [&str; 7] = [
-    "ok", "nxdomain", "empty", "servfail", "refused", "timeout", "error",
+const RESULTS: [&str; 8] = [
+    "ok",
+    "nxdomain",
+    "empty",
+    "servfail",
+    "refused",
+    "timeout",
+    "truncated",
+    "error",
 ];
 
 /// The series of all names.

@@ -40,21 +40,82 @@ pub(super) struct Service {
     pub(super) target: String,
 }
 
-/// A family of addresses.
+/// A family of addresses: each is asked for by a question of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Version {
-    /// A records.
+    /// A records. SRV records, which are one question too, stand in their place.
     V4,
     /// AAAA records.
     V6,
 }
 
 impl Version {
-    const fn of(address: IpAddr) -> Self {
-        match address {
-            IpAddr::V4(_) => Self::V4,
-            IpAddr::V6(_) => Self::V6,
+    /// Both.
+    pub(super) const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The one that a record belongs to.
+    pub(super) const fn of(record: &Record) -> Self {
+        match record {
+            Record::Address(IpAddr::V6(_)) => Self::V6,
+            Record::Address(IpAddr::V4(_)) | Record::Service(_) => Self::V4,
         }
+    }
+
+    /// What its records are called.
+    pub(super) const fn word(self) -> &'static str {
+        match self {
+            Self::V4 => "A",
+            Self::V6 => "AAAA",
+        }
+    }
+}
+
+/// What an answer says of one family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Word {
+    /// What it does not name is not there, unless it is a sample.
+    Whole,
+    /// It was cut, and the rest could not be had: what it does not name may be there.
+    Cut,
+    /// Nothing yet: the question is under way, or was not asked.
+    Awaited,
+    /// Nothing: the question was in vain.
+    Failed(Why),
+}
+
+/// What an answer says of each family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Heard {
+    pub(super) four: Word,
+    pub(super) six: Word,
+}
+
+impl Heard {
+    /// All there is of both.
+    pub(super) const WHOLE: Self = Self {
+        four: Word::Whole,
+        six: Word::Whole,
+    };
+
+    /// What is said of one.
+    pub(super) const fn of(&self, version: Version) -> &Word {
+        match version {
+            Version::V4 => &self.four,
+            Version::V6 => &self.six,
+        }
+    }
+
+    /// This is said of one.
+    pub(super) fn set(&mut self, version: Version, word: Word) {
+        match version {
+            Version::V4 => self.four = word,
+            Version::V6 => self.six = word,
+        }
+    }
+
+    /// Whether something was cut.
+    pub(super) fn is_cut(&self) -> bool {
+        self.four == Word::Cut || self.six == Word::Cut
     }
 }
 
@@ -68,8 +129,8 @@ pub(super) struct Good {
     pub(super) records: Vec<Record>,
     /// The shortest of the whole chain.
     pub(super) ttl: Duration,
-    /// The family that was asked for in vain: of its addresses this answer says nothing.
-    pub(super) unanswered: Option<Version>,
+    /// What it says of each family.
+    pub(super) heard: Heard,
     /// The name that it was found under: with a search domain, or without.
     pub(super) found_as: String,
     /// Who said so.
@@ -77,14 +138,6 @@ pub(super) struct Good {
 }
 
 impl Good {
-    /// Whether it would name this record if it were there.
-    pub(super) fn speaks_of(&self, record: &Record) -> bool {
-        match record {
-            Record::Address(address) => self.unanswered != Some(Version::of(*address)),
-            Record::Service(_) => true,
-        }
-    }
-
     /// The records each once, no more than there may be.
     pub(super) fn tidied(mut self) -> Self {
         let mut seen = std::collections::HashSet::new();
@@ -138,6 +191,8 @@ pub(super) enum Why {
     NotUnderstood,
     /// Nobody answered in time.
     TimedOut,
+    /// What was answered is not all, and the rest could not be had.
+    Truncated,
     /// Something else, in its own words.
     Other(String),
 }
@@ -156,6 +211,7 @@ impl Why {
             Self::ServerFailed => "servfail",
             Self::Refused => "refused",
             Self::TimedOut => "timeout",
+            Self::Truncated => "truncated",
             Self::NotUnderstood | Self::Other(_) => "error",
         }
     }
@@ -170,13 +226,59 @@ impl fmt::Display for Why {
             Self::Refused => "REFUSED",
             Self::NotUnderstood => "FORMERR",
             Self::TimedOut => "no answer in time",
+            Self::Truncated => "truncated, and nothing more over TCP",
             Self::Other(words) => words,
         })
     }
 }
 
 /// What was found for one family of a name.
-pub(super) type Part = (Version, Result<(Vec<IpAddr>, Duration), Bad>);
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) version: Version,
+    pub(super) found: Found,
+}
+
+/// The same without saying for which.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// These, which are not all where `cut` says so, for as long.
+    Addresses {
+        addresses: Vec<IpAddr>,
+        ttl: Duration,
+        cut: bool,
+    },
+    /// None.
+    Nothing(Bad),
+    /// Not known yet.
+    Awaited,
+}
+
+impl Found {
+    /// Whether there is an address.
+    pub(super) const fn is_good(&self) -> bool {
+        matches!(self, Self::Addresses { .. })
+    }
+
+    /// Whether a server spoke: it has these, or none.
+    pub(super) const fn is_conclusive(&self) -> bool {
+        match self {
+            Self::Addresses { .. } => true,
+            Self::Nothing(bad) => bad.why.is_negative(),
+            Self::Awaited => false,
+        }
+    }
+
+    /// What is thereby said of its family.
+    pub(super) fn word(&self) -> Word {
+        match self {
+            Self::Addresses { cut: true, .. } => Word::Cut,
+            Self::Nothing(bad) if !bad.why.is_negative() => Word::Failed(bad.why.clone()),
+            Self::Addresses { .. } | Self::Nothing(_) => Word::Whole,
+            Self::Awaited => Word::Awaited,
+        }
+    }
+}
 
 /// One answer of those for each family. One address is enough to be good; of several failures the one that may pass is
 /// told, since a name of which half cannot be asked for cannot be said not to exist.
@@ -184,30 +286,32 @@ pub(super) fn joined(parts: Vec<Part>, found_as: &str, from: &AnsweredBy) -> Ans
     let mut good = Good {
         records: Vec::new(),
         ttl: FOR_EVER,
-        unanswered: None,
+        heard: Heard::WHOLE,
         found_as: found_as.to_owned(),
         from: from.clone(),
     };
     let mut worst: Option<Bad> = None;
-    for (version, part) in parts {
-        match part {
-            Ok((addresses, ttl)) => {
+    for Part { version, found } in parts {
+        good.heard.set(version, found.word());
+        let bad = match found {
+            Found::Addresses { addresses, ttl, .. } => {
                 good.records.extend(addresses.into_iter().map(Record::Address));
                 good.ttl = good.ttl.min(ttl);
+                continue;
             }
-            Err(bad) => {
-                if !bad.why.is_negative() {
-                    good.unanswered = Some(version);
-                }
-                let replaces = |worst: &Bad| match (&worst.why, &bad.why) {
-                    (worst, bad) if worst.is_negative() != bad.is_negative() => worst.is_negative(),
-                    (Why::NoSuchName, Why::Empty) => true,
-                    _ => false,
-                };
-                if worst.as_ref().is_none_or(replaces) {
-                    worst = Some(bad);
-                }
-            }
+            Found::Nothing(bad) => bad,
+            Found::Awaited => Bad {
+                why: Why::TimedOut,
+                ttl: None,
+            },
+        };
+        let replaces = |worst: &Bad| match (&worst.why, &bad.why) {
+            (worst, bad) if worst.is_negative() != bad.is_negative() => worst.is_negative(),
+            (Why::NoSuchName, Why::Empty) => true,
+            _ => false,
+        };
+        if worst.as_ref().is_none_or(replaces) {
+            worst = Some(bad);
         }
     }
     match worst {
@@ -224,28 +328,47 @@ pub(super) fn joined(parts: Vec<Part>, found_as: &str, from: &AnsweredBy) -> Ans
 mod tests {
     use super::*;
 
-    fn bad<T>(why: Why) -> Result<T, Bad> {
-        Err(Bad { why, ttl: None })
+    fn bad(why: Why) -> Found {
+        Found::Nothing(Bad { why, ttl: None })
     }
 
     #[test]
     fn one_address_is_a_good_answer_and_the_worst_failure_is_told() {
-        let four = || Ok((vec!["10.0.0.1".parse().unwrap()], Duration::from_secs(9)));
-        let join = |v4, v6| {
-            joined(
-                vec![(Version::V4, v4), (Version::V6, v6)],
-                "a.",
-                &AnsweredBy::Hosts,
-            )
+        let four = |cut| Found::Addresses {
+            addresses: vec!["10.0.0.1".parse().unwrap()],
+            ttl: Duration::from_secs(9),
+            cut,
         };
-        let good = join(four(), bad(Why::Empty)).unwrap();
-        assert_eq!(
-            (good.records.len(), good.ttl.as_secs(), good.unanswered),
-            (1, 9, None)
-        );
-        let half = join(four(), bad(Why::TimedOut)).unwrap();
-        assert_eq!(half.unanswered, Some(Version::V6));
-        assert!(!half.speaks_of(&Record::Address("::1".parse().unwrap())));
+        let join = |v4, v6| {
+            let parts =
+                [(Version::V4, v4), (Version::V6, v6)].map(|(version, found)| Part { version, found });
+            joined(parts.into(), "a.", &AnsweredBy::Hosts)
+        };
+        for (v4, v6, heard) in [
+            (four(false), bad(Why::Empty), Heard::WHOLE),
+            (
+                four(true),
+                Found::Awaited,
+                Heard {
+                    four: Word::Cut,
+                    six: Word::Awaited,
+                },
+            ),
+            (
+                four(false),
+                bad(Why::TimedOut),
+                Heard {
+                    six: Word::Failed(Why::TimedOut),
+                    ..Heard::WHOLE
+                },
+            ),
+        ] {
+            let good = join(v4, v6).unwrap();
+            assert_eq!(
+                (good.records.len(), good.ttl.as_secs(), good.heard),
+                (1, 9, heard)
+            );
+        }
         for (v4, v6, told) in [
             (Why::NoSuchName, Why::NoSuchName, Why::NoSuchName),
             (Why::NoSuchName, Why::Empty, Why::Empty),

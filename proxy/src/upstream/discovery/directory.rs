@@ -13,8 +13,10 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use crate::telemetry::metrics::{DnsMetrics, Metrics};
-use crate::upstream::discovery::asking::{Kind, Resolver};
+use crate::upstream::discovery::answer::{Found, Version, Why};
+use crate::upstream::discovery::asking::{Kind, Late, Resolver, given_up};
 use crate::upstream::discovery::memory::{Bounds, Memory, Turn};
+use crate::upstream::discovery::notices::{Place, notice};
 
 /// Questions are spread over a tenth of the time between them, and over no more than this: sidecars that started together
 /// do not ask together for ever, and what has moved is found within a second after its TTL.
@@ -49,6 +51,7 @@ pub(super) struct Name {
     metrics: Arc<DnsMetrics>,
     /// How many of its records serve from memory, as the metric was told.
     kept: AtomicUsize,
+    notice: Place,
     asking: OnceLock<AbortHandle>,
 }
 
@@ -105,6 +108,7 @@ impl Directory {
             watchers: Mutex::default(),
             metrics: self.metrics.dns(&key.of),
             kept: AtomicUsize::new(0),
+            notice: self.resolver.notices().place(),
             asking: OnceLock::new(),
         });
         called.push(Arc::downgrade(&name));
@@ -146,25 +150,81 @@ impl Name {
         Bounds { floor, ceiling }
     }
 
-    /// Asks once, and says when to ask again. `None`: nobody wants to know any more.
-    async fn ask(name: &Weak<Self>) -> Option<Instant> {
+    /// Asks once, and says when to ask again and what is still to come. `None`: nobody wants to know any more.
+    async fn ask(name: &Weak<Self>) -> Option<(Instant, Option<Late>)> {
         let (key, resolver, settled) = {
             let name = name.upgrade()?;
             let known = name.known();
             let settled = known.memory.good().map(|good| good.found_as.clone());
             (name.key.clone(), name.resolver.clone(), settled)
         };
-        let answer = resolver.ask(key.kind, &key.question, settled.as_deref()).await;
+        let asked = resolver.ask(key.kind, &key.question, settled.as_deref()).await;
+        let answer = asked.answer;
         let name = name.upgrade()?;
         let now = Instant::now();
         let mut memory = name.known().memory.clone();
         let (turn, wait) = memory.learn(&answer, name.bounds(), (now, SystemTime::now()));
-        name.metrics
-            .looked_up(answer.as_ref().map_or_else(|bad| bad.why.word(), |_| "ok"));
+        name.metrics.looked_up(answer.as_ref().map_or_else(
+            |bad| bad.why.word(),
+            |good| {
+                if good.heard.is_cut() {
+                    Why::Truncated.word()
+                } else {
+                    "ok"
+                }
+            },
+        ));
         name.say(turn, &memory);
         let wait = wait + (wait / 10).min(SPREAD_MAX).mul_f64(fastrand::f64());
         name.publish(memory, now + wait);
-        Some(now + wait)
+        Some((now + wait, asked.late))
+    }
+
+    /// Takes in what came late for one family, and says when to ask again.
+    fn take_late(&self, version: Version, found: &Found, next: Instant) -> Instant {
+        let now = Instant::now();
+        let mut memory = self.known().memory.clone();
+        let wait = memory.learn_late(version, found, (now, SystemTime::now()));
+        let bounds = self.bounds();
+        let sooner = wait.map(|wait| now + wait.clamp(bounds.floor, bounds.ceiling));
+        let next = sooner.map_or(next, |sooner| sooner.min(next));
+        self.publish(memory, next);
+        next
+    }
+
+    /// Says what began and what ended of the troubles with one family.
+    fn say_of_families(&self, before: &Memory, memory: &Memory) {
+        let name = &self.key.question.name;
+        for version in Version::ALL {
+            let why = |memory: &Memory| {
+                let mut troubles = memory.troubles();
+                let trouble = troubles.find(|(of, _)| *of == version);
+                trouble.map(|(_, trouble)| trouble.why.clone())
+            };
+            let (records, known) = (version.word(), memory.records().len());
+            match (why(before), why(memory)) {
+                (before, Some(Why::Truncated)) if before != Some(Why::Truncated) => tracing::warn!(
+                    name,
+                    records,
+                    known,
+                    "an answer of DNS is truncated and TCP brings no more; the records that came are used"
+                ),
+                (None, Some(why)) => {
+                    let why = why.to_string();
+                    tracing::info!(
+                        name,
+                        records,
+                        why,
+                        known,
+                        "DNS answers for one family of addresses only"
+                    );
+                }
+                (Some(_), None) if memory.failing().is_none() => {
+                    tracing::info!(name, records, known, "DNS answers whole again");
+                }
+                _ => {}
+            }
+        }
     }
 
     fn say(&self, turn: Turn, memory: &Memory) {
@@ -187,7 +247,9 @@ impl Name {
             let why = memory.failing().map(|failing| failing.why.to_string());
             tracing::warn!(name, why, %keep, "DNS has had no answer for too long; what was kept is let go of");
         }
-        let kept = memory.failing().map_or(0, |_| memory.records().len());
+        self.say_of_families(&self.known().memory, &memory);
+        self.notice.put(notice(&self.key, &memory));
+        let kept = memory.kept();
         self.metrics.kept(self.kept.swap(kept, Ordering::Relaxed), kept);
         if memory.failing().is_none() {
             self.metrics.answered();
@@ -208,7 +270,7 @@ async fn keep_asking(name: Weak<Name>) {
     let Some(mut changes) = name.upgrade().map(|name| name.resolver.changes()) else {
         return;
     };
-    while let Some(next) = Name::ask(&name).await {
+    while let Some((mut next, mut late)) = Name::ask(&name).await {
         loop {
             let Some(end) = name.upgrade().map(|name| {
                 let known = name.known();
@@ -217,19 +279,36 @@ async fn keep_asking(name: Weak<Name>) {
                 return;
             };
             let until = end.filter(|end| *end < next).unwrap_or(next);
-            tokio::select! {
-                () = tokio::time::sleep_until(until.into()) => {}
+            let came = tokio::select! {
+                () = tokio::time::sleep_until(until.into()) => None,
+                came = arrival(&mut late) => Some(came),
                 () = changes.next() => {
                     // All names are asked again now.
                     tokio::time::sleep(SPREAD_MAX.mul_f64(fastrand::f64())).await;
                     break;
                 }
-            }
-            if until == next {
+            };
+            let Some(name) = name.upgrade() else { return };
+            if let Some((version, found)) = came {
+                late = None;
+                next = name.take_late(version, &found, next);
+            } else if until < next {
+                name.publish(name.known().memory.clone(), next);
+            } else {
+                // What has not come until the next question is asked is not waited for any longer.
+                if let Some(late) = &late {
+                    name.take_late(late.version, &given_up(), next);
+                }
                 break;
             }
-            let Some(name) = name.upgrade() else { return };
-            name.publish(name.known().memory.clone(), next);
         }
+    }
+}
+
+/// What comes late. Never, where nothing is to come.
+async fn arrival(late: &mut Option<Late>) -> (Version, Found) {
+    match late {
+        Some(late) => (late.version, late.found().await),
+        None => std::future::pending().await,
     }
 }

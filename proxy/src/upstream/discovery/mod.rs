@@ -11,6 +11,7 @@ mod answer;
 mod asking;
 mod directory;
 mod memory;
+mod notices;
 mod report;
 mod sources;
 

@@ -8,6 +8,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::upstream::discovery::Following;
+use crate::upstream::discovery::answer::Why;
 use crate::upstream::discovery::asking::Kind;
 use crate::upstream::discovery::directory::{Known, Name};
 use crate::upstream::discovery::sources::time_of_day;
@@ -34,6 +35,9 @@ pub(in crate::upstream) struct NameReport {
     result: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     failing: Option<FailingReport>,
+    /// The questions for one family that are in vain, or whose answers are cut, while the name is answered.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    troubles: Vec<TroubleReport>,
     /// How many records are used.
     known: usize,
     /// Whether an answer names only some of them.
@@ -50,6 +54,15 @@ struct FailingReport {
     /// How long what was found is kept yet; `None`: nothing is.
     #[serde(skip_serializing_if = "Option::is_none")]
     kept_for_ms: Option<u128>,
+}
+
+#[derive(Debug, Serialize)]
+struct TroubleReport {
+    /// The type of the records.
+    records: &'static str,
+    result: String,
+    /// The time of day, UTC.
+    since: String,
 }
 
 /// How an endpoint was found.
@@ -127,6 +140,17 @@ fn name_report(name: &Arc<Name>, known: &Known, now: Instant) -> NameReport {
             .filter(|_| !memory.records().is_empty())
             .map(|end| ms(now, end)),
     });
+    let troubles = memory.troubles().map(|(version, trouble)| TroubleReport {
+        records: match name.key.kind {
+            Kind::Addresses => version.word(),
+            Kind::Services => "SRV",
+        },
+        result: trouble.why.to_string(),
+        since: time_of_day(trouble.since_clock),
+    });
+    let is_cut = memory
+        .troubles()
+        .any(|(_, trouble)| trouble.why == Why::Truncated);
     let asked = &name.key.question.name;
     NameReport {
         name: asked.clone(),
@@ -143,10 +167,12 @@ fn name_report(name: &Arc<Name>, known: &Known, now: Instant) -> NameReport {
         ttl_left_ms: ttl_left(known, now),
         result: match (memory.failing(), next) {
             (Some(failing), _) => failing.why.to_string(),
+            (None, _) if is_cut => Why::Truncated.to_string(),
             (None, None) if good.is_none() => "not answered yet".to_owned(),
             (None, _) => "ok".to_owned(),
         },
         failing,
+        troubles: troubles.collect(),
         known: memory.records().len(),
         sampled: memory.is_sampled(),
         next_question_ms: next.map(|next| ms(now, next)),

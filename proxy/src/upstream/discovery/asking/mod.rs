@@ -6,6 +6,8 @@
 //! `ndots` says, since five questions for each answer are what Kubernetes' `ndots: 5` is known for. Both files are looked
 //! at again and again, and used as they are.
 
+mod cut;
+mod families;
 mod servers;
 mod system;
 
@@ -18,10 +20,12 @@ use hickory_resolver::net::NetError;
 use outrigger_config::discover::{Family, Question};
 use tokio::sync::watch;
 
-use crate::upstream::discovery::answer::{Answer, Bad, Record, Why};
+use crate::upstream::discovery::answer::{Bad, Record, Why};
+pub(super) use crate::upstream::discovery::asking::families::{Asked, Late, given_up};
 use crate::upstream::discovery::asking::servers::{Servers, bad};
 pub use crate::upstream::discovery::asking::system::SystemFiles;
 use crate::upstream::discovery::asking::system::{System, marks, names, read, without_dns};
+use crate::upstream::discovery::notices::Notices;
 
 /// A question and all that it takes (search domains, further servers, TCP) is given up after this: twice the time that
 /// resolv.conf gives one try.
@@ -53,6 +57,8 @@ struct Inner {
     files: SystemFiles,
     system: watch::Sender<Arc<System>>,
     pools: Mutex<HashMap<Vec<SocketAddr>, Arc<Servers>>>,
+    /// Of the names that are asked for. They stand here because whoever tells them has the resolver, and no directory.
+    notices: Notices,
 }
 
 impl Resolver {
@@ -75,6 +81,7 @@ impl Resolver {
             files,
             system: watch::Sender::new(system),
             pools: Mutex::default(),
+            notices: Notices::default(),
         }));
         resolver.pool(&[])?;
         Ok(resolver)
@@ -93,7 +100,7 @@ impl Resolver {
             keep: Duration::ZERO,
             servers: Vec::new(),
         };
-        match self.ask(Kind::Addresses, &question, None).await {
+        match self.ask(Kind::Addresses, &question, None).await.answer {
             Ok(good) => Ok(good.records.iter().filter_map(Record::address).collect()),
             Err(bad) => anyhow::bail!("DNS for {host}: {}", bad.why),
         }
@@ -114,6 +121,16 @@ impl Resolver {
             let mut pools = self.0.pools.lock().unwrap_or_else(PoisonError::into_inner);
             pools.clear();
         }
+    }
+
+    /// Where the notices of its names stand.
+    pub(super) fn notices(&self) -> &Notices {
+        &self.0.notices
+    }
+
+    /// What is to be told of its names, and word of each change.
+    pub(crate) fn told(&self) -> watch::Receiver<Vec<String>> {
+        self.0.notices.told()
     }
 
     /// Tells of every change of the system's files.
@@ -149,21 +166,26 @@ impl Resolver {
 
     /// Asks once. `settled`: the name that it was found under the last time. While that one cannot be asked for, no other
     /// takes its place: a name server that fails must not send requests to what a search domain happens to know.
-    pub(super) async fn ask(&self, kind: Kind, question: &Question, settled: Option<&str>) -> Answer {
+    pub(super) async fn ask(&self, kind: Kind, question: &Question, settled: Option<&str>) -> Asked {
         let system = Arc::clone(&self.0.system.borrow());
         if kind == Kind::Addresses
             && let Some(known) = without_dns(&system, question)
         {
-            return Ok(known.tidied());
+            return Ok(known.tidied()).into();
         }
-        let pool = self.pool(&question.servers).map_err(bad)?;
+        let pool = match self.pool(&question.servers) {
+            Ok(pool) => pool,
+            Err(error) => return Err(bad(error)).into(),
+        };
         // It is never closed.
         let _place = pool.places.acquire().await;
-        let asking = async {
+        // In a box that is made when its turn has come: thousands of names wait for theirs, and a question is large.
+        let asking = Box::pin(async {
             let mut worst: Option<Bad> = None;
             for name in names(&question.name, &system.search, system.ndots) {
-                match pool.ask(kind, &name, question.family).await {
-                    Ok(good) => return Ok(good),
+                let asked = pool.ask(kind, &name, question.family).await;
+                match asked.answer {
+                    Ok(_) => return asked,
                     Err(bad) => {
                         let failed = !bad.why.is_negative();
                         let is_settled = settled == Some(name.as_str());
@@ -183,12 +205,15 @@ impl Resolver {
                 why: Why::NoSuchName,
                 ttl: None,
             }))
-        };
-        let answer = tokio::time::timeout(QUESTION_MAX, asking).await;
-        answer.unwrap_or(Err(Bad {
-            why: Why::TimedOut,
-            ttl: None,
-        }))
+            .into()
+        });
+        let asked = tokio::time::timeout(QUESTION_MAX, asking).await;
+        asked.unwrap_or_else(|_| {
+            Asked::from(Err(Bad {
+                why: Why::TimedOut,
+                ttl: None,
+            }))
+        })
     }
 }
 

@@ -2,25 +2,25 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use hickory_resolver::TokioResolver;
+use hickory_resolver::Resolver;
 use hickory_resolver::config::{
     ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
 };
-use hickory_resolver::lookup::Lookup;
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::ResponseCode;
-use hickory_resolver::proto::rr::{Name, RData, RecordType};
+use hickory_resolver::proto::rr::{Name, RData, Record as Line, RecordType};
 use outrigger_config::discover::Family;
 use tokio::sync::Semaphore;
 
 use crate::upstream::discovery::answer::{
-    Answer, AnsweredBy, Bad, Good, Part, Record, Service, Version, Why, joined,
+    Answer, AnsweredBy, Bad, Found, Good, Heard, Record, Service, Version, Why, Word,
 };
 use crate::upstream::discovery::asking::Kind;
+use crate::upstream::discovery::asking::cut::Cuts;
+use crate::upstream::discovery::asking::families::{Asked, LATE_MAX, ask_addresses};
 
 /// Questions under way at the servers of one list: thousands of names are asked within seconds, and no server is flooded.
 /// Each list has its own, so that one that is silent holds up no other.
@@ -32,10 +32,19 @@ const SERVER_MAX: Duration = Duration::from_secs(2);
 /// The first server is tried again after this, when another answered in its place.
 const PREFERRED_FOR: Duration = Duration::from_secs(30);
 
+/// TCP is given so long when there is a truncated answer, which is then used: a firewall that lets nothing through to it is
+/// silent, and what the answer names is better than what was known.
+const TCP_MAX: Duration = Duration::from_secs(1);
+
+/// A server that answered no question for AAAA is not waited for, for so long, where A tells that there is no address.
+const SILENT_FOR: Duration = Duration::from_secs(30);
+
 /// The servers of one list.
 pub(super) struct Servers {
-    each: Vec<Server>,
+    each: Vec<Arc<Server>>,
     pub(super) places: Semaphore,
+    /// For questions that nobody waits for.
+    late: Arc<Semaphore>,
     /// The server that is asked first, and until when.
     preferred: Mutex<(usize, Instant)>,
 }
@@ -49,58 +58,171 @@ impl std::fmt::Debug for Servers {
 
 /// One server. It has a client of its own: which one answered is worth knowing, and one that fails is left for the next,
 /// which a client with several does for silence alone.
-struct Server {
+pub(super) struct Server {
     address: SocketAddr,
-    client: TokioResolver,
+    client: Client,
     /// Without EDNS.
-    plain: TokioResolver,
+    plain: Client,
     /// Whether it has shown that it does not understand EDNS.
     is_plain: AtomicBool,
+    /// Since when it has been silent to questions for AAAA, if it is.
+    silent_to_six: Mutex<Option<Instant>>,
+}
+
+/// A client of one server, shared by all names.
+struct Client {
+    resolver: Resolver<Cuts>,
+    cuts: Cuts,
+}
+
+impl Client {
+    fn new(address: SocketAddr, timeout: Duration, edns: bool) -> Result<Self, NetError> {
+        let on_port = |mut connection: ConnectionConfig| {
+            connection.port = address.port();
+            connection
+        };
+        // A truncated answer over UDP is asked for again over TCP (RFC 7766 section 5).
+        let connections = vec![on_port(ConnectionConfig::udp()), on_port(ConnectionConfig::tcp())];
+        let config = NameServerConfig::new(address.ip(), true, connections);
+        let config = ResolverConfig::from_parts(None, vec![], vec![config]);
+        let cuts = Cuts::default();
+        let mut builder = Resolver::builder_with_config(config, cuts.clone());
+        *builder.options_mut() = options(timeout);
+        // RFC 6891: so that larger answers come by UDP.
+        builder.options_mut().edns0 = edns;
+        Ok(Self {
+            resolver: builder.build()?,
+            cuts,
+        })
+    }
+
+    /// The records that answer a question, and whether they are but some of them.
+    async fn look_up(&self, name: Name, kind: RecordType) -> Result<(Vec<Line>, bool), Bad> {
+        let question = self.cuts.watch((name.clone(), kind));
+        let found = tokio::select! {
+            biased;
+            found = self.resolver.lookup(name, kind) => found.map_err(bad),
+            () = async {
+                question.is_cut().await;
+                tokio::time::sleep(TCP_MAX).await;
+            } => Err(Bad { why: Why::TimedOut, ttl: None }),
+        };
+        let cut = question.take().filter(|records| !records.is_empty());
+        match (found, cut) {
+            (Ok(lookup), _) => Ok((lookup.answers().to_vec(), false)),
+            (Err(bad), Some(cut)) if !bad.why.is_negative() => Ok((cut, true)),
+            (Err(bad), _) => Err(bad),
+        }
+    }
 }
 
 impl Server {
     fn new(address: SocketAddr, timeout: Duration) -> Result<Self, NetError> {
-        let client = |edns: bool| {
-            let on_port = |mut connection: ConnectionConfig| {
-                connection.port = address.port();
-                connection
-            };
-            // A truncated answer over UDP is asked for again over TCP (RFC 7766 section 5).
-            let connections = vec![on_port(ConnectionConfig::udp()), on_port(ConnectionConfig::tcp())];
-            let config = NameServerConfig::new(address.ip(), true, connections);
-            let config = ResolverConfig::from_parts(None, vec![], vec![config]);
-            let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
-            *builder.options_mut() = options(timeout);
-            // RFC 6891: so that larger answers come by UDP.
-            builder.options_mut().edns0 = edns;
-            builder.build()
-        };
         Ok(Self {
             address,
-            client: client(true)?,
-            plain: client(false)?,
+            client: Client::new(address, timeout, true)?,
+            plain: Client::new(address, timeout, false)?,
             is_plain: AtomicBool::new(false),
+            silent_to_six: Mutex::new(None),
         })
     }
 
-    async fn ask(&self, kind: Kind, name: &str, family: Family) -> Answer {
-        let from = AnsweredBy::Server(self.address);
-        let ask = async |client: &TokioResolver| match kind {
-            Kind::Addresses => ask_addresses(client, name, family, &from).await,
-            Kind::Services => ask_services(client, name, &from).await,
+    pub(super) const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    const fn client(&self, edns: bool) -> &Client {
+        if edns { &self.client } else { &self.plain }
+    }
+
+    async fn ask(
+        self: &Arc<Self>,
+        kind: Kind,
+        (name, family): (&str, Family),
+        late: &Arc<Semaphore>,
+    ) -> Asked {
+        let ask = async |edns: bool| match kind {
+            Kind::Addresses => ask_addresses(self, edns, (name, family), late).await,
+            Kind::Services => self.services(edns, name).await.into(),
         };
         if !self.is_plain.load(Ordering::Relaxed) {
-            let answer = ask(&self.client).await;
-            let why = answer.as_ref().err().map(|bad| &bad.why);
+            let asked = ask(true).await;
+            let why = asked.answer.as_ref().err().map(|bad| &bad.why);
             if why != Some(&Why::NotUnderstood) {
-                return answer;
+                return asked;
             }
         }
         // RFC 6891 section 7: FORMERR or NOTIMP is what servers say that do not know EDNS.
-        let answer = ask(&self.plain).await;
-        let understood = answer.as_ref().map_or_else(|bad| bad.why.is_negative(), |_| true);
+        let asked = ask(false).await;
+        let understood = asked
+            .answer
+            .as_ref()
+            .map_or_else(|bad| bad.why.is_negative(), |_| true);
         self.is_plain.store(understood, Ordering::Relaxed);
-        answer
+        asked
+    }
+
+    /// The addresses of one family.
+    pub(super) async fn find(&self, edns: bool, name: Name, version: Version) -> Found {
+        let found = match self.client(edns).look_up(name, record_type(version)).await {
+            Err(bad) => Found::Nothing(bad),
+            Ok((records, cut)) => {
+                let addresses = addresses(&records);
+                let ttl = ttl(&records);
+                match addresses.is_empty() {
+                    true => Found::Nothing(Bad {
+                        why: Why::Empty,
+                        ttl: Some(ttl),
+                    }),
+                    false => Found::Addresses { addresses, ttl, cut },
+                }
+            }
+        };
+        if version == Version::V6 {
+            let is_silent = matches!(&found, Found::Nothing(bad) if bad.why == Why::TimedOut);
+            *self.silent_to_six.lock().unwrap_or_else(PoisonError::into_inner) = is_silent.then(Instant::now);
+        }
+        found
+    }
+
+    /// Whether it was silent to a question for AAAA a short time ago.
+    pub(super) fn is_silent_to_six(&self) -> bool {
+        let since = *self.silent_to_six.lock().unwrap_or_else(PoisonError::into_inner);
+        since.is_some_and(|since| since.elapsed() < SILENT_FOR)
+    }
+
+    async fn services(&self, edns: bool, name: &str) -> Answer {
+        let looked_up = Box::pin(self.client(edns).look_up(parsed(name)?, RecordType::SRV));
+        let (lines, cut) = looked_up.await?;
+        let records = lines.iter().filter_map(|record| match &record.data {
+            RData::SRV(srv) => Some(Record::Service(Service {
+                priority: srv.priority,
+                weight: srv.weight,
+                port: srv.port,
+                target: absolute(&srv.target),
+            })),
+            _ => None,
+        });
+        let records: Vec<Record> = records.collect();
+        let ttl = ttl(&lines);
+        if records.is_empty() {
+            return Err(Bad {
+                why: Why::Empty,
+                ttl: Some(ttl),
+            });
+        }
+        let mut heard = Heard::WHOLE;
+        if cut {
+            heard.four = Word::Cut;
+        }
+        let good = Good {
+            records,
+            ttl,
+            heard,
+            found_as: name.to_owned(),
+            from: AnsweredBy::Server(self.address),
+        };
+        Ok(good.tidied())
     }
 }
 
@@ -110,16 +232,17 @@ impl Servers {
             0 | 1 => timeout,
             _ => timeout.min(SERVER_MAX),
         };
-        let server = |address: &SocketAddr| Server::new(*address, timeout);
+        let server = |address: &SocketAddr| Server::new(*address, timeout).map(Arc::new);
         Ok(Self {
             each: servers.iter().map(server).collect::<Result<_, NetError>>()?,
             places: Semaphore::new(AT_ONCE_MAX),
+            late: Arc::new(Semaphore::new(LATE_MAX)),
             preferred: Mutex::new((0, Instant::now())),
         })
     }
 
     /// Asks for one absolute name, one server after the other until one speaks for it.
-    pub(super) async fn ask(&self, kind: Kind, name: &str, family: Family) -> Answer {
+    pub(super) async fn ask(&self, kind: Kind, name: &str, family: Family) -> Asked {
         let count = self.each.len();
         let first = {
             let preferred = self.preferred.lock().unwrap_or_else(PoisonError::into_inner);
@@ -132,15 +255,15 @@ impl Servers {
         let mut failed = None;
         for step in 0..count {
             let place = (first + step) % count;
-            let answer = self.each[place].ask(kind, name, family).await;
-            match answer {
+            let asked = self.each[place].ask(kind, (name, family), &self.late).await;
+            match asked.answer {
                 Err(bad) if !bad.why.is_negative() => failed = failed.or(Some(bad)),
-                spoken => {
+                _ => {
                     if place != first {
                         let until = Instant::now() + PREFERRED_FOR;
                         *self.preferred.lock().unwrap_or_else(PoisonError::into_inner) = (place, until);
                     }
-                    return spoken;
+                    return asked;
                 }
             }
         }
@@ -148,6 +271,7 @@ impl Servers {
             why: Why::Other("no server to ask".to_owned()),
             ttl: None,
         }))
+        .into()
     }
 }
 
@@ -161,71 +285,9 @@ fn options(timeout: Duration) -> ResolverOpts {
     options.attempts = 0;
     // Those of the chain of names too, whose TTLs count.
     options.preserve_intermediates = true;
-    // Each question is two, and over TCP they share a connection: never "busy".
+    // Each question is two, some that nobody waits for go on, and over TCP they share a connection: never "busy".
     options.max_active_requests = 4 * AT_ONCE_MAX;
     options
-}
-
-async fn ask_addresses(client: &TokioResolver, text: &str, family: Family, from: &AnsweredBy) -> Answer {
-    let name = parsed(text)?;
-    let one = async |version: Version| -> Part {
-        let found = client.lookup(name.clone(), record_type(version)).await;
-        let found = found.map_err(bad).and_then(|lookup| {
-            let addresses = addresses(&lookup);
-            let ttl = ttl(&lookup);
-            match addresses.is_empty() {
-                true => Err(Bad {
-                    why: Why::Empty,
-                    ttl: Some(ttl),
-                }),
-                false => Ok((addresses, ttl)),
-            }
-        });
-        (version, found)
-    };
-    let parts = match versions(family) {
-        [first, second] => {
-            let (first, second) = tokio::join!(one(*first), one(*second));
-            vec![first, second]
-        }
-        only => {
-            let mut parts = Vec::with_capacity(only.len());
-            for version in only {
-                parts.push(one(*version).await);
-            }
-            parts
-        }
-    };
-    joined(parts, text, from)
-}
-
-async fn ask_services(client: &TokioResolver, name: &str, from: &AnsweredBy) -> Answer {
-    let lookup = client.lookup(parsed(name)?, RecordType::SRV).await;
-    let lookup = lookup.map_err(bad)?;
-    let records = lookup.answers().iter().filter_map(|record| match &record.data {
-        RData::SRV(srv) => Some(Record::Service(Service {
-            priority: srv.priority,
-            weight: srv.weight,
-            port: srv.port,
-            target: absolute(&srv.target),
-        })),
-        _ => None,
-    });
-    let records: Vec<Record> = records.collect();
-    if records.is_empty() {
-        return Err(Bad {
-            why: Why::Empty,
-            ttl: Some(ttl(&lookup)),
-        });
-    }
-    let good = Good {
-        records,
-        ttl: ttl(&lookup),
-        unanswered: None,
-        found_as: name.to_owned(),
-        from: from.clone(),
-    };
-    Ok(good.tidied())
 }
 
 /// The record types of a family, the preferred one first.
@@ -245,8 +307,8 @@ pub(super) const fn record_type(version: Version) -> RecordType {
     }
 }
 
-pub(super) fn addresses(lookup: &Lookup) -> Vec<IpAddr> {
-    let data = lookup.answers().iter().map(|record| &record.data);
+pub(super) fn addresses(records: &[Line]) -> Vec<IpAddr> {
+    let data = records.iter().map(|record| &record.data);
     data.filter_map(RData::ip_addr).collect()
 }
 
@@ -256,13 +318,13 @@ pub(super) fn absolute(name: &Name) -> String {
 }
 
 /// Underscores are let through: container platforms make names with them.
-fn parsed(name: &str) -> Result<Name, Bad> {
+pub(super) fn parsed(name: &str) -> Result<Name, Bad> {
     Name::from_ascii(name).map_err(|error| bad(error.into()))
 }
 
 /// The shortest of an answer, the names of its chain included.
-fn ttl(lookup: &Lookup) -> Duration {
-    let shortest = lookup.answers().iter().map(|record| record.ttl).min();
+fn ttl(records: &[Line]) -> Duration {
+    let shortest = records.iter().map(|record| record.ttl).min();
     Duration::from_secs(shortest.unwrap_or_default().into())
 }
 

@@ -11,7 +11,7 @@ use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::Name;
 use outrigger_config::discover::Question;
 
-use crate::upstream::discovery::answer::{AnsweredBy, FOR_EVER, Good, Record};
+use crate::upstream::discovery::answer::{AnsweredBy, FOR_EVER, Good, Heard, Record};
 use crate::upstream::discovery::asking::servers::{absolute, addresses, record_type, versions};
 
 /// The shortest time that one try is given, whatever resolv.conf says.
@@ -128,7 +128,7 @@ pub(super) fn without_dns(system: &System, question: &Question) -> Option<Good> 
     let good = |records: Vec<Record>, from| Good {
         records,
         ttl: FOR_EVER,
-        unanswered: None,
+        heard: Heard::WHOLE,
         found_as: question.name.clone(),
         from,
     };
@@ -139,7 +139,9 @@ pub(super) fn without_dns(system: &System, question: &Question) -> Option<Good> 
     let listed = wanted.iter().flat_map(|version| {
         let query = Query::query(name.clone(), record_type(*version));
         let lookup = system.hosts.lookup_static_host(&query);
-        lookup.map(|lookup| addresses(&lookup)).unwrap_or_default()
+        lookup
+            .map(|lookup| addresses(lookup.answers()))
+            .unwrap_or_default()
     });
     let records: Vec<Record> = listed.map(Record::Address).collect();
     (!records.is_empty()).then(|| good(records, AnsweredBy::Hosts))

@@ -3,28 +3,36 @@
 //! **Failures.** While DNS fails, says that there is no such name or has no record, the last good answer serves, for as
 //! long as the configuration says, counted from that answer. Then there is nothing, and the reason is told.
 //!
+//! **Families.** A and AAAA are two questions, and each has its last good answer: while one is asked for in vain and the
+//! other answers, the name does not fail, and the addresses of the first stay for as long as is kept.
+//!
 //! **Partial answers.** Some servers name a few of many at each question (Route 53 and Cloud Map 8 at random, Consul 3).
 //! What such an answer lacks is not gone. A server that always names all is believed at once, so the two must be told
-//! apart, and what tells them apart is whether records *come back*:
+//! apart, which [`samples`] does:
 //!
-//! 1. An answer that names what an answer shortly before lacked is a **sample**, and so are those that follow. A record is
-//!    then gone when it was missing from so many answers in a row that one in a million such rows would miss it by chance,
-//!    which follows from how many are named of how many.
-//! 2. An answer that is smaller than a sample was is **whole**: the server had no more to say. So is one that names the
-//!    same records as those before it so often that chance would have named others. What it lacks is gone at once; if
-//!    it comes back after all, samples may be as small as that.
-//! 3. Before anything came back there is one **suspicion**: as many records as the answer before, at least two, some of
+//! 1. Answers are **samples** once answers of one size have twice brought back what such answers lacked shortly before. A
+//!    record is then gone when it was missing from so many answers in a row that one in a million such rows would miss it
+//!    by chance, which follows from how many are named of how many.
+//! 2. An answer that is smaller than a sample was is **whole**: the server had no more to say. So is one of another size
+//!    than the last that names all that is known, and one that names the same records as those before it so often that
+//!    chance would have named others. What it lacks is gone at once.
+//! 3. Before that is known there is one **suspicion**: as many records as the answer before, at least two, some of
 //!    them others and some the same. What it lacks stays until an answer repeats the one before, which samples hardly
 //!    ever do, and for three answers at most: a deployment that replaces instance by instance looks the same.
 //! 4. Every other answer is whole: fewer, more, all others, one for one. So a name that is scaled down or moved is followed
 //!    when its TTL is over.
 //!
+//! An answer that was cut says nothing of what it does not name.
+//!
 //! Whoever uses a record that an answer lacked drops it at once when its endpoint is not well: that is not known here.
+
+mod samples;
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::upstream::discovery::answer::{Answer, Bad, Good, RECORDS_MAX, Record, Why};
+use crate::upstream::discovery::answer::{Answer, Bad, Found, RECORDS_MAX, Record, Version, Why, Word};
+use crate::upstream::discovery::memory::samples::Samples;
 
 /// A failure is asked about again after the floor, then twice as long, up to this: a name server that is back is found
 /// within seconds.
@@ -33,42 +41,12 @@ const FAILED_MAX: Duration = Duration::from_secs(5);
 /// A negative answer that says no TTL (RFC 2308 section 5: it should not be cached) is asked again after this.
 const NEGATIVE_DEFAULT: Duration = Duration::from_secs(5);
 
-/// Answers for which a record that was dropped is known by its coming back. A sample of 8 of 100 names one of the dropped
-/// ones within so many nearly always.
-const COMES_BACK_WITHIN: u32 = 8;
-
-/// Dropped records that are known by their coming back: enough to learn what a name's answers are.
-const GONE_MAX: usize = 256;
-
-/// Answers for which what a suspicious answer lacked is kept.
-const SUSPECTED_FOR: u32 = 3;
-
-/// So many repetitions are waited for at least: a resolver on the way may give the same sample again from its cache.
-const REPEATED_MIN: f64 = 3.0;
-
-/// So many at most: two records of which one is named are told from one by as many.
-const REPEATED_MAX: f64 = 20.0;
-
-/// The chance that is taken of judging wrong: that a record which is there is missing from as many answers as are waited
-/// for, and that samples repeat one another as often.
-const BY_CHANCE: f64 = 1e-6;
-
-/// The most answers that are waited for. `keep` is a bound too.
-const MISSED_MAX: f64 = 1000.0;
-
 /// What is remembered of one name.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Memory {
     records: Vec<Remembered>,
-    gone: Vec<Gone>,
-    /// The last good answer.
-    last: Vec<Record>,
-    /// How often in a row it was given again.
-    repeats: u32,
-    /// How many an answer names that is a sample of all; `None`: answers are whole, as far as is known.
-    sample: Option<usize>,
-    /// The size of an answer that was taken for whole because it was smaller.
-    believed: Option<usize>,
+    four: OfFamily,
+    six: OfFamily,
     good: Option<Told>,
     failing: Option<Failing>,
     /// Failures in a row.
@@ -85,17 +63,29 @@ pub(super) struct Remembered {
     pub(super) missed: u32,
 }
 
-#[derive(Clone, Debug)]
-struct Gone {
-    record: Record,
-    /// Answers since then.
-    answers: u32,
+/// What is remembered of the questions for one family.
+#[derive(Clone, Debug, Default)]
+struct OfFamily {
+    samples: Samples,
+    /// When an answer spoke of it last.
+    heard: Option<Instant>,
+    trouble: Option<Trouble>,
+}
+
+/// That one family of a name is not known whole, while there is an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Trouble {
+    /// On the clock on the wall.
+    pub(super) since_clock: SystemTime,
+    pub(super) why: Why,
 }
 
 /// The last good answer's circumstances.
 #[derive(Clone, Debug)]
 pub(super) struct Told {
     pub(super) at: Instant,
+    /// The same on the clock on the wall.
+    pub(super) at_clock: SystemTime,
     pub(super) ttl: Duration,
     pub(super) found_as: String,
     pub(super) from: String,
@@ -141,7 +131,23 @@ impl Memory {
     ) -> (Turn, Duration) {
         match answer {
             Ok(good) => {
-                self.take(good, now);
+                for version in Version::ALL {
+                    self.hear(version, good.heard.of(version), (now, clock));
+                    if let word @ (Word::Whole | Word::Cut) = good.heard.of(version) {
+                        let named = good
+                            .records
+                            .iter()
+                            .filter(|record| Version::of(record) == version);
+                        self.take(version, named.cloned().collect(), *word == Word::Cut, now);
+                    }
+                }
+                self.good = Some(Told {
+                    at: now,
+                    at_clock: clock,
+                    ttl: good.ttl,
+                    found_as: good.found_as.clone(),
+                    from: good.from.to_string(),
+                });
                 self.failures = 0;
                 let turn = self.failing.take().map_or(Turn::None, |_| Turn::Recovers);
                 (turn, good.ttl.clamp(bounds.floor, bounds.ceiling))
@@ -175,91 +181,145 @@ impl Memory {
         wait.min(FAILED_MAX).clamp(bounds.floor, bounds.ceiling)
     }
 
-    fn take(&mut self, good: &Good, now: Instant) {
-        let named: HashSet<&Record> = good.records.iter().collect();
-        let spoken_of: Vec<&Record> = self.last.iter().filter(|record| good.speaks_of(record)).collect();
-        let same = spoken_of.len() == named.len() && spoken_of.iter().all(|record| named.contains(record));
-        self.repeats = if same { self.repeats.saturating_add(1) } else { 0 };
-        let shared = spoken_of.iter().filter(|record| named.contains(**record)).count();
-        let suspicious = !same && named.len() >= 2 && spoken_of.len() == named.len() && shared > 0;
-
-        let held = self.records.iter().filter(|known| known.missed > 0);
-        let held_returns = held
-            .map(|known| &known.record)
-            .any(|record| named.contains(record));
-        let gone_returns = self.gone.iter().any(|gone| named.contains(&gone.record));
-        self.sample = match self.sample {
-            None => (held_returns || gone_returns).then_some(named.len()),
-            // The smaller answer that was taken for whole was none.
-            Some(least) if gone_returns => Some(self.believed.take().map_or(least, |size| least.min(size))),
-            learnt => learnt,
-        };
-        if self.repeats >= repetitions(named.len(), self.records.len()) {
-            self.sample = None;
-        }
-        let patience = match self.sample {
-            Some(least) if named.len() >= least => patience(named.len(), self.records.len()),
-            Some(_) => {
-                self.believed = Some(named.len());
-                0
+    /// Takes in what was found for one family after the answer for the other was taken: the time is that of its coming.
+    /// Gives after how long to ask again, if it says so.
+    pub(super) fn learn_late(
+        &mut self,
+        version: Version,
+        found: &Found,
+        (now, clock): (Instant, SystemTime),
+    ) -> Option<Duration> {
+        self.hear(version, &found.word(), (now, clock));
+        match found {
+            Found::Addresses { addresses, ttl, cut } => {
+                let named = addresses.iter().copied().map(Record::Address).collect();
+                self.take(version, named, *cut, now);
+                Some(*ttl)
             }
-            None if suspicious => SUSPECTED_FOR,
-            None => 0,
-        };
+            Found::Nothing(bad) if bad.why.is_negative() => {
+                self.take(version, Vec::new(), false, now);
+                None
+            }
+            Found::Nothing(_) | Found::Awaited => None,
+        }
+    }
 
-        for known in &mut self.records {
+    /// What is said of a family: whether it is in trouble, and since when.
+    fn hear(&mut self, version: Version, word: &Word, (now, clock): (Instant, SystemTime)) {
+        let family = self.family_mut(version);
+        let why = match word {
+            Word::Awaited => return,
+            Word::Whole => {
+                family.heard = Some(now);
+                family.trouble = None;
+                return;
+            }
+            Word::Cut => {
+                family.heard = Some(now);
+                Why::Truncated
+            }
+            Word::Failed(why) => why.clone(),
+        };
+        let since_clock = family
+            .trouble
+            .as_ref()
+            .map_or(clock, |trouble| trouble.since_clock);
+        family.trouble = Some(Trouble { since_clock, why });
+    }
+
+    /// Takes in the records of a family that an answer names.
+    fn take(&mut self, version: Version, answer: Vec<Record>, is_cut: bool, now: Instant) {
+        let (mut own, others): (Vec<Remembered>, Vec<Remembered>) = std::mem::take(&mut self.records)
+            .into_iter()
+            .partition(|known| Version::of(&known.record) == version);
+        self.records = others;
+        let named: HashSet<Record> = answer.iter().cloned().collect();
+        let samples = &mut self.family_mut(version).samples;
+        let patience = if is_cut {
+            samples.take_cut(answer.clone());
+            u32::MAX
+        } else {
+            samples.take(answer.clone(), &own.iter().collect::<Vec<_>>())
+        };
+        let says_more = !is_cut && !samples.is_old_sample();
+        for known in &mut own {
             if named.contains(&known.record) {
                 known.missed = 0;
                 known.seen = now;
-            } else if good.speaks_of(&known.record) {
+            } else if says_more {
                 known.missed = known.missed.saturating_add(1);
             }
         }
-        for gone in &mut self.gone {
-            gone.answers += 1;
-        }
-        let dropped = self.records.extract_if(.., |known| known.missed > patience);
-        let dropped: Vec<Record> = dropped.map(|known| known.record).collect();
-        self.gone
-            .retain(|gone| gone.answers <= COMES_BACK_WITHIN && !named.contains(&gone.record));
-        let room = GONE_MAX.saturating_sub(self.gone.len());
-        let gone = dropped.into_iter().take(room);
-        self.gone.extend(gone.map(|record| Gone { record, answers: 0 }));
-
-        let known: HashSet<Record> = self.records.iter().map(|known| known.record.clone()).collect();
-        let room = RECORDS_MAX.saturating_sub(known.len());
-        let new = good.records.iter().filter(|record| !known.contains(*record));
+        samples.dropped(own.extract_if(.., |known| known.missed > patience));
+        let known: HashSet<Record> = own.iter().map(|known| known.record.clone()).collect();
+        self.records.append(&mut own);
+        let room = RECORDS_MAX.saturating_sub(self.records.len());
+        let new = answer.into_iter().filter(|record| !known.contains(record));
         self.records.extend(new.take(room).map(|record| Remembered {
-            record: record.clone(),
+            record,
             seen: now,
             missed: 0,
         }));
-        self.last.clone_from(&good.records);
-        self.good = Some(Told {
-            at: now,
-            ttl: good.ttl,
-            found_as: good.found_as.clone(),
-            from: good.from.to_string(),
-        });
+        // There are thousands of names with one record each, and a vector makes room for four.
+        self.records.shrink_to_fit();
+    }
+
+    const fn family(&self, version: Version) -> &OfFamily {
+        match version {
+            Version::V4 => &self.four,
+            Version::V6 => &self.six,
+        }
+    }
+
+    const fn family_mut(&mut self, version: Version) -> &mut OfFamily {
+        match version {
+            Version::V4 => &mut self.four,
+            Version::V6 => &mut self.six,
+        }
     }
 
     /// Lets go of what is too old. `true`: all of it, because DNS has failed for too long.
     pub(super) fn expire(&mut self, keep: Duration, now: Instant) -> bool {
         if self.ends(keep).is_some_and(|end| end <= now) {
             self.records.clear();
-            self.gone.clear();
-            self.last.clear();
-            (self.repeats, self.sample, self.believed) = (0, None, None);
+            (self.four, self.six) = Default::default();
             if let Some(failing) = &mut self.failing {
                 failing.is_over = true;
             }
             return true;
         }
         if self.failing.is_none() {
-            self.records
-                .retain(|known| known.missed == 0 || now.saturating_duration_since(known.seen) <= keep);
+            let mut records = std::mem::take(&mut self.records);
+            records.retain(|known| self.is_fresh(known) || now.saturating_duration_since(known.seen) <= keep);
+            self.records = records;
         }
         false
+    }
+
+    /// Whether the last word of DNS on its family names it, and there is one.
+    fn is_fresh(&self, known: &Remembered) -> bool {
+        let family = self.family(Version::of(&known.record));
+        known.missed == 0
+            && match &family.trouble {
+                None => true,
+                Some(trouble) => trouble.why == Why::Truncated && family.heard == Some(known.seen),
+            }
+    }
+
+    /// How many records serve from memory because DNS says nothing of them.
+    pub(super) fn kept(&self) -> usize {
+        let is_kept = |known: &&Remembered| {
+            let family = self.family(Version::of(&known.record));
+            self.failing.is_some() || family.trouble.is_some() && !self.is_fresh(known)
+        };
+        self.records.iter().filter(is_kept).count()
+    }
+
+    /// The families that are not known whole while there is an answer.
+    pub(super) fn troubles(&self) -> impl Iterator<Item = (Version, &Trouble)> {
+        let answers = self.failing.is_none();
+        let versions = Version::ALL.into_iter().filter(move |_| answers);
+        versions.filter_map(|version| Some((version, self.family(version).trouble.as_ref()?)))
     }
 
     /// When what is kept is let go of, if DNS goes on failing.
@@ -276,7 +336,7 @@ impl Memory {
 
     /// The records of the last good answer, in its order, as far as they are used.
     pub(super) fn last(&self) -> impl Iterator<Item = &Record> {
-        self.last.iter()
+        self.four.samples.last().iter().chain(self.six.samples.last())
     }
 
     /// That there is no good answer, if so.
@@ -291,40 +351,8 @@ impl Memory {
 
     /// Whether its answers are samples.
     pub(super) fn is_sampled(&self) -> bool {
-        self.sample.is_some()
+        self.four.samples.is_sampled() || self.six.samples.is_sampled()
     }
-}
-
-/// How often in a row an answer of `named` of `all` is repeated by more than chance.
-#[expect(
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "counts of records, and a number of answers between 3 and 20"
-)]
-fn repetitions(named: usize, all: usize) -> u32 {
-    // So many samples there are: the binomial coefficient, whose logarithm this is.
-    let few = named.min(all.saturating_sub(named));
-    let samples: f64 = (0..few)
-        .map(|step| ((all - step) as f64 / (step + 1) as f64).ln())
-        .sum();
-    let repeated = (-BY_CHANCE.ln() / samples).ceil();
-    repeated.clamp(REPEATED_MIN, REPEATED_MAX) as u32
-}
-
-/// How many answers in a row may lack a record that is there, when each names `named` of `all` at random.
-#[expect(
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "counts of records, and a number of answers between 1 and 1000"
-)]
-fn patience(named: usize, all: usize) -> u32 {
-    if all <= named {
-        return 1;
-    }
-    let lacked = 1.0 - named as f64 / all as f64;
-    (BY_CHANCE.ln() / lacked.ln()).ceil().clamp(1.0, MISSED_MAX) as u32
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::*;
-use crate::upstream::discovery::answer::{AnsweredBy, Version};
+use crate::upstream::discovery::answer::{AnsweredBy, Good, Heard};
 
 const BOUNDS: Bounds = Bounds {
     floor: Duration::from_secs(1),
@@ -20,7 +20,7 @@ fn good(numbers: impl IntoIterator<Item = u32>) -> Good {
     Good {
         records: numbers.into_iter().map(record).collect(),
         ttl: Duration::from_secs(10),
-        unanswered: None,
+        heard: Heard::WHOLE,
         found_as: "a.".to_owned(),
         from: AnsweredBy::Hosts,
     }
@@ -153,19 +153,101 @@ fn what_left_a_sampled_name_goes_and_the_rest_stays() {
 }
 
 #[test]
-fn an_instance_that_comes_back_makes_no_lasting_sample_of_a_whole_answer() {
-    let mut told = Told::new();
-    told.answered([1, 2, 3]);
-    assert_eq!(told.answered([1, 2]), records([1, 2]));
-    told.answered([1, 2, 3]);
-    assert!(told.memory.is_sampled());
-    // Fewer than it ever named: whole.
-    assert_eq!(told.answered([1, 2]), records([1, 2]));
-    told.answered([1, 2, 3]);
-    for _ in 0..20 {
-        told.answered([1, 2, 3]);
+fn instances_that_restart_in_turn_make_no_sample_of_a_whole_answer() {
+    // Each answer is given as often as a step of the deployment takes.
+    for steps in [1, 2, 3, 10] {
+        for answers in [
+            // Some at once, and all back.
+            &[&[1, 2, 3][..], &[3], &[1, 2], &[1, 2, 3]][..],
+            // One after the other under its old address.
+            &[
+                &[1, 2, 3],
+                &[2, 3],
+                &[1, 2, 3],
+                &[1, 3],
+                &[1, 2, 3],
+                &[1, 2],
+                &[1, 2, 3],
+            ],
+            // One after the other under a new one.
+            &[
+                &[1, 2, 3],
+                &[2, 3],
+                &[2, 3, 4],
+                &[3, 4],
+                &[3, 4, 5],
+                &[4, 5],
+                &[4, 5, 6],
+            ],
+            // The new one first.
+            &[
+                &[1, 2, 3],
+                &[1, 2, 3, 4],
+                &[2, 3, 4],
+                &[2, 3, 4, 5],
+                &[3, 4, 5],
+                &[3, 4, 5, 6],
+                &[4, 5, 6],
+            ],
+            // Under an address that an earlier one had.
+            &[
+                &[1, 2, 3],
+                &[2, 3],
+                &[2, 3, 4],
+                &[3, 4],
+                &[3, 4, 1],
+                &[4, 1],
+                &[4, 1, 2],
+            ],
+            // Replaced, and rolled back.
+            &[&[1, 2], &[3, 2], &[1, 2]],
+            &[&[1], &[2], &[1]],
+        ] {
+            let mut told = Told::new();
+            for (place, answer) in answers.iter().enumerate() {
+                for _ in 0..steps {
+                    told.answered(answer.iter().copied());
+                    assert!(!told.memory.is_sampled(), "{answers:?} {place} {steps}");
+                }
+                // What is not named is held no longer than a suspicion.
+                if steps > 1 || place > 0 && answers[place - 1].len() != answer.len() {
+                    let mut whole = records(answer.iter().copied());
+                    whole.sort_by_key(Record::address);
+                    assert_eq!(told.used(), whole, "{answers:?} {place} {steps}");
+                }
+            }
+        }
     }
+}
+
+#[test]
+fn samples_that_a_cache_on_the_way_gives_again_are_known_as_well() {
+    for given in [2, 3] {
+        let mut rng = fastrand::Rng::with_seed(given);
+        let mut told = Told::new();
+        for round in 0..300 {
+            let sample = rng.choose_multiple(0..30, 8);
+            for _ in 0..given {
+                told.answered(sample.iter().copied());
+            }
+            assert!(round < 100 || told.used().len() == 30, "{given} {round}");
+        }
+    }
+}
+
+#[test]
+fn samples_of_several_sizes_are_known_too_and_a_whole_answer_after_them_as_well() {
+    let mut rng = fastrand::Rng::with_seed(11);
+    let mut told = Told::new();
+    for _ in 0..300 {
+        let size = rng.usize(4..=8);
+        told.answered(rng.choose_multiple(0..30, size));
+    }
+    assert_eq!(told.used().len(), 30);
+    // All there is, of a size that none had.
+    assert_eq!(told.answered(0..30), records(0..30));
     assert!(!told.memory.is_sampled());
+    assert_eq!(told.answered(0..29), records(0..29));
 }
 
 #[test]
@@ -238,18 +320,80 @@ fn the_next_question_comes_when_the_ttl_is_over_within_bounds() {
 }
 
 #[test]
-fn a_family_that_was_asked_for_in_vain_keeps_its_addresses() {
-    let six = Record::Address("2001:db8::1".parse().unwrap());
+fn each_family_has_its_own_last_good_answer() {
+    let six: IpAddr = "2001:db8::1".parse().unwrap();
     let mut both = good([1, 2]);
-    both.records.push(six.clone());
+    both.records.push(Record::Address(six));
     let mut told = Told::new();
     told.learns(&Ok(both));
-    let half = Good {
-        unanswered: Some(Version::V6),
-        ..good([1])
+    let seen = told.now;
+    let half = |six: Word| {
+        let heard = Heard { six, ..Heard::WHOLE };
+        Ok(Good { heard, ..good([1]) })
     };
-    told.learns(&Ok(half));
-    assert_eq!(told.used(), [record(1), six]);
+    for word in [
+        Word::Awaited,
+        Word::Failed(Why::TimedOut),
+        Word::Failed(Why::ServerFailed),
+    ] {
+        let kept = usize::from(word != Word::Awaited);
+        assert_eq!(told.learns(&half(word)).0, Turn::None);
+        assert_eq!(told.used(), [record(1), Record::Address(six)]);
+        assert_eq!((told.memory.kept(), told.memory.troubles().count()), (kept, kept));
+        assert!(told.memory.last().eq(&[record(1), Record::Address(six)]));
+    }
+    // Late is soon enough.
+    let late = |found: &Found, told: &mut Told| {
+        told.memory
+            .learn_late(Version::V6, found, (told.now, SystemTime::UNIX_EPOCH))
+    };
+    let ttl = Duration::from_secs(3);
+    let addresses = Found::Addresses {
+        addresses: vec![six],
+        ttl,
+        cut: false,
+    };
+    let mut other = told.memory.clone();
+    assert_eq!(late(&addresses, &mut told), Some(ttl));
+    assert_eq!((told.memory.kept(), told.memory.troubles().count()), (0, 0));
+    assert_eq!(told.used(), [record(1), Record::Address(six)]);
+    // That there is none is believed, and what was not heard of for too long is let go of.
+    let none = Found::Nothing(Bad {
+        why: Why::Empty,
+        ttl: None,
+    });
+    late(&none, &mut told);
+    assert_eq!(told.used(), [record(1)]);
+    assert!(!other.expire(KEEP, seen + KEEP + Duration::from_secs(1)));
+    assert_eq!(other.records().len(), 1);
+}
+
+#[test]
+fn an_answer_that_was_cut_takes_nothing_away_and_what_it_names_is_used() {
+    let cut = |numbers: [u32; 2]| {
+        let four = Word::Cut;
+        Ok(Good {
+            heard: Heard { four, ..Heard::WHOLE },
+            ..good(numbers)
+        })
+    };
+    let mut told = Told::new();
+    told.learns(&cut([1, 2]));
+    assert_eq!(told.used(), records([1, 2]));
+    assert_eq!(told.memory.kept(), 0);
+    told.learns(&cut([2, 3]));
+    assert_eq!((told.used(), told.memory.kept()), (records([1, 2, 3]), 1));
+    assert!(
+        told.memory
+            .troubles()
+            .all(|(_, trouble)| trouble.why == Why::Truncated)
+    );
+    // Nothing is kept that is not named where that is said, and what is named is no memory.
+    told.memory
+        .expire(Duration::ZERO, told.now + Duration::from_secs(1));
+    assert_eq!(told.used(), records([2, 3]));
+    assert_eq!(told.answered([4, 5, 6]), records([4, 5, 6]));
+    assert_eq!(told.memory.troubles().count(), 0);
 }
 
 #[test]

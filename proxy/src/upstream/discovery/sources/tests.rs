@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::upstream::discovery::answer::{Answer, AnsweredBy, Bad, Good, Service, Why};
+use crate::upstream::discovery::answer::{Answer, AnsweredBy, Bad, Good, Heard, Service, Why};
 use crate::upstream::discovery::memory::Bounds;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -32,7 +32,7 @@ fn answer(records: Vec<Record>) -> Answer {
     Ok(Good {
         records,
         ttl: Duration::from_secs(1),
-        unanswered: None,
+        heard: Heard::WHOLE,
         found_as: "a.".to_owned(),
         from: AnsweredBy::Hosts,
     })
