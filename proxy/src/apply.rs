@@ -151,13 +151,10 @@ fn refuse(to: &Applier, version: String, problems: Vec<Problem>) -> Verdict {
     to.metrics.pushed(PushResult::Refused);
     let serves = to.snapshots.load().origin != Origin::Nothing;
     for problem in &problems {
-        match serves {
-            true => {
-                tracing::error!(version, %problem, "configuration refused; the last good one goes on serving")
-            }
-            false => {
-                tracing::error!(version, %problem, "configuration refused; there is none before it, so nothing serves yet")
-            }
+        if serves {
+            tracing::error!(version, %problem, "configuration refused; the last good one goes on serving");
+        } else {
+            tracing::error!(version, %problem, "configuration refused; there is none before it, so nothing serves yet");
         }
     }
     let refused = Refused {
