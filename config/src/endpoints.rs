@@ -94,6 +94,12 @@ impl Serialize for StaticEndpoint {
     }
 }
 
+/// Whether this is a host by name, and no address that is a little wrong.
+fn is_a_name(host: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
+    host.bytes().all(allowed) && host.bytes().any(|byte| byte.is_ascii_alphabetic())
+}
+
 impl<'de> Deserialize<'de> for StaticEndpoint {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Either;
@@ -107,7 +113,13 @@ impl<'de> Deserialize<'de> for StaticEndpoint {
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<StaticEndpoint, E> {
                 let address: Result<SocketAddr, _> = text.parse();
-                address.map(StaticEndpoint::from).map_err(E::custom)
+                address.map(StaticEndpoint::from).map_err(|error| match text.rsplit_once(':') {
+                    Some((name, port)) if is_a_name(name) && port.parse::<u16>().is_ok() => E::custom(format!(
+                        "found the text `{text}`; expected an IP address and a port, such as 127.0.0.1:9080; for a name: \
+                         {{ dns: {name}, port: {port} }}"
+                    )),
+                    _ => E::custom(error),
+                })
             }
 
             fn visit_i64<E: de::Error>(self, number: i64) -> Result<StaticEndpoint, E> {

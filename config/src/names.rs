@@ -21,6 +21,12 @@ const PREFIX_MIN: u8 = 4;
 /// Ranges with fewer addresses than those of this prefix, 254, are refused: a mesh grows.
 const PREFIX_MAX: u8 = 24;
 
+/// DNS counts in seconds, and 0 would have every connection ask again.
+const TTL_MIN: Duration = Duration::from_secs(1);
+
+/// What is remembered for longer is out of date for longer than a push takes.
+const TTL_MAX: Duration = Duration::from_secs(3600);
+
 /// Where applications ask for names: those of the mesh's services lead to this sidecar, all others to the name servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DnsListener {
@@ -84,8 +90,19 @@ struct Full {
     servers: Vec<NameServer>,
     /// How long an answer about a name of the mesh may be remembered, in whole seconds: 1 s to 1 h. Default 5 s: after a
     /// push a name is found or gone about as soon as its routes are, and asking again costs a loopback round trip.
-    #[serde(default = "default_ttl")]
+    #[serde(default = "default_ttl", deserialize_with = "ttl")]
+    #[schemars(with = "Duration")]
     ttl: Duration,
+}
+
+/// A time that DNS can tell, checked here so that it is even where the rest of the listener cannot be read.
+fn ttl<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let ttl = Duration::deserialize(deserializer)?;
+    if !(TTL_MIN..=TTL_MAX).contains(&ttl) || ttl.0.subsec_millis() > 0 {
+        let message = format!("{ttl}; expected whole seconds, {TTL_MIN} to {TTL_MAX}");
+        return Err(de::Error::custom(message));
+    }
+    Ok(ttl)
 }
 
 fn default_ttl() -> Duration {

@@ -72,6 +72,12 @@ pub enum ClientError {
         /// What is wrong with it.
         what: String,
     },
+    /// It is https, and nothing says how to know it.
+    #[error("{url}: give --ca-fingerprint, which `outrigger serve` logs at its start, or --api-ca")]
+    Untrusted {
+        /// Where.
+        url: String,
+    },
     /// The operator token would be read on the way.
     #[error(
         "the operator token is not sent to {url}: it would cross the network in the clear. Use https:// (`outrigger serve \
@@ -212,11 +218,7 @@ impl Api {
         let tls = match (uri.scheme_str(), trust) {
             (Some("http"), _) => None,
             (Some("https"), Some(trust)) => Some(Pinned::new(trust, None).map_err(|what| refuse(&what))?),
-            (Some("https"), None) => {
-                let what = "it is https, and nothing says how to know it: give --ca-fingerprint, which `outrigger serve` \
-                            logs at its start, or --api-ca";
-                return Err(refuse(what));
-            }
+            (Some("https"), None) => return Err(ClientError::Untrusted { url: url.to_owned() }),
             _ => return Err(refuse("it does not begin with http:// or https://")),
         };
         if !matches!(uri.path(), "" | "/") || uri.query().is_some() {

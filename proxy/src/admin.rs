@@ -228,7 +228,11 @@ fn hurt(lost: u64) -> Option<String> {
 
 fn json(what: &str, page: &impl Serialize) -> Response<Full<Bytes>> {
     match serde_json::to_vec_pretty(page) {
-        Ok(page) => answer(StatusCode::OK, "application/json", page.into()),
+        Ok(mut page) => {
+            // For who reads it in a terminal.
+            page.push(b'\n');
+            answer(StatusCode::OK, "application/json", page.into())
+        }
         Err(error) => text(
             StatusCode::INTERNAL_SERVER_ERROR,
             &format!("the {what} cannot be written: {error}\n"),

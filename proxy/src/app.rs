@@ -3,6 +3,7 @@
 //! Knows the parts and their lifetimes; decides nothing about requests or configurations.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,9 +81,10 @@ impl Sidecar {
     /// Binds every socket. [`Drain::start`] on `drain` makes [`Self::run`] finish what it has and return.
     ///
     /// # Errors
-    /// When an address is taken, with its name and address.
+    /// When the bootstrap does not say where configurations come from, or an address is taken, with its name and address.
     pub fn bind(start: Start, drain: Drain) -> anyhow::Result<Self> {
         let bootstrap = &start.bootstrap;
+        whence(bootstrap)?;
         let mut listeners = Vec::new();
         if bootstrap.node.service.is_some() {
             let announced = bootstrap.listeners.proxy_protocol.contains(&Door::Inbound);
@@ -335,7 +337,15 @@ async fn finish(drain: &Drain, limit: Duration) {
     tracing::info!(took = ?started.elapsed(), "drained");
 }
 
-fn source(bootstrap: &Bootstrap, known: Known, resolver: &Resolver) -> anyhow::Result<Source> {
+/// Where configurations come from.
+enum Whence<'a> {
+    Control(Address),
+    Path(&'a Path),
+}
+
+/// Where the bootstrap says that configurations come from. Asked before a port is bound too, so that a mistake is told before
+/// anything begins.
+fn whence(bootstrap: &Bootstrap) -> anyhow::Result<Whence<'_>> {
     let config = &bootstrap.config;
     match (&config.control, &config.path) {
         (Some(url), None) => {
@@ -346,20 +356,9 @@ fn source(bootstrap: &Bootstrap, known: Known, resolver: &Resolver) -> anyhow::R
                      (OUTRIGGER_TOKEN or --token-file), or an `identity` in its bootstrap"
                 );
             }
-            let node = &bootstrap.node;
-            let text = |value: &Option<String>| value.clone().unwrap_or_default();
-            let node = Node {
-                id: node.id.clone().unwrap_or_else(host_name),
-                service: text(&node.service),
-                version: text(&node.version),
-                zone: text(&node.zone),
-                ..Node::default()
-            };
-            let (want, last_good) = (config.want.clone(), config.last_good.clone());
-            let api = ControlApi::new((address, known), resolver.clone(), node, want, last_good);
-            Ok(Source::Control(Box::new(api)))
+            Ok(Whence::Control(address))
         }
-        (None, Some(path)) => Ok(Source::Files(Files::new(path.clone()))),
+        (None, Some(path)) => Ok(Whence::Path(path)),
         (None, None) => anyhow::bail!(
             "no source of configuration: give --control URL for a control API or --path FILE for a watched file or folder"
         ),
@@ -367,6 +366,26 @@ fn source(bootstrap: &Bootstrap, known: Known, resolver: &Resolver) -> anyhow::R
             anyhow::bail!("two sources of configuration: give --control or --path, not both")
         }
     }
+}
+
+fn source(bootstrap: &Bootstrap, known: Known, resolver: &Resolver) -> anyhow::Result<Source> {
+    let config = &bootstrap.config;
+    let address = match whence(bootstrap)? {
+        Whence::Control(address) => address,
+        Whence::Path(path) => return Ok(Source::Files(Files::new(path.to_owned()))),
+    };
+    let node = &bootstrap.node;
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let node = Node {
+        id: node.id.clone().unwrap_or_else(host_name),
+        service: text(&node.service),
+        version: text(&node.version),
+        zone: text(&node.zone),
+        ..Node::default()
+    };
+    let (want, last_good) = (config.want.clone(), config.last_good.clone());
+    let api = ControlApi::new((address, known), resolver.clone(), node, want, last_good);
+    Ok(Source::Control(Box::new(api)))
 }
 
 /// The host's name, which in a container is its own.

@@ -12,7 +12,7 @@ use outrigger_config::{Config, Problem};
 
 use crate::control::{Push, Verdict};
 use crate::snapshot::compile::{self, Said};
-use crate::snapshot::{Refused, Snapshot, Snapshots, Standing};
+use crate::snapshot::{Origin, Refused, Snapshot, Snapshots, Standing};
 use crate::telemetry::metrics::{Metrics, PushResult};
 use crate::tls::outside;
 use crate::upstream;
@@ -149,8 +149,13 @@ fn warn_of_a_small_range(to: &Applier, next: &Snapshot) {
 /// Nothing changes but what says that something was refused.
 fn refuse(to: &Applier, version: String, problems: Vec<Problem>) -> Verdict {
     to.metrics.pushed(PushResult::Refused);
+    let serves = to.snapshots.load().origin != Origin::Nothing;
     for problem in &problems {
-        tracing::error!(version, %problem, "configuration refused; the last good one goes on serving");
+        if serves {
+            tracing::error!(version, %problem, "configuration refused; the last good one goes on serving");
+        } else {
+            tracing::error!(version, %problem, "configuration refused; there is none before it, so nothing serves yet");
+        }
     }
     let refused = Refused {
         version,

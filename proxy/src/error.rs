@@ -275,7 +275,7 @@ const fn facts(word: &'static str, status: u16, grpc: u8, reached: Reached, advi
 pub struct Failure {
     /// The row of the table.
     pub reason: Reason,
-    /// What happened, where: addresses and causes. For the log, never for the caller.
+    /// What happened, where: addresses and causes. For the log, and for the application at its own sidecar; never for others.
     pub detail: String,
     /// What the answer says beside or instead of the table. In a box, since nearly no failure has any.
     pub told: Option<Box<Told>>,

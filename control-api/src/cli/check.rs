@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::files::Files;
 use super::output::{Output, Tone, count};
 use super::{CliError, Exit};
-use crate::server::split_all;
+use crate::server::{PushText, split_all};
 
 /// Check files, without a control API: ends with 1 if anything is wrong.
 #[derive(Debug, Args)]
@@ -43,6 +43,8 @@ impl Check {
         match split_all(&pushed) {
             Ok(split) => {
                 documents += split.len();
+                let is_empty = |text: &&PushText| split.iter().all(|document| document.file != text.file);
+                problems.extend(pushed.iter().filter(is_empty).map(empty));
                 problems.extend(outrigger_config::check(&split).err().unwrap_or_default());
             }
             Err(found) => problems.extend(found),
@@ -66,5 +68,16 @@ impl Check {
             output.line(bad);
         }
         Ok(exit)
+    }
+}
+
+/// A file that says nothing is a file that was not saved, or not the one that was meant.
+fn empty(text: &PushText) -> Problem {
+    Problem {
+        file: text.file.clone(),
+        line: text.line,
+        column: 1,
+        message: "there is no document here; expected one that begins with `kind: Service`, such as those of config-examples".to_owned(),
+        ..Problem::default()
     }
 }

@@ -56,9 +56,24 @@ struct Refusal<'a> {
     problems: &'a [Problem],
 }
 
+/// What is wrong with a text that is for one sidecar alone.
+fn bootstrap(text: &PushText) -> Option<Problem> {
+    outrigger_config::is_bootstrap(&text.text).then(|| Problem {
+        file: text.file.clone(),
+        line: text.line,
+        column: 1,
+        path: "kind".to_owned(),
+        message: "`Proxy` is the bootstrap of one sidecar, which is not pushed: give the file to it with `outrigger-proxy --config`".to_owned(),
+    })
+}
+
 impl Push {
     pub(super) async fn run(self, api: &Api, output: &mut Output) -> Result<Exit, CliError> {
         let documents = self.files.read()?;
+        let bootstraps: Vec<Problem> = documents.iter().filter_map(bootstrap).collect();
+        if !bootstraps.is_empty() {
+            return Ok(refused(&bootstraps, &documents, self.wait.json, output));
+        }
         // The words would be the same from the control API; from here they come also without one.
         let pushed = match split_all(&documents) {
             Ok(pushed) => pushed,

@@ -53,7 +53,7 @@ impl<'a> Stage<'a> {
             Audience::Lines(lines) => {
                 lines("Type next, in another terminal:");
                 for hint in &stage.hints {
-                    lines(&format!("  {}   {}", hint.command, hint.what));
+                    lines(&format!("  {}   # {}", hint.command, hint.what));
                 }
                 stage.lines = Some(lines);
             }

@@ -43,7 +43,7 @@ pub(super) enum Way {
     Tcp,
 }
 
-/// The bytes of a question without its identity, and how it goes.
+/// The bytes of a question without its identity, and how it goes. They are shared with who asks it and with its attempts.
 type Key = (Way, Bytes);
 
 /// Who asks the name servers.
@@ -82,8 +82,8 @@ impl Forwarder {
     ///
     /// The same question is asked once, however many wait for it. So if a server asks us in its turn, that question waits
     /// for the first instead of going round, and both end together.
-    pub(super) async fn ask(&self, question: &Question, bytes: &[u8], way: Way) -> Option<Vec<u8>> {
-        let key = (way, Bytes::copy_from_slice(&bytes[2..]));
+    pub(super) async fn ask(&self, question: &Question, bytes: &Bytes, way: Way) -> Option<Vec<u8>> {
+        let key = (way, bytes.slice(2..));
         let joined = self.under_way.borrow().get(&key).map(|one| one.answer.clone());
         let answer = match joined {
             Some(mut answer) => answer.wait_for(Option::is_some).await.ok()?.clone().flatten(),
@@ -95,7 +95,7 @@ impl Forwarder {
     }
 
     /// Asks what nobody asks yet.
-    async fn ask_first(&self, question: &Question, bytes: &[u8], key: Key) -> Option<Bytes> {
+    async fn ask_first(&self, question: &Question, bytes: &Bytes, key: Key) -> Option<Bytes> {
         let asks = question.asks();
         let alike = |one: &&UnderWay| (one.asks.0.as_str(), one.asks.1, one.asks.2) == asks;
         if self.under_way.borrow().values().filter(alike).count() >= VARIANTS_MAX {
@@ -129,7 +129,7 @@ impl Forwarder {
     }
 
     /// Asks one server after another, each for as long as there is no answer.
-    async fn race(&self, bytes: &[u8], end: usize, way: Way) -> Option<Bytes> {
+    async fn race(&self, bytes: &Bytes, end: usize, way: Way) -> Option<Bytes> {
         let (count, first) = (self.servers.len(), self.first.get());
         let asked_max = count.max(ASKED_MIN as usize);
         let patience = PATIENCE.min(ASK_MAX / u32::try_from(asked_max).unwrap_or(ASKED_MIN));
@@ -174,22 +174,35 @@ impl Forwarder {
 /// One question to one server.
 struct Attempt {
     server: SocketAddr,
-    /// The question with an identity of its own: whoever would answer in the server's place must guess it, and the port.
-    question: Vec<u8>,
+    /// An identity of its own: whoever would answer in the server's place must guess it, and the port.
+    identity: [u8; 2],
+    /// The question, with the identity of who asked it.
+    question: Bytes,
     end: usize,
     scratch: Rc<RefCell<Vec<u8>>>,
 }
 
 impl Attempt {
-    fn new(server: SocketAddr, bytes: &[u8], end: usize, scratch: &Rc<RefCell<Vec<u8>>>) -> io::Result<Self> {
-        let mut question = bytes.to_vec();
-        aws_lc_rs::rand::fill(&mut question[..2]).map_err(|_| io::Error::other("no randomness"))?;
+    fn new(
+        server: SocketAddr,
+        bytes: &Bytes,
+        end: usize,
+        scratch: &Rc<RefCell<Vec<u8>>>,
+    ) -> io::Result<Self> {
+        let mut identity = [0; 2];
+        aws_lc_rs::rand::fill(&mut identity).map_err(|_| io::Error::other("no randomness"))?;
         Ok(Self {
             server,
-            question,
+            identity,
+            question: bytes.clone(),
             end,
             scratch: Rc::clone(scratch),
         })
+    }
+
+    /// The question as it is sent.
+    fn written(&self) -> Vec<u8> {
+        [&self.identity, &self.question[2..]].concat()
     }
 
     async fn make(self, way: Way) -> io::Result<Bytes> {
@@ -207,7 +220,7 @@ impl Attempt {
         let socket = UdpSocket::bind((any, 0)).await?;
         // The kernel then takes nothing from elsewhere, and tells if nobody listens there.
         socket.connect(self.server).await?;
-        socket.send(&self.question).await?;
+        socket.send(&self.written()).await?;
         loop {
             let ready = socket.ready(Interest::READABLE | Interest::ERROR).await?;
             // Where nobody listens the host says so, which is an error and nothing to read.
@@ -229,7 +242,7 @@ impl Attempt {
 
     async fn by_tcp(self) -> io::Result<Bytes> {
         let mut stream = TcpStream::connect(self.server).await?;
-        write(&mut stream, &self.question).await?;
+        write(&mut stream, &self.written()).await?;
         let length = stream.read_u16().await?;
         let mut answer = vec![0; length.into()];
         stream.read_exact(&mut answer).await?;
@@ -240,7 +253,7 @@ impl Attempt {
     }
 
     fn is_answered_by(&self, answer: &[u8]) -> bool {
-        answer.len() >= HEAD_LENGTH && question::answers(&self.question, self.end, answer)
+        answer.len() >= HEAD_LENGTH && question::answers((self.identity, &self.question), self.end, answer)
     }
 }
 

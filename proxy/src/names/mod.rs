@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use bytes::Bytes;
 use outrigger_config::bootstrap::Listeners;
 use outrigger_config::names::DnsListener;
 use tokio::io::AsyncReadExt;
@@ -215,7 +216,7 @@ impl Answering {
     }
 
     /// The answer of the name servers, or that there is none.
-    async fn forward(&self, question: &Question, bytes: &[u8], way: Way) -> Option<Vec<u8>> {
+    async fn forward(&self, question: &Question, bytes: &Bytes, way: Way) -> Option<Vec<u8>> {
         let Ok(_waiting) = self.waiting.try_acquire() else {
             self.metrics.count(QueryResult::Refused);
             return question.one_too_many();
@@ -251,7 +252,8 @@ async fn by_udp(names: &Rc<Answering>, socket: &Rc<UdpSocket>) {
                 let _ = socket.try_send_to(&answer, asker);
             }
             Outcome::Forward(question) => {
-                let (names, socket, bytes) = (Rc::clone(names), Rc::clone(socket), bytes.to_vec());
+                let bytes = Bytes::copy_from_slice(bytes);
+                let (names, socket) = (Rc::clone(names), Rc::clone(socket));
                 tokio::task::spawn_local(async move {
                     if let Some(answer) = names.forward(&question, &bytes, Way::Udp).await {
                         let _ = socket.send_to(&answer, asker).await;
@@ -296,7 +298,7 @@ async fn converse(names: &Answering, mut stream: TcpStream) -> io::Result<()> {
         let message = message.await??;
         let answer = match names.look(&message) {
             Outcome::Answered(answer) => answer,
-            Outcome::Forward(question) => names.forward(&question, &message, Way::Tcp).await,
+            Outcome::Forward(question) => names.forward(&question, &message.into(), Way::Tcp).await,
         };
         // What is no question ends the connection: what follows it means nothing either.
         let Some(answer) = answer else { return Ok(()) };
@@ -312,7 +314,7 @@ pub(crate) fn answer(bytes: &[u8]) -> Option<Vec<u8>> {
         Read::Refused(answer) => Some(answer),
         Read::Asked(question) => {
             assert!(question.end <= bytes.len());
-            question::answers(bytes, question.end, bytes);
+            question::answers(([bytes[0], bytes[1]], bytes), question.end, bytes);
             question.answered(&[Ipv4Addr::LOCALHOST.into()], 1)
         }
     }

@@ -17,6 +17,10 @@ pub(super) const HEAD_LENGTH: usize = 12;
 /// a packet everywhere (DNS flag day 2020).
 const PAYLOAD_MAX: u16 = 1232;
 
+/// Longer questions are refused: a name has 255 bytes at most, and with all that is said by EDNS a question has some hundred.
+/// What waits for name servers is kept, so this bounds it.
+pub(super) const QUESTION_MAX: usize = 4096;
+
 /// What a message is to who listens for questions.
 #[derive(Debug)]
 pub(super) enum Read {
@@ -61,7 +65,7 @@ pub(super) fn read(bytes: &[u8]) -> Read {
         return refused(ResponseCode::NotImp);
     }
     // RFC 9619 section 4: a query has one question.
-    if header.counts.queries != 1 {
+    if header.counts.queries != 1 || bytes.len() > QUESTION_MAX {
         return refused(ResponseCode::FormErr);
     }
     let Ok(query) = Query::read(&mut decoder) else {
@@ -178,14 +182,14 @@ fn written(message: &Message) -> Option<Vec<u8>> {
     message.to_vec().ok()
 }
 
-/// Whether a message answers this question of ours, whose identity it bears. `asked` is what was sent, `end` where its
-/// question ends.
-pub(super) fn answers(asked: &[u8], end: usize, answer: &[u8]) -> bool {
+/// Whether a message answers this question of ours, whose identity it bears. `asked` is what was sent but for its identity,
+/// `end` where its question ends.
+pub(super) fn answers((identity, asked): ([u8; 2], &[u8]), end: usize, answer: &[u8]) -> bool {
     let mut decoder = BinDecoder::new(answer);
     let Ok(header) = Header::read(&mut decoder) else {
         return false;
     };
-    let is_ours = header.message_type == MessageType::Response && answer[..2] == asked[..2];
+    let is_ours = header.message_type == MessageType::Response && answer[..2] == identity;
     // RFC 5452 section 9.1. Some servers leave out the question of what they could not read.
     let question = || {
         answer

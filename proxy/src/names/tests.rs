@@ -4,7 +4,7 @@ use hickory_proto::op::{Message, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use proptest::prelude::*;
 
-use super::question::{Question, Read, answers, is_failure, read};
+use super::question::{QUESTION_MAX, Question, Read, answers, is_failure, read};
 use super::*;
 
 const TTL: u32 = 5;
@@ -46,7 +46,7 @@ fn what_is_no_question_is_refused_as_the_rfcs_say_or_met_with_silence() {
         }
     };
     type Case = (&'static str, fn(&mut Vec<u8>), Option<ResponseCode>);
-    let cases: [Case; 10] = [
+    let cases: [Case; 12] = [
         ("as it is", |_| {}, Some(ResponseCode::NoError)),
         ("nothing", Vec::clear, None),
         ("half a head", |bytes| bytes.truncate(11), None),
@@ -58,6 +58,16 @@ fn what_is_no_question_is_refused_as_the_rfcs_say_or_met_with_silence() {
         ),
         ("no question", |bytes| bytes[5] = 0, Some(ResponseCode::FormErr)),
         ("two", |bytes| bytes[5] = 2, Some(ResponseCode::FormErr)),
+        (
+            "as long as may be",
+            |bytes| bytes.resize(QUESTION_MAX, 0),
+            Some(ResponseCode::NoError),
+        ),
+        (
+            "too long",
+            |bytes| bytes.resize(QUESTION_MAX + 1, 0),
+            Some(ResponseCode::FormErr),
+        ),
         (
             "half a name",
             |bytes| bytes.truncate(16),
@@ -160,11 +170,11 @@ fn only_the_answer_to_the_question_is_taken_for_it() {
     assert_eq!(end, asked.len());
     let mut answer = asked.clone();
     answer[2] |= 0x80;
-    assert!(answers(&asked, end, &answer));
+    assert!(answers(([0x12, 0x34], &asked), end, &answer));
     let changed = |change: fn(&mut Vec<u8>)| {
         let mut answer = answer.clone();
         change(&mut answer);
-        answers(&asked, end, &answer)
+        answers(([0x12, 0x34], &asked), end, &answer)
     };
     assert!(changed(|answer| answer[13].make_ascii_uppercase()));
     assert!(changed(|answer| answer.extend([1, 2, 3])));
@@ -175,7 +185,7 @@ fn only_the_answer_to_the_question_is_taken_for_it() {
     let without = |code: u8| {
         let mut answer = answer[..12].to_vec();
         (answer[3], answer[5]) = (code, 0);
-        answers(&asked, end, &answer)
+        answers(([0x12, 0x34], &asked), end, &answer)
     };
     assert!(without(1), "a server that could not read it");
     assert!(!without(0), "no question and no failure");
@@ -206,7 +216,7 @@ proptest! {
             question.is_of_a_host();
             question.answered(&[Ipv4Addr::LOCALHOST.into()], TTL);
             question.unanswered();
-            answers(&bytes, question.end, &bytes);
+            answers(([bytes[0], bytes[1]], &bytes), question.end, &bytes);
         }
         is_failure(&bytes);
     }

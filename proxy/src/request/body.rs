@@ -19,6 +19,7 @@ use crate::request::retry::Progress;
 use crate::request::settling::Settling;
 use crate::request::upgrade::Tunnel;
 use crate::request::{Worker, grpc};
+use crate::snapshot::Entry;
 use crate::snapshot::routes::Route;
 use crate::telemetry::request_log::RequestLog;
 use crate::upstream::Pick;
@@ -163,15 +164,21 @@ pub(crate) fn own(answer: Response<Bytes>, mut log: RequestLog) -> Response<Resp
     Response::from_parts(head, ResponseBody::Text(Some(text), Box::new(log)))
 }
 
-/// The answer of the proxy itself: the reason in a header, and in words.
-pub(crate) fn refusal(failure: &Failure, mut log: RequestLog) -> Response<ResponseBody> {
+/// The answer of the proxy itself: the reason in a header, and in words. The application is also told what exactly happened,
+/// which others must not learn: it has addresses and identities in it.
+pub(crate) fn refusal(entry: &Entry, failure: &Failure, mut log: RequestLog) -> Response<ResponseBody> {
     let reason = failure.reason;
     log.failed(failure);
     if log.grpc() {
         return grpc_refusal(failure, log);
     }
     log.answered(failure.status());
-    let text = Bytes::from(format!("outrigger: {}: {}\n", reason.word(), reason.advice()));
+    let mut text = format!("outrigger: {}: {}\n", reason.word(), reason.advice());
+    if entry.is_of_the_application() && !failure.detail.is_empty() {
+        text.push_str(&failure.detail);
+        text.push('\n');
+    }
+    let text = Bytes::from(text);
     let mut response = Response::new(ResponseBody::Empty);
     *response.status_mut() = failure.status();
     let headers = response.headers_mut();

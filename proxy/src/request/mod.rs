@@ -117,7 +117,7 @@ pub(crate) async fn handle(
             body::relay(worker, (answer, request.permit.take()), bounds, log)
         }
         Ok(Served::Own(answer)) => body::own(*answer, log),
-        Err(failure) => body::refusal(&failure, log),
+        Err(failure) => body::refusal(entry, &failure, log),
     }
 }
 

@@ -86,6 +86,13 @@ pub enum Entry {
     Gateway(Arc<str>),
 }
 
+impl Entry {
+    /// Whether its callers are the application beside this sidecar.
+    pub(crate) fn is_of_the_application(&self) -> bool {
+        matches!(self, Self::Outbound | Self::Local(_) | Self::Virtual(_))
+    }
+}
+
 /// What a sidecar is, whatever its configuration.
 #[derive(Clone, Debug)]
 pub struct Standing {

@@ -264,6 +264,12 @@ struct Line<'a> {
 }
 
 impl RequestLog {
+    /// The status that the caller saw; 499 if it left before it saw one, as nginx writes it, and 0 if nothing else is known.
+    fn status_told(&self) -> u16 {
+        let gone = || (self.reason == Some(Reason::ClientGone)).then(|| Reason::ClientGone.status());
+        self.status.or_else(gone).map_or(0, |status| status.as_u16())
+    }
+
     fn write(&self, took: Duration) {
         let labels = self.series.labels();
         let now = std::time::SystemTime::now()
@@ -282,10 +288,11 @@ impl RequestLog {
                 .or_else(|| self.uri.authority().map(http::uri::Authority::as_str))
                 .unwrap_or(""),
             path: self.uri.path(),
-            status: self.status.map_or(0, |status| status.as_u16()),
+            status: self.status_told(),
             reason: self.reason.map_or("", Reason::word),
             detail: &self.detail,
-            duration_ms: took.as_secs_f64() * 1e3,
+            // In whole microseconds, so that no digits are made up.
+            duration_ms: took.as_micros() as f64 / 1e3,
             attempts: self.attempts,
             endpoint: self.endpoint,
             source: self.source.as_deref(),

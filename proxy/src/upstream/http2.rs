@@ -7,6 +7,7 @@
 //! for each request (docs/decisions/0005).
 
 use std::cell::{Cell, RefCell};
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -210,16 +211,32 @@ impl Mute {
         let took = |what: &dyn std::fmt::Display| {
             format!("{address} took the connection but does not speak HTTP/2 with prior knowledge: {what}")
         };
+        let hung_up = |what: &dyn std::fmt::Display| {
+            format!(
+                "{address} took the connection and ended it before a word of HTTP/2: {what}; does it speak HTTP/2 with prior \
+                 knowledge, and is `protocol` right?"
+            )
+        };
         match self {
             Self::Silent => Failure::new(Reason::ConnectTimeout, took(&"no SETTINGS came in time")),
-            Self::Ended(None) => Failure::new(Reason::ConnectFailed, took(&"it closed the connection")),
-            Self::Ended(Some(error)) if error.is_io() || error.is_remote() => {
-                Failure::new(Reason::ConnectFailed, took(&error))
+            // It may be about to stop as well as of another protocol, and the request was not sent: it is tried elsewhere.
+            Self::Ended(None) => Failure::new(Reason::ConnectFailed, hung_up(&"it closed the connection")),
+            Self::Ended(Some(error)) if error.is_remote() || error.get_io().is_some_and(is_hanging_up) => {
+                Failure::new(Reason::ConnectFailed, hung_up(&error))
             }
             // What came made no sense in HTTP/2.
             Self::Ended(Some(error)) => Failure::new(Reason::UpstreamProtocol, took(&error)),
         }
     }
+}
+
+/// Whether a connection broke without a word: an answer that is none of HTTP/2 breaks it otherwise.
+fn is_hanging_up(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, TimedOut};
+    matches!(
+        error.kind(),
+        BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | TimedOut
+    )
 }
 
 /// One request's part of a trunk.

@@ -404,7 +404,7 @@ impl Cluster {
             backend = self.name,
             endpoint = %endpoint.address,
             why,
-            what
+            "{what}"
         );
         self.recount();
     }

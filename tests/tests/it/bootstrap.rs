@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use outrigger_tests::cli::finish;
 use outrigger_tests::program::{Program, binary};
 use outrigger_tests::{Client, ControlApi, Sidecar, SidecarSpec, Upstream, simple};
 
@@ -197,4 +198,25 @@ async fn a_local_port_for_a_service_that_nobody_has_says_so_until_it_is_pushed()
         .apply(&format!("{file}---\n{}", simple("ratings", &[&upstream], "")))
         .await;
     assert_eq!(local.get("x", "/").await.upstream(), "a");
+}
+
+#[tokio::test]
+async fn a_source_of_configuration_that_cannot_be_is_told_before_anything_begins() {
+    for (arguments, said) in [
+        (&[][..], "no source of configuration"),
+        (
+            &["--control", "http://127.0.0.1:1", "--path", "mesh.yaml"],
+            "two sources of configuration",
+        ),
+        (&["--control", "ftp://127.0.0.1:1"], "ftp://127.0.0.1:1"),
+        (&["--control", "https://127.0.0.1:1"], "join token"),
+    ] {
+        let mut command = proxy();
+        command.args(arguments);
+        let ended = finish(Program::spawn("outrigger-proxy", command)).await;
+        assert_ne!(ended.code, 0);
+        let told = format!("{}{}", ended.stdout, ended.stderr);
+        assert!(told.contains(said), "{told}");
+        assert!(!told.contains("listening") && !told.contains("worker"), "{told}");
+    }
 }

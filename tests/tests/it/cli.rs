@@ -395,3 +395,35 @@ async fn without_a_control_api_every_command_says_where_it_looked() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_file_that_cannot_be_meant_is_told_so() {
+    let desk = Desk::new().await;
+    let empty = desk.write("empty.yaml", "# nothing yet\n");
+    let checked = desk.run(&["check", arg(&empty)]).await;
+    assert_eq!(checked.code, 1, "{checked:?}");
+    assert!(
+        format!("{checked:?}").contains("there is no document here"),
+        "{checked:?}"
+    );
+    let bootstrap = desk.write("proxy.yaml", "kind: Proxy\nnode: { id: a }\n");
+    let pushed = desk.run(&["push", arg(&bootstrap)]).await;
+    assert_eq!(pushed.code, 1, "{pushed:?}");
+    assert!(
+        format!("{pushed:?}").contains("is the bootstrap of one sidecar"),
+        "{pushed:?}"
+    );
+    assert!(
+        format!("{pushed:?}").contains("outrigger-proxy --config"),
+        "{pushed:?}"
+    );
+    let by_name = desk.write(
+        "name.yaml",
+        "kind: Service\nname: a\nbackends: [{ name: v1, discover: { static: [\"localhost:8080\"] } }]\n",
+    );
+    let checked = desk.run(&["check", arg(&by_name)]).await;
+    assert!(
+        format!("{checked:?}").contains("for a name: { dns: localhost, port: 8080 }"),
+        "{checked:?}"
+    );
+}

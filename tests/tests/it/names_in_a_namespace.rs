@@ -151,6 +151,33 @@ impl Namespace {
         sidecar
     }
 
+    /// Another host on a link of its own to this one, through which it sends what is for addresses above 240.0.0.0. `None`:
+    /// this system has no such links.
+    #[expect(clippy::print_stderr, reason = "a test that is left out must be seen")]
+    async fn neighbour(&self) -> Option<Program> {
+        let waits = ["unshare", "--net", "sh", "-c", "echo made; exec sleep infinity"];
+        let neighbour = self.spawn("a neighbour", &waits);
+        neighbour.printed("that it is made", |line| line == "made").await;
+        let its = neighbour.id().to_string();
+        let link = format!("link add near type veth peer name far netns {its}");
+        let made = self
+            .run(&[&["ip"], &link.split(' ').collect::<Vec<_>>()[..]].concat())
+            .await;
+        if made.code != 0 {
+            eprintln!(
+                "SKIPPED: no links between namespaces here, so no neighbour was turned away: {}",
+                made.stderr
+            );
+            return None;
+        }
+        let here = "ip address add 198.51.100.1/30 dev near && ip link set near up";
+        self.run(&["sh", "-c", here]).await.ok();
+        let there = "ip address add 198.51.100.2/30 dev far && ip link set far up && ip route add 240.0.0.0/4 via 198.51.100.1";
+        let inside = ["nsenter", "--target", &its, "--net", "sh", "-c", there];
+        self.run(&inside).await.ok();
+        Some(neighbour)
+    }
+
     /// What curl prints of this URL, and how it ends.
     async fn curl(&self, arguments: &[&str]) -> (i32, String) {
         let ended = self
@@ -215,9 +242,52 @@ async fn programs_that_know_nothing_of_the_mesh_reach_its_services_by_their_name
         assert!(
             metrics.contains("outrigger_connections_cut_total{listener=\"outbound\",reason=\"elsewhere\"} 1")
         );
+        if range == "240.0.0.0/4" {
+            only_this_host_gets_in(&namespace).await;
+        }
         sidecar.terminate();
         sidecar.exited().await;
     }
+}
+
+/// The kernel hands over what a neighbour sends to the range as if it were for this host. The sidecar does not take it.
+async fn only_this_host_gets_in(namespace: &Namespace) {
+    let from = ["--interface", "192.0.2.1", "http://reviews/"];
+    let by_an_own_address = namespace.curl(&from).await;
+    assert_eq!(by_an_own_address, (0, "this is reviews".to_owned()));
+    let Some(neighbour) = namespace.neighbour().await else {
+        return;
+    };
+    let found = namespace
+        .run(&["getent", "ahostsv4", "reviews"])
+        .await
+        .ok()
+        .stdout;
+    let url = format!("http://{}/", found.split(' ').next().unwrap());
+    let id = neighbour.id().to_string();
+    let call = [
+        "nsenter",
+        "--target",
+        &id,
+        "--net",
+        "curl",
+        "-sS",
+        "--max-time",
+        "20",
+        "-H",
+        "Host: reviews",
+        &url,
+    ];
+    let called = namespace.run(&call).await;
+    // It got as far as a connection, which ended without an answer.
+    assert!(
+        [52, 56].contains(&called.code) && called.stdout.is_empty(),
+        "{called:?}"
+    );
+    let (_, metrics) = namespace.curl(&["http://127.0.0.1:9902/metrics"]).await;
+    assert!(
+        metrics.contains("outrigger_connections_cut_total{listener=\"outbound\",reason=\"elsewhere\"} 2")
+    );
 }
 
 /// A mesh whose one service is found by the very name that leads to it.

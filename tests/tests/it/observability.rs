@@ -216,3 +216,24 @@ async fn the_access_log_has_one_json_line_for_each_request_that_it_is_asked_to_k
         }
     }
 }
+
+#[tokio::test]
+async fn the_application_is_told_what_exactly_happened_and_others_are_not() {
+    let upstream = Upstream::dead("a");
+    let address = upstream.address().to_string();
+    let file = simple("reviews", &[&upstream], "").app(upstream.address());
+    let sidecar = Sidecar::start(SidecarSpec::text("reviews-1", &file.to_string()).beside("reviews")).await;
+    let own = sidecar.client().get("reviews", "/").await;
+    assert_eq!(own.reason(), Some("connect-failed"));
+    let lines: Vec<String> = own.text().lines().map(str::to_owned).collect();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[0].starts_with("outrigger: connect-failed: "), "{lines:?}");
+    assert!(
+        lines[1].contains(&address) && lines[1].contains("refused"),
+        "{lines:?}"
+    );
+    let other = Client::new(sidecar.inbound()).get("reviews", "/").await;
+    assert_eq!(other.reason(), Some("connect-failed"));
+    assert_eq!(other.text().lines().count(), 1);
+    assert!(!other.text().contains(&address), "{}", other.text());
+}

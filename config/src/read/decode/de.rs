@@ -40,7 +40,12 @@ impl<'a> De<'a> {
         if self.is_filler() {
             return Ok(1);
         }
-        let expected = format!("a whole number from {min} to {max}");
+        // Those of 16 bits are ports and statuses. None is ever 0, and `semantic` says why.
+        let least = if max == u16::MAX.into() { 1 } else { min };
+        let expected = match max > u32::MAX.into() {
+            true => "a whole number".to_owned(),
+            false => format!("a whole number from {least} to {max}"),
+        };
         let Value::Scalar { text, plain } = &self.node.value else {
             return Err(self.wrong(&expected));
         };

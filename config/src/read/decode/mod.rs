@@ -16,8 +16,9 @@ use self::error::{DecodeError, Wrong};
 use super::node::{Entry, Fault, Node, PROBLEMS_MAX, State, Value, push_field, push_index, shown};
 use super::suggest::nearest;
 
-/// How often a tree is decoded: each problem costs one round, and a filler for it at most two more.
-const ROUNDS_MAX: usize = 4 * PROBLEMS_MAX;
+/// How often a tree is decoded: each problem costs one round, and a filler for it at most two more, for itself and for each of
+/// the fields around it that cannot be without it, which are three at most.
+const ROUNDS_MAX: usize = 8 * PROBLEMS_MAX;
 
 /// Decodes a tree. `kind` says whether a field of that name belongs to the document, and so not to `T`. None means
 /// that too little could be read to look at the rest.
@@ -50,7 +51,7 @@ fn repair(root: &mut Node, skip: Option<&'static str>, error: DecodeError, fault
         return false;
     };
     if node.state == State::Filler {
-        return give_up_item(root, &address);
+        return give_up_around(root, &address);
     }
     match wrong {
         Wrong::MissingField(field) => fill(node, field, path, faults),
@@ -127,11 +128,14 @@ fn fill(mapping: &mut Node, field: &'static str, path: String, faults: &mut Vec<
             mark,
         )
     };
-    match entries.iter_mut().find(|entry| entry.key == field) {
-        Some(entry) if entry.value.state == State::Filler => false,
-        // What was written stays readable to those who look for names.
-        Some(entry) => {
+    match entries.iter().position(|entry| entry.key == field) {
+        Some(index) if entries[index].value.state == State::Filler => false,
+        // What was written stays readable to those who look for names. It comes last: if it will not do, its neighbours have
+        // been read before.
+        Some(index) => {
+            let mut entry = entries.remove(index);
             entry.value.state = State::Filler;
+            entries.push(entry);
             true
         }
         None => {
@@ -152,16 +156,15 @@ fn fill(mapping: &mut Node, field: &'static str, path: String, faults: &mut Vec<
     }
 }
 
-/// A filler that will not do as a value takes the list item around it along. The problem was told before.
-fn give_up_item(root: &mut Node, address: &[usize]) -> bool {
-    for length in (0..address.len()).rev() {
+/// A filler that will not do as a value takes the field or the list item around it along, and nothing beside that. The
+/// problem was told before.
+fn give_up_around(root: &mut Node, address: &[usize]) -> bool {
+    for length in (1..address.len()).rev() {
         let Some(node) = descend(root, &address[..length]) else {
             return false;
         };
-        if let Value::Sequence(items) = &mut node.value
-            && let Some(item) = items.get_mut(address[length])
-        {
-            item.state = State::Broken;
+        if node.state == State::Whole {
+            node.state = State::Broken;
             return true;
         }
     }

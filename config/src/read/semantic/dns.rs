@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use super::super::node::Fault;
 use super::At;
 use crate::bootstrap::Listeners;
-use crate::units::Duration;
 
 /// More ports than the services of one application are asked at; each is a socket of its own.
 const PORTS_MAX: usize = 64;
@@ -13,23 +12,11 @@ const PORTS_MAX: usize = 64;
 /// A question waits for so many servers at most; resolver libraries take three.
 const SERVERS_MAX: usize = 8;
 
-/// DNS counts in seconds, and 0 would have every connection ask again.
-const TTL_MIN: Duration = Duration::from_secs(1);
-
-/// What is remembered for longer is out of date for longer than a push takes.
-const TTL_MAX: Duration = Duration::from_secs(3600);
-
 /// Checks what is said of the DNS listener. `at` is the listeners.
 pub(super) fn listener(at: &At<'_>, listeners: &Listeners, faults: &mut Vec<Fault>) {
     let (Some(at), Some(dns)) = (at.field("dns"), &listeners.dns) else {
         return;
     };
-    if let Some(at) = at.field("ttl")
-        && (!(TTL_MIN..=TTL_MAX).contains(&dns.ttl) || dns.ttl.0.subsec_millis() > 0)
-    {
-        let ttl = dns.ttl;
-        faults.push(at.fault(format!("{ttl}; expected whole seconds, {TTL_MIN} to {TTL_MAX}")));
-    }
     for (field, count, max) in [
         ("ports", dns.ports.len(), PORTS_MAX),
         ("servers", dns.servers.len(), SERVERS_MAX),

@@ -21,7 +21,8 @@ fn page() -> String {
     page.push_str("| `process_*` | | CPU, memory, descriptors and start time of the process. |\n\n");
     page.push_str(
         "# Reasons\n\nThe same word stands in the `x-outrigger-reason` header of an answer that the sidecar made itself, in \
-         the access log and in the metrics.\n\n| reason | status | may the upstream have seen the request | look first |\n|---|---|---|---|\n",
+         the access log and in the metrics. What exactly happened, and at which address, is `detail` of the access log, whose lines \
+         go to standard output, and the second line of the answer where the application calls its own sidecar; `/clusters` of the admin port shows each endpoint.\n\n| reason | status | may the upstream have seen the request | look first |\n|---|---|---|---|\n",
     );
     for reason in Reason::ALL {
         let seen = match reason.reached() {
