@@ -24,6 +24,8 @@ mod dns_hostile;
 mod dns_memory;
 mod dns_real;
 mod dns_sources;
+mod dns_starved;
+mod dns_strangers;
 mod drain;
 mod edge_cases;
 mod edge_cases_page;

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use crate::telemetry::metrics::{DnsMetrics, Metrics};
-use crate::upstream::discovery::answer::{Found, Version, Why};
+use crate::upstream::discovery::answer::{Bad, Found, Version, Why};
 use crate::upstream::discovery::asking::{Kind, Late, Resolver, given_up};
 use crate::upstream::discovery::memory::{Bounds, Memory, Turn};
 use crate::upstream::discovery::notices::{Place, notice};
@@ -151,14 +151,30 @@ impl Name {
     }
 
     /// Asks once, and says when to ask again and what is still to come. `None`: nobody wants to know any more.
-    async fn ask(name: &Weak<Self>) -> Option<(Instant, Option<Late>)> {
+    /// `was_slow`: whether the last question took long.
+    async fn ask(name: &Weak<Self>, was_slow: &mut bool) -> Option<(Instant, Option<Late>)> {
         let (key, resolver, settled) = {
             let name = name.upgrade()?;
             let known = name.known();
             let settled = known.memory.good().map(|good| good.found_as.clone());
             (name.key.clone(), name.resolver.clone(), settled)
         };
-        let asked = resolver.ask(key.kind, &key.question, settled.as_deref()).await;
+        let asking = resolver.ask(key.kind, &key.question, (settled.as_deref(), *was_slow));
+        let (mut asking, began) = (std::pin::pin!(asking), Instant::now());
+        let asked = loop {
+            // Its turn may be long in coming, and what is kept goes when its time is over.
+            let end = name
+                .upgrade()?
+                .known()
+                .memory
+                .end_unanswered(key.question.keep, began);
+            tokio::select! {
+                biased;
+                asked = &mut asking => break asked,
+                () = reached(end) => name.upgrade()?.let_go(began),
+            }
+        };
+        *was_slow = asked.is_slow;
         let answer = asked.answer;
         let name = name.upgrade()?;
         let now = Instant::now();
@@ -240,6 +256,23 @@ impl Name {
         }
     }
 
+    /// Lets go of what was kept, when its time is over while a question is under way since then.
+    fn let_go(&self, began: Instant) {
+        let known = self.known();
+        let mut memory = known.memory.clone();
+        let now = Instant::now();
+        let is_over = memory.in_vain_at(self.key.question.keep, began);
+        if is_over.is_some_and(|end| end <= now) {
+            let silence = Err(Bad {
+                why: Why::TimedOut,
+                ttl: None,
+            });
+            let (turn, _) = memory.learn(&silence, self.bounds(), (now, SystemTime::now()));
+            self.say(turn, &memory);
+        }
+        self.publish(memory, known.next.unwrap_or(now));
+    }
+
     fn publish(&self, mut memory: Memory, next: Instant) {
         let keep = self.key.question.keep;
         if memory.expire(keep, Instant::now()) {
@@ -270,11 +303,12 @@ async fn keep_asking(name: Weak<Name>) {
     let Some(mut changes) = name.upgrade().map(|name| name.resolver.changes()) else {
         return;
     };
-    while let Some((mut next, mut late)) = Name::ask(&name).await {
+    let mut was_slow = false;
+    while let Some((mut next, mut late)) = Name::ask(&name, &mut was_slow).await {
         loop {
             let Some(end) = name.upgrade().map(|name| {
                 let known = name.known();
-                known.memory.ends(name.key.question.keep)
+                known.memory.next_end(name.key.question.keep)
             }) else {
                 return;
             };
@@ -302,6 +336,14 @@ async fn keep_asking(name: Weak<Name>) {
                 break;
             }
         }
+    }
+}
+
+/// The moment. Never, where there is none.
+async fn reached(end: Option<Instant>) {
+    match end {
+        Some(end) => tokio::time::sleep_until(end.into()).await,
+        None => std::future::pending().await,
     }
 }
 

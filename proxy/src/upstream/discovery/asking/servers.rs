@@ -19,12 +19,10 @@ use crate::upstream::discovery::answer::{
     Answer, AnsweredBy, Bad, Found, Good, Heard, Record, Service, Version, Why, Word,
 };
 use crate::upstream::discovery::asking::Kind;
+use crate::upstream::discovery::asking::chain::{own, ttl};
 use crate::upstream::discovery::asking::cut::Cuts;
 use crate::upstream::discovery::asking::families::{Asked, LATE_MAX, ask_addresses};
-
-/// Questions under way at the servers of one list: thousands of names are asked within seconds, and no server is flooded.
-/// Each list has its own, so that one that is silent holds up no other.
-const AT_ONCE_MAX: usize = 32;
+use crate::upstream::discovery::asking::places::{AT_ONCE_MAX, Places};
 
 /// Where there are several servers, one that is silent is left for the next after this.
 const SERVER_MAX: Duration = Duration::from_secs(2);
@@ -42,7 +40,8 @@ const SILENT_FOR: Duration = Duration::from_secs(30);
 /// The servers of one list.
 pub(super) struct Servers {
     each: Vec<Arc<Server>>,
-    pub(super) places: Semaphore,
+    /// Each list has its own, so that one that is silent holds up no other.
+    pub(super) places: Places,
     /// For questions that nobody waits for.
     late: Arc<Semaphore>,
     /// The server that is asked first, and until when.
@@ -99,6 +98,7 @@ impl Client {
     /// The records that answer a question, and whether they are but some of them.
     async fn look_up(&self, name: Name, kind: RecordType) -> Result<(Vec<Line>, bool), Bad> {
         let question = self.cuts.watch((name.clone(), kind));
+        let asked = name.clone();
         let found = tokio::select! {
             biased;
             found = self.resolver.lookup(name, kind) => found.map_err(bad),
@@ -109,8 +109,8 @@ impl Client {
         };
         let cut = question.take().filter(|records| !records.is_empty());
         match (found, cut) {
-            (Ok(lookup), _) => Ok((lookup.answers().to_vec(), false)),
-            (Err(bad), Some(cut)) if !bad.why.is_negative() => Ok((cut, true)),
+            (Ok(lookup), _) => Ok((own(lookup.answers().to_vec(), &asked, kind), false)),
+            (Err(bad), Some(cut)) if !bad.why.is_negative() => Ok((own(cut, &asked, kind), true)),
             (Err(bad), _) => Err(bad),
         }
     }
@@ -170,11 +170,12 @@ impl Server {
                 let addresses = addresses(&records);
                 let ttl = ttl(&records);
                 match addresses.is_empty() {
-                    true => Found::Nothing(Bad {
-                        why: Why::Empty,
-                        ttl: Some(ttl),
-                    }),
-                    false => Found::Addresses { addresses, ttl, cut },
+                    true => Found::Nothing(Bad { why: Why::Empty, ttl }),
+                    false => Found::Addresses {
+                        addresses,
+                        ttl: ttl.unwrap_or_default(),
+                        cut,
+                    },
                 }
             }
         };
@@ -206,10 +207,7 @@ impl Server {
         let records: Vec<Record> = records.collect();
         let ttl = ttl(&lines);
         if records.is_empty() {
-            return Err(Bad {
-                why: Why::Empty,
-                ttl: Some(ttl),
-            });
+            return Err(Bad { why: Why::Empty, ttl });
         }
         let mut heard = Heard::WHOLE;
         if cut {
@@ -217,7 +215,7 @@ impl Server {
         }
         let good = Good {
             records,
-            ttl,
+            ttl: ttl.unwrap_or_default(),
             heard,
             found_as: name.to_owned(),
             from: AnsweredBy::Server(self.address),
@@ -235,14 +233,44 @@ impl Servers {
         let server = |address: &SocketAddr| Server::new(*address, timeout).map(Arc::new);
         Ok(Self {
             each: servers.iter().map(server).collect::<Result<_, NetError>>()?,
-            places: Semaphore::new(AT_ONCE_MAX),
+            places: Places::new(),
             late: Arc::new(Semaphore::new(LATE_MAX)),
             preferred: Mutex::new((0, Instant::now())),
         })
     }
 
+    /// Asks for these absolute names, one after the other until there is one.
+    pub(super) async fn ask_each(
+        &self,
+        kind: Kind,
+        names: &[String],
+        family: Family,
+        settled: Option<&str>,
+    ) -> Asked {
+        let mut worst: Option<Bad> = None;
+        for name in names {
+            let asked = self.ask(kind, name, family).await;
+            let Err(bad) = asked.answer else { return asked };
+            let failed = !bad.why.is_negative();
+            if worst
+                .as_ref()
+                .is_none_or(|worst| failed && worst.why.is_negative())
+            {
+                worst = Some(bad);
+            }
+            if failed && settled == Some(name.as_str()) {
+                break;
+            }
+        }
+        Err(worst.unwrap_or(Bad {
+            why: Why::NoSuchName,
+            ttl: None,
+        }))
+        .into()
+    }
+
     /// Asks for one absolute name, one server after the other until one speaks for it.
-    pub(super) async fn ask(&self, kind: Kind, name: &str, family: Family) -> Asked {
+    async fn ask(&self, kind: Kind, name: &str, family: Family) -> Asked {
         let count = self.each.len();
         let first = {
             let preferred = self.preferred.lock().unwrap_or_else(PoisonError::into_inner);
@@ -320,12 +348,6 @@ pub(super) fn absolute(name: &Name) -> String {
 /// Underscores are let through: container platforms make names with them.
 pub(super) fn parsed(name: &str) -> Result<Name, Bad> {
     Name::from_ascii(name).map_err(|error| bad(error.into()))
-}
-
-/// The shortest of an answer, the names of its chain included.
-fn ttl(records: &[Line]) -> Duration {
-    let shortest = records.iter().map(|record| record.ttl).min();
-    Duration::from_secs(shortest.unwrap_or_default().into())
 }
 
 pub(super) fn bad(error: NetError) -> Bad {
