@@ -28,17 +28,13 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 
 use crate::upstream::Cluster;
-use crate::upstream::discovery::answer::Record;
 use crate::upstream::discovery::asking::Kind;
 pub use crate::upstream::discovery::asking::{Resolver, SystemFiles};
 pub use crate::upstream::discovery::directory::Directory;
 use crate::upstream::discovery::directory::{Key, Known, Name};
 pub(in crate::upstream) use crate::upstream::discovery::report::{FoundReport, NameReport};
-use crate::upstream::discovery::sources::{About, Joined, Part, Stands, join};
+use crate::upstream::discovery::sources::{About, ENDPOINTS_MAX, Joined, Part, Stands, hosts_of, join};
 use crate::upstream::health::Standing;
-
-/// The most hosts that the SRV records of one name lead to: each is asked for by itself.
-const TARGETS_MAX: usize = 256;
 
 /// The endpoints that a line of the log lists.
 const SHOWN_MAX: usize = 32;
@@ -84,6 +80,8 @@ enum Followed {
     Services {
         name: Arc<Name>,
         targets: HashMap<String, Arc<Name>>,
+        /// How many hosts are not followed.
+        left_out: usize,
     },
 }
 
@@ -143,6 +141,7 @@ impl Follower {
             Source::Services(question) => Followed::Services {
                 name: self.name(Kind::Services, question, &question.name),
                 targets: HashMap::new(),
+                left_out: 0,
             },
         }
     }
@@ -232,6 +231,17 @@ impl Follower {
             let endpoints = &endpoints[..count.min(SHOWN_MAX)];
             tracing::info!(service, backend, count, ?endpoints, "endpoints changed");
         }
+        let were_left_out = self.served.as_ref().is_some_and(|before| before.left_out > 0);
+        if joined.left_out > 0 && !were_left_out {
+            let (service, backend, left_out) = (&cluster.service, &cluster.name, joined.left_out);
+            tracing::warn!(
+                service,
+                backend,
+                used = ENDPOINTS_MAX,
+                left_out,
+                "DNS names more endpoints than one backend may have; the others are left out"
+            );
+        }
         cluster.found(
             joined.endpoints.iter().copied(),
             joined.awaited,
@@ -247,7 +257,7 @@ impl Follower {
             match source {
                 Followed::Listed(_) => {}
                 Followed::Addresses { name, .. } => names.push(Arc::clone(name)),
-                Followed::Services { name, targets } => {
+                Followed::Services { name, targets, .. } => {
                     names.push(Arc::clone(name));
                     names.extend(targets.values().map(Arc::clone));
                 }
@@ -259,24 +269,30 @@ impl Follower {
     /// Follows the hosts that SRV records lead to, and leaves those that they no longer do.
     fn follow_targets(&mut self) {
         for place in 0..self.sources.len() {
-            let Some(Followed::Services { name, targets }) = self.sources.get(place) else {
+            let Some(Followed::Services {
+                name,
+                targets,
+                left_out,
+            }) = self.sources.get(place)
+            else {
                 continue;
             };
             let known = name.known();
-            let wanted = known
-                .memory
-                .records()
-                .iter()
-                .filter_map(|known| match &known.record {
-                    Record::Service(service) if service.target != "." => Some(service.target.as_str()),
-                    Record::Service(_) | Record::Address(_) => None,
-                });
-            let wanted: HashSet<&str> = wanted.take(TARGETS_MAX).collect();
+            let (wanted, others) = hosts_of(known.memory.records());
             let same = wanted.len() == targets.len() && wanted.iter().all(|host| targets.contains_key(*host));
-            if same {
+            if same && others == *left_out {
                 continue;
             }
             let question = &name.key.question;
+            if others > 0 && *left_out == 0 {
+                let (name, followed, left_out) = (&question.name, wanted.len(), others);
+                tracing::warn!(
+                    name,
+                    followed,
+                    left_out,
+                    "SRV records lead to more hosts than are followed; those of the highest priority numbers are left out"
+                );
+            }
             let followed = wanted.into_iter().map(|host| {
                 let target = targets.get(host).map(Arc::clone).unwrap_or_else(|| {
                     let at = Question {
@@ -288,8 +304,11 @@ impl Follower {
                 (host.to_owned(), target)
             });
             let followed: HashMap<String, Arc<Name>> = followed.collect();
-            if let Some(Followed::Services { targets, .. }) = self.sources.get_mut(place) {
-                *targets = followed;
+            if let Some(Followed::Services {
+                targets, left_out, ..
+            }) = self.sources.get_mut(place)
+            {
+                (*targets, *left_out) = (followed, others);
             }
         }
     }
@@ -305,7 +324,7 @@ fn part<'a>(source: &'a Followed, about: &HashMap<*const Name, About<'a>>) -> Op
             port: *port,
             mode: *mode,
         },
-        Followed::Services { name, targets } => {
+        Followed::Services { name, targets, .. } => {
             let targets = targets.iter();
             Part::Services {
                 known: of(name)?,
