@@ -23,6 +23,7 @@ mod dns_families;
 mod dns_hostile;
 mod dns_memory;
 mod dns_real;
+mod dns_reported;
 mod dns_sources;
 mod dns_starved;
 mod dns_strangers;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use outrigger_config::discover::Question;
+use outrigger_config::discover::{Family, Question};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
@@ -17,6 +17,7 @@ use crate::upstream::discovery::answer::{Bad, Found, Version, Why};
 use crate::upstream::discovery::asking::{Kind, Late, Resolver, given_up};
 use crate::upstream::discovery::memory::{Bounds, Memory, Turn};
 use crate::upstream::discovery::notices::{Place, notice};
+use crate::upstream::discovery::report::listed;
 
 /// Questions are spread over a tenth of the time between them, and over no more than this: sidecars that started together
 /// do not ask together for ever, and what has moved is found within a second after its TTL.
@@ -30,6 +31,18 @@ pub(super) struct Key {
     /// The name in the configuration that led to it: its own, or that of the SRV records that name it as a target. Metrics
     /// are told apart by it, since what an answer names must not make series.
     pub(super) of: String,
+}
+
+impl Key {
+    /// What the records are called that are asked for.
+    fn records(&self) -> &'static str {
+        match (self.kind, self.question.family) {
+            (Kind::Services, _) => "SRV",
+            (Kind::Addresses, Family::V4) => "A",
+            (Kind::Addresses, Family::V6) => "AAAA",
+            (Kind::Addresses, Family::Any | Family::PreferV6) => "A and AAAA",
+        }
+    }
 }
 
 /// The names by what they are called.
@@ -47,12 +60,20 @@ pub(super) struct Name {
     pub(super) key: Key,
     resolver: Resolver,
     known: ArcSwap<Known>,
-    watchers: Mutex<Vec<Weak<Notify>>>,
+    watchers: Mutex<Vec<Watcher>>,
     metrics: Arc<DnsMetrics>,
     /// How many of its records serve from memory, as the metric was told.
     kept: AtomicUsize,
     notice: Place,
     asking: OnceLock<AbortHandle>,
+}
+
+/// A cluster that wants the name.
+#[derive(Debug)]
+struct Watcher {
+    wake: Weak<Notify>,
+    /// As `SERVICE/BACKEND`.
+    cluster: Arc<str>,
 }
 
 /// What is known of a name at one moment.
@@ -133,11 +154,24 @@ impl Name {
         self.known.load_full()
     }
 
-    /// Wakes this one whenever something may have changed, until it is gone.
-    pub(super) fn wake(&self, watcher: &Arc<Notify>) {
+    /// Wakes this one, which is the cluster's, whenever something may have changed, until it is gone.
+    pub(super) fn wake(&self, wake: &Arc<Notify>, cluster: &Arc<str>) {
         let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
-        watchers.retain(|watcher| watcher.strong_count() > 0);
-        watchers.push(Arc::downgrade(watcher));
+        watchers.retain(|watcher| watcher.wake.strong_count() > 0);
+        watchers.push(Watcher {
+            wake: Arc::downgrade(wake),
+            cluster: Arc::clone(cluster),
+        });
+    }
+
+    /// The clusters that want it, each once.
+    fn clusters(&self) -> Vec<String> {
+        let watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        let living = watchers.iter().filter(|watcher| watcher.wake.strong_count() > 0);
+        let mut clusters: Vec<String> = living.map(|watcher| watcher.cluster.to_string()).collect();
+        clusters.sort_unstable();
+        clusters.dedup();
+        clusters
     }
 
     /// The servers that it is asked of.
@@ -247,6 +281,7 @@ impl Name {
         let (name, known) = (&self.key.question.name, memory.records().len());
         match turn {
             Turn::None => {}
+            Turn::Fails if memory.good().is_none() => self.say_never_found(memory),
             Turn::Fails => {
                 let why = memory.failing().map(|failing| failing.why.to_string());
                 let keep = outrigger_config::units::Duration(self.key.question.keep);
@@ -254,6 +289,20 @@ impl Name {
             }
             Turn::Recovers => tracing::info!(name, known, "DNS answers again"),
         }
+    }
+
+    /// Nothing is kept of a name that has never been found, and a misspelt one is found by who wants it.
+    fn say_never_found(&self, memory: &Memory) {
+        let why = memory.failing().map(|failing| failing.why.to_string());
+        let (name, why) = (&self.key.question.name, why.unwrap_or_default());
+        let records = self.key.records();
+        let (clusters, servers) = (
+            listed(self.clusters()),
+            listed(self.servers().iter().map(ToString::to_string).collect()),
+        );
+        tracing::warn!(
+            "{name} has never been found ({records}: {why}, asked {servers}): {clusters} has no endpoint from it"
+        );
     }
 
     /// Lets go of what was kept, when its time is over while a question is under way since then.
@@ -292,7 +341,7 @@ impl Name {
             next: Some(next),
         }));
         let watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
-        for watcher in watchers.iter().filter_map(Weak::upgrade) {
+        for watcher in watchers.iter().filter_map(|watcher| watcher.wake.upgrade()) {
             watcher.notify_one();
         }
     }

@@ -28,11 +28,17 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 
 use crate::upstream::Cluster;
+use crate::upstream::discovery::answer::Record;
 use crate::upstream::discovery::asking::Kind;
 pub use crate::upstream::discovery::asking::{Resolver, SystemFiles};
 pub use crate::upstream::discovery::directory::Directory;
 use crate::upstream::discovery::directory::{Key, Known, Name};
-pub(in crate::upstream) use crate::upstream::discovery::report::{FoundReport, NameReport};
+use crate::upstream::discovery::memory::Remembered;
+pub(crate) use crate::upstream::discovery::report::unanswered;
+pub(in crate::upstream) use crate::upstream::discovery::report::{
+    DiscoveryReport, FoundReport, NameReport, StandbyReport,
+};
+use crate::upstream::discovery::report::{Shown, Via};
 use crate::upstream::discovery::sources::{About, ENDPOINTS_MAX, Joined, Part, Stands, hosts_of, join};
 use crate::upstream::health::Standing;
 
@@ -48,8 +54,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 pub(in crate::upstream) struct Following {
     /// Wakes the task: a name or an endpoint changed.
     wake: Arc<Notify>,
-    /// For operators: the names that are followed now.
-    names: ArcSwap<Vec<Arc<Name>>>,
+    /// For operators: what is followed now.
+    shown: ArcSwap<Shown>,
     task: OnceLock<AbortHandle>,
 }
 
@@ -89,6 +95,8 @@ enum Followed {
 #[derive(Debug)]
 struct Follower {
     directory: Directory,
+    /// As `SERVICE/BACKEND`.
+    cluster: Arc<str>,
     wake: Arc<Notify>,
     sources: Vec<Followed>,
     /// See [`join`].
@@ -109,12 +117,13 @@ impl Directory {
         }
         let following = cluster.following.get_or_init(|| Following {
             wake: Arc::default(),
-            names: ArcSwap::default(),
+            shown: ArcSwap::default(),
             task: OnceLock::new(),
         });
         let (answered, first) = oneshot::channel();
         let mut follower = Follower {
             directory: self.clone(),
+            cluster: format!("{}/{}", cluster.service, cluster.name).into(),
             wake: Arc::clone(&following.wake),
             sources: Vec::new(),
             left: HashSet::new(),
@@ -152,7 +161,7 @@ impl Follower {
             question: question.clone(),
             of: of.to_owned(),
         });
-        name.wake(&self.wake);
+        name.wake(&self.wake, &self.cluster);
         name
     }
 
@@ -177,11 +186,11 @@ impl Follower {
     fn refresh(&mut self, cluster: &Cluster) -> bool {
         self.follow_targets();
         let names = self.names();
-        let known: Vec<Arc<Known>> = names.iter().map(|name| name.known()).collect();
+        let known: Vec<Arc<Known>> = names.iter().map(|(name, _)| name.known()).collect();
         let about: HashMap<*const Name, About<'_>> = names
             .iter()
             .zip(&known)
-            .map(|(name, known)| (Arc::as_ptr(name), About::of(name, known)))
+            .map(|((name, _), known)| (Arc::as_ptr(name), About::of(name, known)))
             .collect();
         let parts: Vec<Part<'_>> = self
             .sources
@@ -203,6 +212,7 @@ impl Follower {
         let joined = join(&parts, stands, &mut self.left);
         drop(set);
         let has_standbys = joined.has_standbys;
+        let standbys = joined.standbys.clone();
         self.serve(cluster, joined);
         if known.iter().all(|known| known.is_answered())
             && let Some(first) = self.first.take()
@@ -211,7 +221,7 @@ impl Follower {
             let _ = first.send(());
         }
         if let Some(following) = cluster.following.get() {
-            following.names.store(Arc::new(names));
+            following.shown.store(Arc::new(Shown { names, standbys }));
         }
         has_standbys
     }
@@ -250,16 +260,27 @@ impl Follower {
         self.served = Some(joined);
     }
 
-    /// The names that are followed now.
-    fn names(&self) -> Vec<Arc<Name>> {
+    /// The names that are followed now, and what leads from each to endpoints.
+    fn names(&self) -> Vec<(Arc<Name>, Vec<Via>)> {
         let mut names = Vec::new();
         for source in &self.sources {
             match source {
                 Followed::Listed(_) => {}
-                Followed::Addresses { name, .. } => names.push(Arc::clone(name)),
+                Followed::Addresses { name, port, .. } => {
+                    let via = Via {
+                        priority: None,
+                        port: *port,
+                    };
+                    names.push((Arc::clone(name), vec![via]));
+                }
                 Followed::Services { name, targets, .. } => {
-                    names.push(Arc::clone(name));
-                    names.extend(targets.values().map(Arc::clone));
+                    let known = name.known();
+                    let mut vias = vias(known.memory.records());
+                    names.push((Arc::clone(name), Vec::new()));
+                    names.extend(targets.iter().map(|(host, target)| {
+                        let vias = vias.remove(host.as_str()).unwrap_or_default();
+                        (Arc::clone(target), vias)
+                    }));
                 }
             }
         }
@@ -312,6 +333,23 @@ impl Follower {
             }
         }
     }
+}
+
+/// What leads to each host of SRV records, the lowest priorities first.
+fn vias(records: &[Remembered]) -> HashMap<&str, Vec<Via>> {
+    let mut all: HashMap<&str, Vec<Via>> = HashMap::new();
+    for known in records {
+        if let Record::Service(service) = &known.record {
+            all.entry(service.target.as_str()).or_default().push(Via {
+                priority: Some(service.priority),
+                port: service.port,
+            });
+        }
+    }
+    for vias in all.values_mut() {
+        vias.sort_unstable();
+    }
+    all
 }
 
 /// What a source knows.

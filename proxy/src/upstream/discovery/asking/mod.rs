@@ -11,6 +11,7 @@ mod cut;
 mod families;
 mod places;
 mod servers;
+mod sockets;
 mod system;
 
 use std::collections::HashMap;

@@ -1,5 +1,6 @@
 //! The servers of one list: who of them is asked, how many questions at once, and what their words mean.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,6 +37,9 @@ const TCP_MAX: Duration = Duration::from_secs(1);
 
 /// A server that answered no question for AAAA is not waited for, for so long, where A tells that there is no address.
 const SILENT_FOR: Duration = Duration::from_secs(30);
+
+/// Why nothing is heard of a server at which nobody listens.
+const UNREACHABLE: &str = "the server cannot be reached";
 
 /// The servers of one list.
 pub(super) struct Servers {
@@ -362,6 +366,11 @@ pub(super) fn bad(error: NetError) -> Bad {
         }
         NetError::Dns(DnsError::ResponseCode(code)) => (of_code(code), None),
         NetError::Timeout => (Why::TimedOut, None),
+        // A closed port (ECONNREFUSED) comes as the first, for hickory says of several failures the least telling.
+        NetError::NoConnections => (Why::Other(UNREACHABLE.to_owned()), None),
+        NetError::Io(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            (Why::Other(UNREACHABLE.to_owned()), None)
+        }
         other => (Why::Other(other.to_string()), None),
     };
     let ttl = ttl.map(|seconds| Duration::from_secs(seconds.into()));
