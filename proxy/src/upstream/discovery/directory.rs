@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 
 use crate::telemetry::metrics::{DnsMetrics, Metrics};
 use crate::upstream::discovery::answer::{Bad, Found, Version, Why};
-use crate::upstream::discovery::asking::{Kind, Late, Resolver, given_up};
+use crate::upstream::discovery::asking::{Asked, Changes, Kind, Late, Resolver, given_up};
 use crate::upstream::discovery::memory::{Bounds, Memory, Turn};
 use crate::upstream::discovery::notices::{Place, notice};
 use crate::upstream::discovery::report::listed;
@@ -186,26 +186,21 @@ impl Name {
 
     /// Asks once, and says when to ask again and what is still to come. `None`: nobody wants to know any more.
     /// `was_slow`: whether the last question took long.
-    async fn ask(name: &Weak<Self>, was_slow: &mut bool) -> Option<(Instant, Option<Late>)> {
+    async fn ask(
+        name: &Weak<Self>,
+        was_slow: &mut bool,
+        changes: &mut Changes,
+    ) -> Option<(Instant, Option<Late>)> {
         let (key, resolver, settled) = {
             let name = name.upgrade()?;
             let known = name.known();
             let settled = known.memory.good().map(|good| good.found_as.clone());
             (name.key.clone(), name.resolver.clone(), settled)
         };
-        let asking = resolver.ask(key.kind, &key.question, (settled.as_deref(), *was_slow));
-        let (mut asking, began) = (std::pin::pin!(asking), Instant::now());
         let asked = loop {
-            // Its turn may be long in coming, and what is kept goes when its time is over.
-            let end = name
-                .upgrade()?
-                .known()
-                .memory
-                .end_unanswered(key.question.keep, began);
-            tokio::select! {
-                biased;
-                asked = &mut asking => break asked,
-                () = reached(end) => name.upgrade()?.let_go(began),
+            let asking = resolver.ask(key.kind, &key.question, (settled.as_deref(), *was_slow));
+            if let Some(asked) = Self::awaited(name, asking, changes).await? {
+                break asked;
             }
         };
         *was_slow = asked.is_slow;
@@ -228,6 +223,32 @@ impl Name {
         let wait = wait + (wait / 10).min(SPREAD_MAX).mul_f64(fastrand::f64());
         name.publish(memory, now + wait);
         Some((now + wait, asked.late))
+    }
+
+    /// What is answered. Its turn may be long in coming: what is kept goes meanwhile when its time is over, and where other
+    /// servers are to be asked it is `None` within `Some`.
+    async fn awaited(
+        name: &Weak<Self>,
+        asking: impl Future<Output = Asked>,
+        changes: &mut Changes,
+    ) -> Option<Option<Asked>> {
+        let (mut asking, began) = (std::pin::pin!(asking), Instant::now());
+        loop {
+            let end = {
+                let name = name.upgrade()?;
+                let memory = &name.known().memory;
+                memory.end_unanswered(name.key.question.keep, began)
+            };
+            tokio::select! {
+                biased;
+                asked = &mut asking => return Some(Some(asked)),
+                () = reached(end) => name.upgrade()?.let_go(began),
+                () = changes.next() => {
+                    tokio::time::sleep(SPREAD_MAX.mul_f64(fastrand::f64())).await;
+                    return Some(None);
+                }
+            }
+        }
     }
 
     /// Takes in what came late for one family, and says when to ask again.
@@ -353,7 +374,7 @@ async fn keep_asking(name: Weak<Name>) {
         return;
     };
     let mut was_slow = false;
-    while let Some((mut next, mut late)) = Name::ask(&name, &mut was_slow).await {
+    while let Some((mut next, mut late)) = Name::ask(&name, &mut was_slow, &mut changes).await {
         loop {
             let Some(end) = name.upgrade().map(|name| {
                 let known = name.known();
