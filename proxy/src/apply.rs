@@ -16,12 +16,15 @@ use crate::snapshot::{Origin, Refused, Snapshot, Snapshots, Standing};
 use crate::telemetry::metrics::{Metrics, PushResult};
 use crate::tls::outside;
 use crate::upstream;
-use crate::upstream::discovery::{Directory, Resolver};
+use crate::upstream::discovery::{Directory, Resolver, unanswered};
 use crate::upstream::health::active::Checker;
 
 /// How long a push waits for the first answers of DNS before it serves without them: a table whose backend cannot
 /// be found must not hold back the ones that can.
 const WARM_MAX: Duration = Duration::from_secs(5);
+
+/// After this it is said what is waited for: most answers come within it.
+const WARM_QUIET: Duration = Duration::from_millis(500);
 
 /// What a push is applied to.
 #[derive(Debug)]
@@ -201,7 +204,14 @@ async fn warm(to: &Applier, next: &Snapshot, current: &Snapshot) {
             let _ = first.await;
         }
     };
-    if tokio::time::timeout(WARM_MAX, all).await.is_err() {
-        tracing::warn!(waited = ?WARM_MAX, "DNS has not answered for every backend; serving with what is known for now");
+    let mut all = std::pin::pin!(all);
+    if tokio::time::timeout(WARM_QUIET, &mut all).await.is_ok() {
+        return;
+    }
+    let (limit, names) = (WARM_MAX.as_secs(), unanswered(&next.clusters));
+    tracing::info!("waiting up to {limit} s for DNS of {names}");
+    if tokio::time::timeout(WARM_MAX - WARM_QUIET, all).await.is_err() {
+        let names = unanswered(&next.clusters);
+        tracing::warn!(waited = ?WARM_MAX, "DNS has not answered for {names}; serving with what is known for now");
     }
 }

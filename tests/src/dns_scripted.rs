@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use hickory_proto::op::{Message, OpCode, Query, ResponseCode};
-use hickory_proto::rr::rdata::{A, AAAA, CNAME, SOA};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME, SOA, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -65,6 +65,8 @@ pub enum Script {
     Links(u8),
     /// Answers with two aliases that point at each other.
     Loop,
+    /// Answers as it should, behind records of other names and types that nobody asked for.
+    Strangers,
 }
 
 /// A DNS server that does as it is told.
@@ -87,6 +89,18 @@ struct State {
     script: Script,
     addresses: Vec<IpAddr>,
     ttl: u32,
+    /// Of questions for names that end so nothing is heard.
+    silent_zone: Option<String>,
+}
+
+impl State {
+    fn is_silent_to(&self, question: &Message) -> bool {
+        let zone = self.silent_zone.as_deref();
+        zone.is_some_and(|zone| {
+            let mut queries = question.queries.iter();
+            queries.any(|query| query.name().to_ascii().trim_end_matches('.').ends_with(zone))
+        })
+    }
 }
 
 impl ScriptedDns {
@@ -103,6 +117,7 @@ impl ScriptedDns {
                 script: Script::Whole,
                 addresses: addresses.to_vec(),
                 ttl: ttl_seconds,
+                silent_zone: None,
             }),
             asked: AtomicU64::new(0),
             asked_by_tcp: AtomicU64::new(0),
@@ -138,6 +153,11 @@ impl ScriptedDns {
     /// Does this from the next question on.
     pub fn play(&self, script: Script) {
         self.shared.state().script = script;
+    }
+
+    /// From the next question on nothing is heard of names that end so, whatever is played.
+    pub fn fall_silent_for(&self, zone: &str) {
+        self.shared.state().silent_zone = Some(zone.to_owned());
     }
 
     /// From the next question on every name has these records.
@@ -200,6 +220,7 @@ async fn answer_by_udp(
         .iter()
         .any(|query| query.query_type() == RecordType::AAAA);
     match state.script {
+        _ if state.is_silent_to(question) => return Ok(()),
         Script::Silent => return Ok(()),
         Script::SilentToSix if six => return Ok(()),
         Script::Malformed => {
@@ -274,6 +295,7 @@ fn forged(question: &Message, state: &State) -> Message {
         script: Script::Whole,
         addresses: vec![FORGED.into()],
         ttl: state.ttl,
+        silent_zone: None,
     };
     answer(question, &state)
 }
@@ -303,6 +325,21 @@ fn answer(question: &Message, state: &State) -> Message {
                 answer.add_answer(link(query.name(), &next, state.ttl));
             }
         },
+        Script::Strangers => {
+            // Short-lived, so that whoever takes their TTL for that of the answer asks too often.
+            let other = alias(query.name(), 0);
+            answer.add_answer(Record::from_rdata(other.clone(), 0, RData::A(A(FORGED))));
+            answer.add_answer(link(&other, &alias(query.name(), 1), 0));
+            answer.add_answer(Record::from_rdata(
+                query.name().clone(),
+                0,
+                RData::TXT(TXT::new(vec!["no address".to_owned()])),
+            ));
+            if query.query_type() == RecordType::AAAA {
+                answer.add_answer(Record::from_rdata(query.name().clone(), 0, RData::A(A(FORGED))));
+            }
+            records(query.name(), query, state, &mut answer);
+        }
         Script::Chain(count) => {
             let mut at = query.name().clone();
             for left in (0..count).rev() {

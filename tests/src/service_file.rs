@@ -63,6 +63,14 @@ impl ServiceFile {
         self
     }
 
+    /// Adds a backend with these sources, each in braces.
+    #[must_use]
+    pub fn sources(mut self, name: &str, sources: &str) -> Self {
+        writeln!(self.backends, "  - {{ name: {name}, discover: [{sources}] }}")
+            .expect("a string takes everything");
+        self
+    }
+
     /// Adds a route to these backends by weight, with further fields, one a line.
     #[must_use]
     pub fn route(self, name: &str, to: &[(&str, u32)], fields: &str) -> Self {

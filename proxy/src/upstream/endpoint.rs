@@ -1,5 +1,6 @@
 //! One address with its living state, and the set of them that a cluster has at one moment.
 
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -99,11 +100,14 @@ impl EndpointSet {
         absence: String,
     ) -> Self {
         let (mut endpoints, mut weights): (Vec<Arc<Endpoint>>, Vec<u32>) = (Vec::new(), Vec::new());
+        let living = previous.endpoints.iter().map(|known| (known.address, known));
+        let living: HashMap<SocketAddr, &Arc<Endpoint>> = living.collect();
+        let mut seen = HashSet::new();
         for StaticEndpoint { address, weight } in found {
-            if endpoints.iter().any(|known| known.address == address) {
+            if !seen.insert(address) {
                 continue;
             }
-            let known = previous.endpoints.iter().find(|known| known.address == address);
+            let known = living.get(&address).copied();
             endpoints.push(known.map_or_else(|| Arc::new(Endpoint::new(address, shared)), Arc::clone));
             weights.push(weight);
         }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::upstream::discovery::{FoundReport, NameReport};
+use crate::upstream::discovery::{DiscoveryReport, FoundReport, NameReport, StandbyReport};
 use crate::upstream::health::Standing;
 use crate::upstream::{Cluster, Endpoint};
 
@@ -26,6 +26,9 @@ pub struct ClusterReport {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     names: Vec<NameReport>,
     endpoints: Vec<EndpointReport>,
+    /// Those that SRV records name and that take no requests now.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    standbys: Vec<StandbyReport>,
 }
 
 #[derive(Debug, Serialize)]
@@ -66,10 +69,12 @@ impl Cluster {
         let [requests, connections, pending] = self.shared.0.now();
         let limits = self.policy.limits;
         let endpoints = set.endpoints.iter().enumerate();
-        let (names, found) = match self.following.get() {
-            Some(following) => following.report(now),
-            None => Default::default(),
-        };
+        let discovery = self.following.get().map(|following| following.report(now));
+        let DiscoveryReport {
+            names,
+            found,
+            standbys,
+        } = discovery.unwrap_or_default();
         ClusterReport {
             service: self.service.clone(),
             backend: self.name.clone(),
@@ -86,10 +91,11 @@ impl Cluster {
             names,
             endpoints: endpoints
                 .map(|(place, endpoint)| EndpointReport {
-                    found: found.get(&endpoint.address.ip()).cloned(),
+                    found: found.get(&endpoint.address).cloned(),
                     ..endpoint_report(endpoint, set.weight(place), now)
                 })
                 .collect(),
+            standbys,
         }
     }
 }

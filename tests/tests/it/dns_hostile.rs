@@ -31,7 +31,12 @@ async fn sidecar(dns: &ScriptedDns, port: u16, asking: &str) -> Sidecar {
 /// A sidecar that asks these servers, with the `discover` of its one service.
 pub(crate) async fn asks(servers: &[SocketAddr], discover: &str) -> Sidecar {
     let file = ServiceFile::new("reviews").discover("v1", discover);
-    let mut spec = SidecarSpec::text("a", &file.to_string());
+    asks_of(servers, &file.to_string()).await
+}
+
+/// A sidecar that asks these servers, with this configuration.
+pub(crate) async fn asks_of(servers: &[SocketAddr], text: &str) -> Sidecar {
+    let mut spec = SidecarSpec::text("a", text);
     spec.dns.extend(servers);
     Sidecar::start(spec).await
 }

@@ -8,15 +8,16 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use outrigger_config::discover::Question;
+use outrigger_config::discover::{Family, Question};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use crate::telemetry::metrics::{DnsMetrics, Metrics};
-use crate::upstream::discovery::answer::{Found, Version, Why};
-use crate::upstream::discovery::asking::{Kind, Late, Resolver, given_up};
+use crate::upstream::discovery::answer::{Bad, Found, Version, Why};
+use crate::upstream::discovery::asking::{Asked, Changes, Kind, Late, Resolver, given_up};
 use crate::upstream::discovery::memory::{Bounds, Memory, Turn};
 use crate::upstream::discovery::notices::{Place, notice};
+use crate::upstream::discovery::report::listed;
 
 /// Questions are spread over a tenth of the time between them, and over no more than this: sidecars that started together
 /// do not ask together for ever, and what has moved is found within a second after its TTL.
@@ -30,6 +31,18 @@ pub(super) struct Key {
     /// The name in the configuration that led to it: its own, or that of the SRV records that name it as a target. Metrics
     /// are told apart by it, since what an answer names must not make series.
     pub(super) of: String,
+}
+
+impl Key {
+    /// What the records are called that are asked for.
+    fn records(&self) -> &'static str {
+        match (self.kind, self.question.family) {
+            (Kind::Services, _) => "SRV",
+            (Kind::Addresses, Family::V4) => "A",
+            (Kind::Addresses, Family::V6) => "AAAA",
+            (Kind::Addresses, Family::Any | Family::PreferV6) => "A and AAAA",
+        }
+    }
 }
 
 /// The names by what they are called.
@@ -47,12 +60,20 @@ pub(super) struct Name {
     pub(super) key: Key,
     resolver: Resolver,
     known: ArcSwap<Known>,
-    watchers: Mutex<Vec<Weak<Notify>>>,
+    watchers: Mutex<Vec<Watcher>>,
     metrics: Arc<DnsMetrics>,
     /// How many of its records serve from memory, as the metric was told.
     kept: AtomicUsize,
     notice: Place,
     asking: OnceLock<AbortHandle>,
+}
+
+/// A cluster that wants the name.
+#[derive(Debug)]
+struct Watcher {
+    wake: Weak<Notify>,
+    /// As `SERVICE/BACKEND`.
+    cluster: Arc<str>,
 }
 
 /// What is known of a name at one moment.
@@ -133,11 +154,24 @@ impl Name {
         self.known.load_full()
     }
 
-    /// Wakes this one whenever something may have changed, until it is gone.
-    pub(super) fn wake(&self, watcher: &Arc<Notify>) {
+    /// Wakes this one, which is the cluster's, whenever something may have changed, until it is gone.
+    pub(super) fn wake(&self, wake: &Arc<Notify>, cluster: &Arc<str>) {
         let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
-        watchers.retain(|watcher| watcher.strong_count() > 0);
-        watchers.push(Arc::downgrade(watcher));
+        watchers.retain(|watcher| watcher.wake.strong_count() > 0);
+        watchers.push(Watcher {
+            wake: Arc::downgrade(wake),
+            cluster: Arc::clone(cluster),
+        });
+    }
+
+    /// The clusters that want it, each once.
+    fn clusters(&self) -> Vec<String> {
+        let watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        let living = watchers.iter().filter(|watcher| watcher.wake.strong_count() > 0);
+        let mut clusters: Vec<String> = living.map(|watcher| watcher.cluster.to_string()).collect();
+        clusters.sort_unstable();
+        clusters.dedup();
+        clusters
     }
 
     /// The servers that it is asked of.
@@ -151,14 +185,25 @@ impl Name {
     }
 
     /// Asks once, and says when to ask again and what is still to come. `None`: nobody wants to know any more.
-    async fn ask(name: &Weak<Self>) -> Option<(Instant, Option<Late>)> {
+    /// `was_slow`: whether the last question took long.
+    async fn ask(
+        name: &Weak<Self>,
+        was_slow: &mut bool,
+        changes: &mut Changes,
+    ) -> Option<(Instant, Option<Late>)> {
         let (key, resolver, settled) = {
             let name = name.upgrade()?;
             let known = name.known();
             let settled = known.memory.good().map(|good| good.found_as.clone());
             (name.key.clone(), name.resolver.clone(), settled)
         };
-        let asked = resolver.ask(key.kind, &key.question, settled.as_deref()).await;
+        let asked = loop {
+            let asking = resolver.ask(key.kind, &key.question, (settled.as_deref(), *was_slow));
+            if let Some(asked) = Self::awaited(name, asking, changes).await? {
+                break asked;
+            }
+        };
+        *was_slow = asked.is_slow;
         let answer = asked.answer;
         let name = name.upgrade()?;
         let now = Instant::now();
@@ -178,6 +223,32 @@ impl Name {
         let wait = wait + (wait / 10).min(SPREAD_MAX).mul_f64(fastrand::f64());
         name.publish(memory, now + wait);
         Some((now + wait, asked.late))
+    }
+
+    /// What is answered. Its turn may be long in coming: what is kept goes meanwhile when its time is over, and where other
+    /// servers are to be asked it is `None` within `Some`.
+    async fn awaited(
+        name: &Weak<Self>,
+        asking: impl Future<Output = Asked>,
+        changes: &mut Changes,
+    ) -> Option<Option<Asked>> {
+        let (mut asking, began) = (std::pin::pin!(asking), Instant::now());
+        loop {
+            let end = {
+                let name = name.upgrade()?;
+                let memory = &name.known().memory;
+                memory.end_unanswered(name.key.question.keep, began)
+            };
+            tokio::select! {
+                biased;
+                asked = &mut asking => return Some(Some(asked)),
+                () = reached(end) => name.upgrade()?.let_go(began),
+                () = changes.next() => {
+                    tokio::time::sleep(SPREAD_MAX.mul_f64(fastrand::f64())).await;
+                    return Some(None);
+                }
+            }
+        }
     }
 
     /// Takes in what came late for one family, and says when to ask again.
@@ -231,6 +302,7 @@ impl Name {
         let (name, known) = (&self.key.question.name, memory.records().len());
         match turn {
             Turn::None => {}
+            Turn::Fails if memory.good().is_none() => self.say_never_found(memory),
             Turn::Fails => {
                 let why = memory.failing().map(|failing| failing.why.to_string());
                 let keep = outrigger_config::units::Duration(self.key.question.keep);
@@ -238,6 +310,37 @@ impl Name {
             }
             Turn::Recovers => tracing::info!(name, known, "DNS answers again"),
         }
+    }
+
+    /// Nothing is kept of a name that has never been found, and a misspelt one is found by who wants it.
+    fn say_never_found(&self, memory: &Memory) {
+        let why = memory.failing().map(|failing| failing.why.to_string());
+        let (name, why) = (&self.key.question.name, why.unwrap_or_default());
+        let records = self.key.records();
+        let (clusters, servers) = (
+            listed(self.clusters()),
+            listed(self.servers().iter().map(ToString::to_string).collect()),
+        );
+        tracing::warn!(
+            "{name} has never been found ({records}: {why}, asked {servers}): {clusters} has no endpoint from it"
+        );
+    }
+
+    /// Lets go of what was kept, when its time is over while a question is under way since then.
+    fn let_go(&self, began: Instant) {
+        let known = self.known();
+        let mut memory = known.memory.clone();
+        let now = Instant::now();
+        let is_over = memory.in_vain_at(self.key.question.keep, began);
+        if is_over.is_some_and(|end| end <= now) {
+            let silence = Err(Bad {
+                why: Why::TimedOut,
+                ttl: None,
+            });
+            let (turn, _) = memory.learn(&silence, self.bounds(), (now, SystemTime::now()));
+            self.say(turn, &memory);
+        }
+        self.publish(memory, known.next.unwrap_or(now));
     }
 
     fn publish(&self, mut memory: Memory, next: Instant) {
@@ -259,7 +362,7 @@ impl Name {
             next: Some(next),
         }));
         let watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
-        for watcher in watchers.iter().filter_map(Weak::upgrade) {
+        for watcher in watchers.iter().filter_map(|watcher| watcher.wake.upgrade()) {
             watcher.notify_one();
         }
     }
@@ -270,11 +373,12 @@ async fn keep_asking(name: Weak<Name>) {
     let Some(mut changes) = name.upgrade().map(|name| name.resolver.changes()) else {
         return;
     };
-    while let Some((mut next, mut late)) = Name::ask(&name).await {
+    let mut was_slow = false;
+    while let Some((mut next, mut late)) = Name::ask(&name, &mut was_slow, &mut changes).await {
         loop {
             let Some(end) = name.upgrade().map(|name| {
                 let known = name.known();
-                known.memory.ends(name.key.question.keep)
+                known.memory.next_end(name.key.question.keep)
             }) else {
                 return;
             };
@@ -302,6 +406,14 @@ async fn keep_asking(name: Weak<Name>) {
                 break;
             }
         }
+    }
+}
+
+/// The moment. Never, where there is none.
+async fn reached(end: Option<Instant>) {
+    match end {
+        Some(end) => tokio::time::sleep_until(end.into()).await,
+        None => std::future::pending().await,
     }
 }
 

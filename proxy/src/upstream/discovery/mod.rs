@@ -33,12 +33,14 @@ use crate::upstream::discovery::asking::Kind;
 pub use crate::upstream::discovery::asking::{Resolver, SystemFiles};
 pub use crate::upstream::discovery::directory::Directory;
 use crate::upstream::discovery::directory::{Key, Known, Name};
-pub(in crate::upstream) use crate::upstream::discovery::report::{FoundReport, NameReport};
-use crate::upstream::discovery::sources::{About, Joined, Part, Stands, join};
+use crate::upstream::discovery::memory::Remembered;
+pub(crate) use crate::upstream::discovery::report::unanswered;
+pub(in crate::upstream) use crate::upstream::discovery::report::{
+    DiscoveryReport, FoundReport, NameReport, StandbyReport,
+};
+use crate::upstream::discovery::report::{Shown, Via};
+use crate::upstream::discovery::sources::{About, ENDPOINTS_MAX, Joined, Part, Stands, hosts_of, join};
 use crate::upstream::health::Standing;
-
-/// The most hosts that the SRV records of one name lead to: each is asked for by itself.
-const TARGETS_MAX: usize = 256;
 
 /// The endpoints that a line of the log lists.
 const SHOWN_MAX: usize = 32;
@@ -52,8 +54,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 pub(in crate::upstream) struct Following {
     /// Wakes the task: a name or an endpoint changed.
     wake: Arc<Notify>,
-    /// For operators: the names that are followed now.
-    names: ArcSwap<Vec<Arc<Name>>>,
+    /// For operators: what is followed now.
+    shown: ArcSwap<Shown>,
     task: OnceLock<AbortHandle>,
 }
 
@@ -84,6 +86,8 @@ enum Followed {
     Services {
         name: Arc<Name>,
         targets: HashMap<String, Arc<Name>>,
+        /// How many hosts are not followed.
+        left_out: usize,
     },
 }
 
@@ -91,6 +95,8 @@ enum Followed {
 #[derive(Debug)]
 struct Follower {
     directory: Directory,
+    /// As `SERVICE/BACKEND`.
+    cluster: Arc<str>,
     wake: Arc<Notify>,
     sources: Vec<Followed>,
     /// See [`join`].
@@ -111,12 +117,13 @@ impl Directory {
         }
         let following = cluster.following.get_or_init(|| Following {
             wake: Arc::default(),
-            names: ArcSwap::default(),
+            shown: ArcSwap::default(),
             task: OnceLock::new(),
         });
         let (answered, first) = oneshot::channel();
         let mut follower = Follower {
             directory: self.clone(),
+            cluster: format!("{}/{}", cluster.service, cluster.name).into(),
             wake: Arc::clone(&following.wake),
             sources: Vec::new(),
             left: HashSet::new(),
@@ -143,6 +150,7 @@ impl Follower {
             Source::Services(question) => Followed::Services {
                 name: self.name(Kind::Services, question, &question.name),
                 targets: HashMap::new(),
+                left_out: 0,
             },
         }
     }
@@ -153,7 +161,7 @@ impl Follower {
             question: question.clone(),
             of: of.to_owned(),
         });
-        name.wake(&self.wake);
+        name.wake(&self.wake, &self.cluster);
         name
     }
 
@@ -178,11 +186,11 @@ impl Follower {
     fn refresh(&mut self, cluster: &Cluster) -> bool {
         self.follow_targets();
         let names = self.names();
-        let known: Vec<Arc<Known>> = names.iter().map(|name| name.known()).collect();
+        let known: Vec<Arc<Known>> = names.iter().map(|(name, _)| name.known()).collect();
         let about: HashMap<*const Name, About<'_>> = names
             .iter()
             .zip(&known)
-            .map(|(name, known)| (Arc::as_ptr(name), About::of(name, known)))
+            .map(|((name, _), known)| (Arc::as_ptr(name), About::of(name, known)))
             .collect();
         let parts: Vec<Part<'_>> = self
             .sources
@@ -204,6 +212,7 @@ impl Follower {
         let joined = join(&parts, stands, &mut self.left);
         drop(set);
         let has_standbys = joined.has_standbys;
+        let standbys = joined.standbys.clone();
         self.serve(cluster, joined);
         if known.iter().all(|known| known.is_answered())
             && let Some(first) = self.first.take()
@@ -212,7 +221,7 @@ impl Follower {
             let _ = first.send(());
         }
         if let Some(following) = cluster.following.get() {
-            following.names.store(Arc::new(names));
+            following.shown.store(Arc::new(Shown { names, standbys }));
         }
         has_standbys
     }
@@ -232,6 +241,17 @@ impl Follower {
             let endpoints = &endpoints[..count.min(SHOWN_MAX)];
             tracing::info!(service, backend, count, ?endpoints, "endpoints changed");
         }
+        let were_left_out = self.served.as_ref().is_some_and(|before| before.left_out > 0);
+        if joined.left_out > 0 && !were_left_out {
+            let (service, backend, left_out) = (&cluster.service, &cluster.name, joined.left_out);
+            tracing::warn!(
+                service,
+                backend,
+                used = ENDPOINTS_MAX,
+                left_out,
+                "DNS names more endpoints than one backend may have; the others are left out"
+            );
+        }
         cluster.found(
             joined.endpoints.iter().copied(),
             joined.awaited,
@@ -240,16 +260,27 @@ impl Follower {
         self.served = Some(joined);
     }
 
-    /// The names that are followed now.
-    fn names(&self) -> Vec<Arc<Name>> {
+    /// The names that are followed now, and what leads from each to endpoints.
+    fn names(&self) -> Vec<(Arc<Name>, Vec<Via>)> {
         let mut names = Vec::new();
         for source in &self.sources {
             match source {
                 Followed::Listed(_) => {}
-                Followed::Addresses { name, .. } => names.push(Arc::clone(name)),
-                Followed::Services { name, targets } => {
-                    names.push(Arc::clone(name));
-                    names.extend(targets.values().map(Arc::clone));
+                Followed::Addresses { name, port, .. } => {
+                    let via = Via {
+                        priority: None,
+                        port: *port,
+                    };
+                    names.push((Arc::clone(name), vec![via]));
+                }
+                Followed::Services { name, targets, .. } => {
+                    let known = name.known();
+                    let mut vias = vias(known.memory.records());
+                    names.push((Arc::clone(name), Vec::new()));
+                    names.extend(targets.iter().map(|(host, target)| {
+                        let vias = vias.remove(host.as_str()).unwrap_or_default();
+                        (Arc::clone(target), vias)
+                    }));
                 }
             }
         }
@@ -259,24 +290,30 @@ impl Follower {
     /// Follows the hosts that SRV records lead to, and leaves those that they no longer do.
     fn follow_targets(&mut self) {
         for place in 0..self.sources.len() {
-            let Some(Followed::Services { name, targets }) = self.sources.get(place) else {
+            let Some(Followed::Services {
+                name,
+                targets,
+                left_out,
+            }) = self.sources.get(place)
+            else {
                 continue;
             };
             let known = name.known();
-            let wanted = known
-                .memory
-                .records()
-                .iter()
-                .filter_map(|known| match &known.record {
-                    Record::Service(service) if service.target != "." => Some(service.target.as_str()),
-                    Record::Service(_) | Record::Address(_) => None,
-                });
-            let wanted: HashSet<&str> = wanted.take(TARGETS_MAX).collect();
+            let (wanted, others) = hosts_of(known.memory.records());
             let same = wanted.len() == targets.len() && wanted.iter().all(|host| targets.contains_key(*host));
-            if same {
+            if same && others == *left_out {
                 continue;
             }
             let question = &name.key.question;
+            if others > 0 && *left_out == 0 {
+                let (name, followed, left_out) = (&question.name, wanted.len(), others);
+                tracing::warn!(
+                    name,
+                    followed,
+                    left_out,
+                    "SRV records lead to more hosts than are followed; those of the highest priority numbers are left out"
+                );
+            }
             let followed = wanted.into_iter().map(|host| {
                 let target = targets.get(host).map(Arc::clone).unwrap_or_else(|| {
                     let at = Question {
@@ -288,11 +325,31 @@ impl Follower {
                 (host.to_owned(), target)
             });
             let followed: HashMap<String, Arc<Name>> = followed.collect();
-            if let Some(Followed::Services { targets, .. }) = self.sources.get_mut(place) {
-                *targets = followed;
+            if let Some(Followed::Services {
+                targets, left_out, ..
+            }) = self.sources.get_mut(place)
+            {
+                (*targets, *left_out) = (followed, others);
             }
         }
     }
+}
+
+/// What leads to each host of SRV records, the lowest priorities first.
+fn vias(records: &[Remembered]) -> HashMap<&str, Vec<Via>> {
+    let mut all: HashMap<&str, Vec<Via>> = HashMap::new();
+    for known in records {
+        if let Record::Service(service) = &known.record {
+            all.entry(service.target.as_str()).or_default().push(Via {
+                priority: Some(service.priority),
+                port: service.port,
+            });
+        }
+    }
+    for vias in all.values_mut() {
+        vias.sort_unstable();
+    }
+    all
 }
 
 /// What a source knows.
@@ -305,7 +362,7 @@ fn part<'a>(source: &'a Followed, about: &HashMap<*const Name, About<'a>>) -> Op
             port: *port,
             mode: *mode,
         },
-        Followed::Services { name, targets } => {
+        Followed::Services { name, targets, .. } => {
             let targets = targets.iter();
             Part::Services {
                 known: of(name)?,

@@ -1,12 +1,13 @@
 //! What is known of names, as operators see it on `/clusters`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
 
+use crate::upstream::Cluster;
 use crate::upstream::discovery::Following;
 use crate::upstream::discovery::answer::Why;
 use crate::upstream::discovery::asking::Kind;
@@ -69,6 +70,9 @@ struct TroubleReport {
 #[derive(Clone, Debug, Serialize)]
 pub(in crate::upstream) struct FoundReport {
     name: String,
+    /// That of the SRV record, if one led to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    priority: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     answered_by: Option<String>,
     /// How long ago an answer named it last.
@@ -79,27 +83,93 @@ pub(in crate::upstream) struct FoundReport {
     lacked_by: u32,
 }
 
+/// A place that takes no requests while those of lower priority numbers are well.
+#[derive(Debug, Serialize)]
+pub(in crate::upstream) struct StandbyReport {
+    address: SocketAddr,
+    priority: u16,
+}
+
+/// What leads from a name to endpoints: its addresses on this port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Via {
+    /// That of the SRV record.
+    pub(super) priority: Option<u16>,
+    pub(super) port: u16,
+}
+
+/// What a cluster follows, for operators.
+#[derive(Debug, Default)]
+pub(super) struct Shown {
+    pub(super) names: Vec<(Arc<Name>, Vec<Via>)>,
+    pub(super) standbys: Vec<(SocketAddr, u16)>,
+}
+
+/// What is found out about a cluster's discovery.
+#[derive(Debug, Default)]
+pub(in crate::upstream) struct DiscoveryReport {
+    pub(in crate::upstream) names: Vec<NameReport>,
+    pub(in crate::upstream) found: HashMap<SocketAddr, FoundReport>,
+    pub(in crate::upstream) standbys: Vec<StandbyReport>,
+}
+
+/// What a line of the log lists of many.
+const LISTED_MAX: usize = 8;
+
+/// Several in one line.
+pub(super) fn listed(mut all: Vec<String>) -> String {
+    let more = all.len().saturating_sub(LISTED_MAX);
+    all.truncate(LISTED_MAX);
+    match more {
+        0 => all.join(", "),
+        more => format!("{} and {more} more", all.join(", ")),
+    }
+}
+
+/// The names that these clusters still wait for, with who was asked, in one line.
+pub(crate) fn unanswered(clusters: &[Arc<Cluster>]) -> String {
+    let mut all = BTreeSet::new();
+    for following in clusters.iter().filter_map(|cluster| cluster.following.get()) {
+        for (name, _) in &following.shown.load().names {
+            if !name.known().is_answered() {
+                let servers = name.servers().iter().map(ToString::to_string).collect();
+                all.insert(format!("{} (asked {})", name.key.question.name, listed(servers)));
+            }
+        }
+    }
+    listed(all.into_iter().collect())
+}
+
 fn ms(from: Instant, to: Instant) -> u128 {
     to.saturating_duration_since(from).as_millis()
 }
 
 impl Following {
-    /// The names, and how each address was found.
-    pub(in crate::upstream) fn report(
-        &self,
-        now: Instant,
-    ) -> (Vec<NameReport>, HashMap<IpAddr, FoundReport>) {
-        let names = self.names.load();
-        let mut found = HashMap::new();
-        let mut reports = Vec::with_capacity(names.len());
-        for name in names.iter() {
+    /// The names, and how each endpoint was found.
+    pub(in crate::upstream) fn report(&self, now: Instant) -> DiscoveryReport {
+        let shown = self.shown.load();
+        let mut report = DiscoveryReport::default();
+        for (name, vias) in &shown.names {
             let known = name.known();
-            for (address, report) in found_by(name, &known, now) {
-                found.entry(address).or_insert(report);
+            for (address, found) in found_by(name, &known, now) {
+                for via in vias {
+                    let at = SocketAddr::new(address, via.port);
+                    report.found.entry(at).or_insert_with(|| FoundReport {
+                        priority: via.priority,
+                        ..found.clone()
+                    });
+                }
             }
-            reports.push(name_report(name, &known, now));
+            report.names.push(name_report(name, &known, now));
         }
-        (reports, found)
+        let standbys = shown.standbys.iter();
+        report.standbys = standbys
+            .map(|(address, priority)| StandbyReport {
+                address: *address,
+                priority: *priority,
+            })
+            .collect();
+        report
     }
 }
 
@@ -119,6 +189,7 @@ fn found_by(name: &Arc<Name>, known: &Known, now: Instant) -> Vec<(IpAddr, Found
     let found = records.filter_map(|remembered| {
         let report = FoundReport {
             name: name.key.question.name.clone(),
+            priority: None,
             answered_by: answered_by.clone(),
             seen_ms: ms(remembered.seen, now),
             ttl_left_ms,

@@ -11,12 +11,13 @@ use std::task::{Context, Poll, ready};
 use futures_core::Stream;
 use hickory_resolver::config::{ConnectionConfig, ProtocolConfig};
 use hickory_resolver::net::NetError;
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::xfer::{DnsExchange, DnsHandle};
 use hickory_resolver::proto::op::{DnsRequest, DnsResponse};
 use hickory_resolver::proto::rr::{Name, Record, RecordType};
 use hickory_resolver::{ConnectionProvider, PoolContext};
 use tokio::sync::Notify;
+
+use crate::upstream::discovery::asking::sockets::Sockets;
 
 /// Truncated answers that are kept at once: more than may be under way at one server.
 const KEPT_MAX: usize = 256;
@@ -27,7 +28,7 @@ pub(super) type Key = (Name, RecordType);
 /// Makes connections, and keeps what truncated answers name.
 #[derive(Clone, Default)]
 pub(super) struct Cuts {
-    runtime: TokioRuntimeProvider,
+    runtime: Sockets,
     kept: Arc<Kept>,
 }
 
@@ -98,7 +99,7 @@ impl Drop for Question {
 impl ConnectionProvider for Cuts {
     type Conn = Watched;
     type FutureConn = Pin<Box<dyn Future<Output = Result<Watched, NetError>> + Send>>;
-    type RuntimeProvider = TokioRuntimeProvider;
+    type RuntimeProvider = Sockets;
 
     fn new_connection(
         &self,
@@ -115,7 +116,7 @@ impl ConnectionProvider for Cuts {
         }))
     }
 
-    fn runtime_provider(&self) -> &TokioRuntimeProvider {
+    fn runtime_provider(&self) -> &Sockets {
         &self.runtime
     }
 }
@@ -123,13 +124,13 @@ impl ConnectionProvider for Cuts {
 /// A connection whose truncated answers are kept, if it is one of UDP.
 #[derive(Clone)]
 pub(super) struct Watched {
-    connection: DnsExchange<TokioRuntimeProvider>,
+    connection: DnsExchange<Sockets>,
     kept: Option<Arc<Kept>>,
 }
 
 impl DnsHandle for Watched {
     type Response = Answers;
-    type Runtime = TokioRuntimeProvider;
+    type Runtime = Sockets;
 
     fn send(&self, request: DnsRequest) -> Answers {
         Answers {
@@ -141,7 +142,7 @@ impl DnsHandle for Watched {
 
 /// The answers to one question.
 pub(super) struct Answers {
-    answers: <DnsExchange<TokioRuntimeProvider> as DnsHandle>::Response,
+    answers: <DnsExchange<Sockets> as DnsHandle>::Response,
     kept: Option<Arc<Kept>>,
 }
 

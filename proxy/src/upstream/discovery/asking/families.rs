@@ -26,11 +26,17 @@ type Question = Pin<Box<dyn Future<Output = Found> + Send>>;
 pub(in crate::upstream::discovery) struct Asked {
     pub(in crate::upstream::discovery) answer: Answer,
     pub(in crate::upstream::discovery) late: Option<Late>,
+    /// Whether it took so long that the next question for the name shares the few places of those.
+    pub(in crate::upstream::discovery) is_slow: bool,
 }
 
 impl From<Answer> for Asked {
     fn from(answer: Answer) -> Self {
-        Self { answer, late: None }
+        Self {
+            answer,
+            late: None,
+            is_slow: false,
+        }
     }
 }
 
@@ -103,9 +109,17 @@ pub(super) async fn ask_addresses(
         question: open,
         _place: place,
     });
-    let found = found.unwrap_or(Found::Awaited);
+    // What nobody waits for any more is in vain: else the family would seem well, and its addresses be kept for ever.
+    let found = found.unwrap_or_else(|| match late {
+        Some(_) => Found::Awaited,
+        None => given_up(),
+    });
     let answer = joined(vec![early, Part { version, found }], text, &from);
-    Asked { answer, late }
+    Asked {
+        answer,
+        late,
+        is_slow: false,
+    }
 }
 
 /// What a question has found that was given up.

@@ -6,9 +6,12 @@
 //! `ndots` says, since five questions for each answer are what Kubernetes' `ndots: 5` is known for. Both files are looked
 //! at again and again, and used as they are.
 
+mod chain;
 mod cut;
 mod families;
+mod places;
 mod servers;
+mod sockets;
 mod system;
 
 use std::collections::HashMap;
@@ -20,16 +23,12 @@ use hickory_resolver::net::NetError;
 use outrigger_config::discover::{Family, Question};
 use tokio::sync::watch;
 
-use crate::upstream::discovery::answer::{Bad, Record, Why};
+use crate::upstream::discovery::answer::Record;
 pub(super) use crate::upstream::discovery::asking::families::{Asked, Late, given_up};
 use crate::upstream::discovery::asking::servers::{Servers, bad};
 pub use crate::upstream::discovery::asking::system::SystemFiles;
 use crate::upstream::discovery::asking::system::{System, marks, names, read, without_dns};
 use crate::upstream::discovery::notices::Notices;
-
-/// A question and all that it takes (search domains, further servers, TCP) is given up after this: twice the time that
-/// resolv.conf gives one try.
-const QUESTION_MAX: Duration = Duration::from_secs(10);
 
 /// Lists of servers whose connections are kept; past this all are made anew, which costs a handshake.
 const POOLS_MAX: usize = 64;
@@ -100,7 +99,7 @@ impl Resolver {
             keep: Duration::ZERO,
             servers: Vec::new(),
         };
-        match self.ask(Kind::Addresses, &question, None).await.answer {
+        match self.ask(Kind::Addresses, &question, (None, false)).await.answer {
             Ok(good) => Ok(good.records.iter().filter_map(Record::address).collect()),
             Err(bad) => anyhow::bail!("DNS for {host}: {}", bad.why),
         }
@@ -165,8 +164,14 @@ impl Resolver {
     }
 
     /// Asks once. `settled`: the name that it was found under the last time. While that one cannot be asked for, no other
-    /// takes its place: a name server that fails must not send requests to what a search domain happens to know.
-    pub(super) async fn ask(&self, kind: Kind, question: &Question, settled: Option<&str>) -> Asked {
+    /// takes its place: a name server that fails must not send requests to what a search domain happens to know. `was_slow`:
+    /// what the last question for it was.
+    pub(super) async fn ask(
+        &self,
+        kind: Kind,
+        question: &Question,
+        (settled, was_slow): (Option<&str>, bool),
+    ) -> Asked {
         let system = Arc::clone(&self.0.system.borrow());
         if kind == Kind::Addresses
             && let Some(known) = without_dns(&system, question)
@@ -177,43 +182,10 @@ impl Resolver {
             Ok(pool) => pool,
             Err(error) => return Err(bad(error)).into(),
         };
-        // It is never closed.
-        let _place = pool.places.acquire().await;
-        // In a box that is made when its turn has come: thousands of names wait for theirs, and a question is large.
-        let asking = Box::pin(async {
-            let mut worst: Option<Bad> = None;
-            for name in names(&question.name, &system.search, system.ndots) {
-                let asked = pool.ask(kind, &name, question.family).await;
-                match asked.answer {
-                    Ok(_) => return asked,
-                    Err(bad) => {
-                        let failed = !bad.why.is_negative();
-                        let is_settled = settled == Some(name.as_str());
-                        if worst
-                            .as_ref()
-                            .is_none_or(|worst| failed && worst.why.is_negative())
-                        {
-                            worst = Some(bad);
-                        }
-                        if failed && is_settled {
-                            break;
-                        }
-                    }
-                }
-            }
-            Err(worst.unwrap_or(Bad {
-                why: Why::NoSuchName,
-                ttl: None,
-            }))
-            .into()
-        });
-        let asked = tokio::time::timeout(QUESTION_MAX, asking).await;
-        asked.unwrap_or_else(|_| {
-            Asked::from(Err(Bad {
-                why: Why::TimedOut,
-                ttl: None,
-            }))
-        })
+        let names = names(&question.name, &system.search, system.ndots);
+        let ask =
+            || -> places::Question<'_> { Box::pin(pool.ask_each(kind, &names, question.family, settled)) };
+        pool.places.hold(was_slow, ask).await
     }
 }
 

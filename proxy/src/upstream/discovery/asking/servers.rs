@@ -1,5 +1,6 @@
 //! The servers of one list: who of them is asked, how many questions at once, and what their words mean.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,12 +20,10 @@ use crate::upstream::discovery::answer::{
     Answer, AnsweredBy, Bad, Found, Good, Heard, Record, Service, Version, Why, Word,
 };
 use crate::upstream::discovery::asking::Kind;
+use crate::upstream::discovery::asking::chain::{own, ttl};
 use crate::upstream::discovery::asking::cut::Cuts;
 use crate::upstream::discovery::asking::families::{Asked, LATE_MAX, ask_addresses};
-
-/// Questions under way at the servers of one list: thousands of names are asked within seconds, and no server is flooded.
-/// Each list has its own, so that one that is silent holds up no other.
-const AT_ONCE_MAX: usize = 32;
+use crate::upstream::discovery::asking::places::{AT_ONCE_MAX, Places};
 
 /// Where there are several servers, one that is silent is left for the next after this.
 const SERVER_MAX: Duration = Duration::from_secs(2);
@@ -39,10 +38,14 @@ const TCP_MAX: Duration = Duration::from_secs(1);
 /// A server that answered no question for AAAA is not waited for, for so long, where A tells that there is no address.
 const SILENT_FOR: Duration = Duration::from_secs(30);
 
+/// Why nothing is heard of a server at which nobody listens.
+const UNREACHABLE: &str = "the server cannot be reached";
+
 /// The servers of one list.
 pub(super) struct Servers {
     each: Vec<Arc<Server>>,
-    pub(super) places: Semaphore,
+    /// Each list has its own, so that one that is silent holds up no other.
+    pub(super) places: Places,
     /// For questions that nobody waits for.
     late: Arc<Semaphore>,
     /// The server that is asked first, and until when.
@@ -99,6 +102,7 @@ impl Client {
     /// The records that answer a question, and whether they are but some of them.
     async fn look_up(&self, name: Name, kind: RecordType) -> Result<(Vec<Line>, bool), Bad> {
         let question = self.cuts.watch((name.clone(), kind));
+        let asked = name.clone();
         let found = tokio::select! {
             biased;
             found = self.resolver.lookup(name, kind) => found.map_err(bad),
@@ -109,8 +113,8 @@ impl Client {
         };
         let cut = question.take().filter(|records| !records.is_empty());
         match (found, cut) {
-            (Ok(lookup), _) => Ok((lookup.answers().to_vec(), false)),
-            (Err(bad), Some(cut)) if !bad.why.is_negative() => Ok((cut, true)),
+            (Ok(lookup), _) => Ok((own(lookup.answers().to_vec(), &asked, kind), false)),
+            (Err(bad), Some(cut)) if !bad.why.is_negative() => Ok((own(cut, &asked, kind), true)),
             (Err(bad), _) => Err(bad),
         }
     }
@@ -170,11 +174,12 @@ impl Server {
                 let addresses = addresses(&records);
                 let ttl = ttl(&records);
                 match addresses.is_empty() {
-                    true => Found::Nothing(Bad {
-                        why: Why::Empty,
-                        ttl: Some(ttl),
-                    }),
-                    false => Found::Addresses { addresses, ttl, cut },
+                    true => Found::Nothing(Bad { why: Why::Empty, ttl }),
+                    false => Found::Addresses {
+                        addresses,
+                        ttl: ttl.unwrap_or_default(),
+                        cut,
+                    },
                 }
             }
         };
@@ -206,10 +211,7 @@ impl Server {
         let records: Vec<Record> = records.collect();
         let ttl = ttl(&lines);
         if records.is_empty() {
-            return Err(Bad {
-                why: Why::Empty,
-                ttl: Some(ttl),
-            });
+            return Err(Bad { why: Why::Empty, ttl });
         }
         let mut heard = Heard::WHOLE;
         if cut {
@@ -217,7 +219,7 @@ impl Server {
         }
         let good = Good {
             records,
-            ttl,
+            ttl: ttl.unwrap_or_default(),
             heard,
             found_as: name.to_owned(),
             from: AnsweredBy::Server(self.address),
@@ -235,14 +237,44 @@ impl Servers {
         let server = |address: &SocketAddr| Server::new(*address, timeout).map(Arc::new);
         Ok(Self {
             each: servers.iter().map(server).collect::<Result<_, NetError>>()?,
-            places: Semaphore::new(AT_ONCE_MAX),
+            places: Places::new(),
             late: Arc::new(Semaphore::new(LATE_MAX)),
             preferred: Mutex::new((0, Instant::now())),
         })
     }
 
+    /// Asks for these absolute names, one after the other until there is one.
+    pub(super) async fn ask_each(
+        &self,
+        kind: Kind,
+        names: &[String],
+        family: Family,
+        settled: Option<&str>,
+    ) -> Asked {
+        let mut worst: Option<Bad> = None;
+        for name in names {
+            let asked = self.ask(kind, name, family).await;
+            let Err(bad) = asked.answer else { return asked };
+            let failed = !bad.why.is_negative();
+            if worst
+                .as_ref()
+                .is_none_or(|worst| failed && worst.why.is_negative())
+            {
+                worst = Some(bad);
+            }
+            if failed && settled == Some(name.as_str()) {
+                break;
+            }
+        }
+        Err(worst.unwrap_or(Bad {
+            why: Why::NoSuchName,
+            ttl: None,
+        }))
+        .into()
+    }
+
     /// Asks for one absolute name, one server after the other until one speaks for it.
-    pub(super) async fn ask(&self, kind: Kind, name: &str, family: Family) -> Asked {
+    async fn ask(&self, kind: Kind, name: &str, family: Family) -> Asked {
         let count = self.each.len();
         let first = {
             let preferred = self.preferred.lock().unwrap_or_else(PoisonError::into_inner);
@@ -322,12 +354,6 @@ pub(super) fn parsed(name: &str) -> Result<Name, Bad> {
     Name::from_ascii(name).map_err(|error| bad(error.into()))
 }
 
-/// The shortest of an answer, the names of its chain included.
-fn ttl(records: &[Line]) -> Duration {
-    let shortest = records.iter().map(|record| record.ttl).min();
-    Duration::from_secs(shortest.unwrap_or_default().into())
-}
-
 pub(super) fn bad(error: NetError) -> Bad {
     let (why, ttl) = match error {
         NetError::Dns(DnsError::NoRecordsFound(none)) => {
@@ -340,6 +366,11 @@ pub(super) fn bad(error: NetError) -> Bad {
         }
         NetError::Dns(DnsError::ResponseCode(code)) => (of_code(code), None),
         NetError::Timeout => (Why::TimedOut, None),
+        // A closed port (ECONNREFUSED) comes as the first, for hickory says of several failures the least telling.
+        NetError::NoConnections => (Why::Other(UNREACHABLE.to_owned()), None),
+        NetError::Io(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            (Why::Other(UNREACHABLE.to_owned()), None)
+        }
         other => (Why::Other(other.to_string()), None),
     };
     let ttl = ttl.map(|seconds| Duration::from_secs(seconds.into()));

@@ -41,6 +41,9 @@ const FAILED_MAX: Duration = Duration::from_secs(5);
 /// A negative answer that says no TTL (RFC 2308 section 5: it should not be cached) is asked again after this.
 const NEGATIVE_DEFAULT: Duration = Duration::from_secs(5);
 
+/// A question is not in vain before this, however short what was found is kept: what a server that is alone is given.
+const IN_VAIN_AFTER: Duration = Duration::from_secs(5);
+
 /// What is remembered of one name.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Memory {
@@ -288,11 +291,10 @@ impl Memory {
             }
             return true;
         }
-        if self.failing.is_none() {
-            let mut records = std::mem::take(&mut self.records);
-            records.retain(|known| self.is_fresh(known) || now.saturating_duration_since(known.seen) <= keep);
-            self.records = records;
-        }
+        let mut records = std::mem::take(&mut self.records);
+        records
+            .retain(|known| self.is_vouched_for(known) || now.saturating_duration_since(known.seen) < keep);
+        self.records = records;
         false
     }
 
@@ -304,6 +306,31 @@ impl Memory {
                 None => true,
                 Some(trouble) => trouble.why == Why::Truncated && family.heard == Some(known.seen),
             }
+    }
+
+    /// Whether it is used for another reason than that it is kept.
+    fn is_vouched_for(&self, known: &Remembered) -> bool {
+        self.failing.is_none() && self.is_fresh(known)
+    }
+
+    /// When the next of what is kept is let go of, if DNS says nothing of it until then.
+    pub(super) fn next_end(&self, keep: Duration) -> Option<Instant> {
+        let kept = self.records.iter().filter(|known| !self.is_vouched_for(known));
+        let ends = kept.filter_map(|known| known.seen.checked_add(keep));
+        ends.chain(self.ends(keep)).min()
+    }
+
+    /// The same while a question is under way that `began` then.
+    pub(super) fn end_unanswered(&self, keep: Duration, began: Instant) -> Option<Instant> {
+        let ends = self.in_vain_at(keep, began).into_iter();
+        ends.chain(self.next_end(keep)).min()
+    }
+
+    /// When a question that `began` then counts as one in vain though it is still under way, if none was before: it may
+    /// wait for its turn for long.
+    pub(super) fn in_vain_at(&self, keep: Duration, began: Instant) -> Option<Instant> {
+        let good = self.good.as_ref().filter(|_| self.failing.is_none())?;
+        Some(good.at.checked_add(keep)?.max(began + IN_VAIN_AFTER))
     }
 
     /// How many records serve from memory because DNS says nothing of them.

@@ -420,3 +420,22 @@ fn a_sampled_record_is_not_kept_for_longer_than_is_said() {
     told.now += KEEP;
     assert!(told.answered(rng.choose_multiple(0..30, 8)).len() < 10);
 }
+
+#[test]
+fn what_is_kept_goes_while_a_question_is_under_way() {
+    let mut told = Told::new();
+    told.answered([1]);
+    let (answered, second) = (told.now, Duration::from_secs(1));
+    // The first question after it is under way for as long as a server is given, however short what was found is kept.
+    for (keep, began, end) in [(10, 1, 10), (10, 9, 14), (0, 1, 6)] {
+        let end_of = told
+            .memory
+            .end_unanswered(keep * second, answered + began * second);
+        assert_eq!(end_of, Some(answered + end * second), "{keep} {began}");
+    }
+    // Once one was in vain there is no more time than what is kept has.
+    told.memory
+        .learn(&bad(Why::TimedOut), BOUNDS, (told.now, SystemTime::UNIX_EPOCH));
+    let end = told.memory.end_unanswered(10 * second, answered + 9 * second);
+    assert_eq!(end, Some(answered + 10 * second));
+}

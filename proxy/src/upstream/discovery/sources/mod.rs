@@ -9,12 +9,18 @@ use outrigger_config::discover::{DnsMode, Family};
 use outrigger_config::service::StaticEndpoint;
 use outrigger_config::units;
 
-use crate::upstream::discovery::answer::Record;
+use crate::upstream::discovery::answer::{Record, Service};
 use crate::upstream::discovery::directory::{Known, Name};
 use crate::upstream::discovery::memory::Remembered;
 
 /// What a weight of SRV is multiplied by, so that there is room for shares of it.
 const WEIGHT_UNIT: u32 = 100;
+
+/// The most endpoints of one backend. SRV records multiply: each of thousands may lead to thousands of addresses.
+pub(super) const ENDPOINTS_MAX: usize = 4096;
+
+/// The most hosts that the SRV records of one name lead to: each is asked for by itself.
+pub(super) const TARGETS_MAX: usize = 256;
 
 /// What one source knows.
 #[derive(Debug)]
@@ -73,6 +79,10 @@ pub(super) struct Joined {
     pub(super) awaited: usize,
     /// Whether there are others that would take their place.
     pub(super) has_standbys: bool,
+    /// Those of them that SRV records name, with their priorities.
+    pub(super) standbys: Vec<(SocketAddr, u16)>,
+    /// How many are not used because there are more than there may be, at least.
+    pub(super) left_out: usize,
     /// Why there is none, if there is none.
     pub(super) absence: String,
 }
@@ -119,7 +129,8 @@ pub(super) fn join(
                 absences.extend(absence(known, "DNS"));
             }
             Part::Services { known, targets } => {
-                let groups = groups(known, targets, &mut stays);
+                let (groups, left_out) = groups(known, targets, &mut stays);
+                joined.left_out += left_out;
                 joined.add_groups(groups, &stands, &mut seen);
                 absences.extend(absence(known, "SRV"));
                 absences.extend(targets.values().filter_map(|target| absence(target, "DNS")));
@@ -139,8 +150,17 @@ pub(super) fn join(
 
 impl Joined {
     fn add(&mut self, found: impl IntoIterator<Item = StaticEndpoint>, seen: &mut HashSet<SocketAddr>) {
-        let new = found.into_iter().filter(|endpoint| seen.insert(endpoint.address));
-        self.endpoints.extend(new);
+        for endpoint in found {
+            if seen.contains(&endpoint.address) {
+                continue;
+            }
+            if self.endpoints.len() == ENDPOINTS_MAX {
+                self.left_out += 1;
+                continue;
+            }
+            seen.insert(endpoint.address);
+            self.endpoints.push(endpoint);
+        }
     }
 
     /// The first that is not ill. One that was found ill is passed by for as long as it is named beside others.
@@ -170,7 +190,8 @@ impl Joined {
     ) {
         self.has_standbys |= groups.len() > 1;
         let mut ill = 0;
-        for group in groups.into_values() {
+        let mut groups = groups.into_iter();
+        while let Some((_, group)) = groups.next() {
             let reachable = group
                 .iter()
                 .any(|endpoint| stands(endpoint.address) != Stands::Ill);
@@ -178,6 +199,12 @@ impl Joined {
             self.add(group, seen);
             if reachable {
                 self.awaited += ill;
+                let standing_by = groups.flat_map(|(priority, group)| {
+                    let addresses = group.into_iter().map(|endpoint| endpoint.address);
+                    addresses.map(move |address| (address, priority))
+                });
+                self.standbys
+                    .extend(standing_by.filter(|(address, _)| !seen.contains(address)));
                 return;
             }
             ill += self.endpoints.len() - before;
@@ -210,28 +237,65 @@ fn places(known: &About<'_>, port: u16) -> Vec<Place> {
     places
 }
 
-/// The places that the last answer of a name led to, in its order.
+/// The places that the last answer of a name led to, in its order, as far as they are used; where it led to none of them, all
+/// that are used: a family that is preferred may be known from an earlier answer alone.
 fn in_order(known: &About<'_>, port: u16) -> Vec<SocketAddr> {
-    let addresses = known.known.memory.last().filter_map(Record::address);
-    let six_alone = known.is_six_alone();
-    let wanted = addresses.filter(|address| address.is_ipv6() || !six_alone);
-    wanted.map(|address| (address, port).into()).collect()
+    let places = places(known, port);
+    let used: HashSet<SocketAddr> = places.iter().map(|place| place.at).collect();
+    let last = known.known.memory.last().filter_map(Record::address);
+    let last = last.map(|address| SocketAddr::new(address, port));
+    let found: Vec<SocketAddr> = last.filter(|at| used.contains(at)).collect();
+    match found.is_empty() {
+        true => places.into_iter().map(|place| place.at).collect(),
+        false => found,
+    }
 }
 
-/// The places of a service by their priority.
+/// The hosts that SRV records lead to, those of the lowest priorities first, no more than are followed; and how many are
+/// left out.
+pub(super) fn hosts_of(records: &[Remembered]) -> (HashSet<&str>, usize) {
+    let services = records.iter().filter_map(|known| match &known.record {
+        Record::Service(service) if service.target != "." => Some(service),
+        Record::Service(_) | Record::Address(_) => None,
+    });
+    let mut services: Vec<&Service> = services.collect();
+    services.sort_by_key(|service| service.priority);
+    let (mut hosts, mut others) = (HashSet::new(), HashSet::new());
+    for service in services {
+        let host = service.target.as_str();
+        if hosts.contains(host) || hosts.len() < TARGETS_MAX {
+            hosts.insert(host);
+        } else {
+            others.insert(host);
+        }
+    }
+    (hosts, others.len())
+}
+
+/// The places of a service by their priority, the lowest first, no more than there may be of all; and how many are left
+/// out, at least.
 fn groups(
     known: &About<'_>,
     targets: &HashMap<&str, About<'_>>,
     mut stays: impl FnMut(&Place) -> bool,
-) -> BTreeMap<u16, Vec<StaticEndpoint>> {
+) -> (BTreeMap<u16, Vec<StaticEndpoint>>, usize) {
+    let services = known.known.memory.records().iter();
+    let services = services.filter_map(|remembered| match &remembered.record {
+        Record::Service(service) => Some((remembered, service)),
+        Record::Address(_) => None,
+    });
+    let mut services: Vec<(&Remembered, &Service)> = services.collect();
+    services.sort_by_key(|(_, service)| service.priority);
     let mut groups: BTreeMap<u16, Vec<StaticEndpoint>> = BTreeMap::new();
-    for remembered in known.known.memory.records() {
-        let Record::Service(service) = &remembered.record else {
-            continue;
-        };
+    let (mut room, mut left_out) = (ENDPOINTS_MAX, 0);
+    for (remembered, service) in services {
         let Some(target) = targets.get(service.target.as_str()) else {
             continue;
         };
+        if room == 0 {
+            left_out += 1;
+            continue;
+        }
         let mut at = places(target, service.port);
         at.retain_mut(|place| {
             place.is_lacked |= remembered.missed > 0;
@@ -241,6 +305,9 @@ fn groups(
         let weight = u32::from(service.weight).saturating_mul(WEIGHT_UNIT).max(1);
         // What a host has of it is shared by its addresses.
         let share = weight / u32::try_from(at.len()).unwrap_or(u32::MAX).max(1);
+        left_out += at.len().saturating_sub(room);
+        at.truncate(room);
+        room -= at.len();
         let group = groups.entry(service.priority).or_default();
         group.extend(at.into_iter().map(|place| StaticEndpoint {
             address: place.at,
@@ -256,7 +323,7 @@ fn groups(
             endpoint.weight /= divisor;
         }
     }
-    groups
+    (groups, left_out)
 }
 
 const fn greatest_common_divisor(mut one: u32, mut other: u32) -> u32 {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::upstream::discovery::answer::{Answer, AnsweredBy, Bad, Good, Heard, Service, Why};
+use crate::upstream::discovery::answer::{Answer, AnsweredBy, Bad, Good, Heard, Service, Why, Word};
 use crate::upstream::discovery::memory::Bounds;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -308,4 +308,105 @@ fn where_there_is_none_every_reason_is_told() {
         "DNS for b: NXDOMAIN since 12:01:07; SRV for _s._tcp.a says that there is no such service"
     );
     assert_eq!(joined(&[Part::Listed(&[])]).absence, "no address is listed");
+}
+
+#[test]
+fn there_are_no_more_endpoints_than_there_may_be_and_the_lowest_priorities_are_among_them() {
+    let texts: Vec<String> = (0..4000)
+        .map(|number| format!("10.0.{}.{}", number / 250, number % 250))
+        .collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let many = known(&[addresses(&texts)], false);
+    let parts = |ports: &'static [u16]| {
+        ports.iter().map(|port| Part::Addresses {
+            known: about("a", &many),
+            port: *port,
+            mode: DnsMode::Strict,
+        })
+    };
+    let all: Vec<Part<'_>> = parts(&[80, 81]).collect();
+    let found = joined(&all);
+    assert_eq!(
+        (found.endpoints.len(), found.left_out),
+        (ENDPOINTS_MAX, 8000 - ENDPOINTS_MAX)
+    );
+    // The same address on the same port is one.
+    let twice: Vec<Part<'_>> = parts(&[80, 80]).collect();
+    assert_eq!(
+        (joined(&twice).endpoints.len(), joined(&twice).left_out),
+        (4000, 0)
+    );
+
+    let hosts = [
+        ("few.", known(&[addresses(&["10.1.0.1"])], false)),
+        ("many.", many.clone()),
+    ];
+    // In the order of the answer the many come first, and each on a port of its own would fill the set.
+    let mut named = services(&[(2, 0, "many."), (3, 0, "many."), (1, 0, "few.")]);
+    for (port, record) in (80..).zip(&mut named.as_mut().unwrap().records) {
+        if let Record::Service(service) = record {
+            service.port = port;
+        }
+    }
+    let srv = known(&[named], false);
+    let ill = |_| Stands::Ill;
+    let found = join(&[service(&srv, &hosts)], ill, &mut HashSet::new());
+    assert_eq!(
+        (found.endpoints.len(), found.left_out),
+        (ENDPOINTS_MAX, 8001 - ENDPOINTS_MAX)
+    );
+    assert_eq!(found.endpoints[0].address, "10.1.0.1:82".parse().unwrap());
+    assert_eq!(joined(&[service(&srv, &hosts)]).standbys.len(), ENDPOINTS_MAX - 1);
+}
+
+#[test]
+fn hosts_are_counted_and_not_the_records_that_lead_to_them() {
+    let names: Vec<String> = (0..TARGETS_MAX + 2).map(|number| format!("h{number}.")).collect();
+    let listed = |hosts: usize, priority: u16| -> Vec<(u16, u16, &str)> {
+        names[..hosts]
+            .iter()
+            .map(|name| (priority, 0, name.as_str()))
+            .collect()
+    };
+    let find = |places: &[(u16, u16, &str)]| {
+        let known = known(&[services(places)], false);
+        let (found, left_out) = hosts_of(known.memory.records());
+        (found.len(), left_out, found.contains("last."))
+    };
+    // As many hosts as may be, each on two priorities.
+    let mut twice = listed(TARGETS_MAX, 5);
+    twice.extend(listed(TARGETS_MAX, 6));
+    assert_eq!(find(&twice), (TARGETS_MAX, 0, false));
+    // The one of the lowest priority is among them, though it is named last.
+    twice.extend(listed(TARGETS_MAX + 2, 7));
+    twice.push((1, 0, "last."));
+    twice.push((1, 0, "."));
+    assert_eq!(find(&twice), (TARGETS_MAX, 3, true));
+}
+
+#[test]
+fn a_logical_name_has_an_endpoint_whatever_family_fails() {
+    let half = |heard: Heard| {
+        let mut good = addresses(&["10.0.0.1"]).unwrap();
+        good.heard = heard;
+        Ok(good)
+    };
+    let both = addresses(&["10.0.0.1", "2001:db8::1"]);
+    for (six, expected) in [
+        (Word::Failed(Why::TimedOut), "[2001:db8::1]:80 x1"),
+        (Word::Awaited, "[2001:db8::1]:80 x1"),
+        (Word::Cut, "[2001:db8::1]:80 x1"),
+        (Word::Whole, "10.0.0.1:80 x1"),
+    ] {
+        let known = known(&[both.clone(), half(Heard { six, ..Heard::WHOLE })], false);
+        let part = Part::Addresses {
+            known: About {
+                family: Family::PreferV6,
+                ..about("a", &known)
+            },
+            port: 80,
+            mode: DnsMode::Logical,
+        };
+        assert_eq!(shown(&joined(&[part])), [expected]);
+    }
 }
