@@ -46,7 +46,7 @@ fn a_line_that_the_demo_says_to_type_moves_the_weights_and_a_signal_ends_it() {
     };
 
     let hint = line_with("demo-half.yaml");
-    let command = hint.trim().strip_suffix("half of the reviews from v2").unwrap();
+    let command = hint.trim().strip_suffix("# half of the reviews from v2").unwrap();
     let file = command.split_whitespace().last().unwrap().to_owned();
     let folder = Path::new(&file).parent().unwrap();
     assert!(folder.exists());
