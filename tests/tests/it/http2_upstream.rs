@@ -121,6 +121,28 @@ async fn fifty_requests_at_once_succeed_where_a_connection_has_room_for_one() {
     assert!(upstream.connections() > 1, "{}", upstream.connections());
 }
 
+#[tokio::test]
+async fn a_connection_to_an_endpoint_takes_a_hundred_streams_at_once_however_many_it_allows() {
+    // The endpoint names no bound of its own.
+    let upstream = large_or_small().await;
+    let file = service(&[upstream.address()], "timeout: { request: 0s }");
+    let spec = outrigger_tests::SidecarSpec::text("a", &file.to_string()).with("--workers", "1");
+    let sidecar = Sidecar::start(spec).await;
+    let mut caller = Caller::open_with(sidecar.outbound(), &[(setting::INITIAL_WINDOW_SIZE, 0)])
+        .await
+        .unwrap();
+    let mut held = Vec::new();
+    for _ in 0..201 {
+        held.push(caller.get("reviews", "/stuck").await.unwrap());
+    }
+    for stream in &held {
+        while caller.so_far(*stream).status() == 0 {
+            assert!(within("a head", caller.take()).await.unwrap());
+        }
+    }
+    assert_eq!(upstream.connections(), 3, "one hundred, one hundred, and one");
+}
+
 /// Answers `/stuck` with more than any window takes, and the rest with little.
 async fn large_or_small() -> Http2Upstream {
     let script = move |stream: tokio::net::TcpStream, _number: u64, counts: Arc<Counts>| async move {
