@@ -33,7 +33,7 @@ def run(bench):
         "A push under load",
         f"Outrigger with {SERVICES:,} services of {ENDPOINTS} endpoints each, held by `outrigger serve`. An open loop asks "
         f"{RATE:,} times a second; in half of the rounds one of the services is pushed every {EVERY_SECONDS * 1000:.0f} ms, and each time "
-        "the sidecar compiles the whole table anew. It has one core for the worker and the control thread; the control "
+        "the sidecar reads that service and compiles the whole table anew. It has one core for the worker and the control thread; the control "
         "API shares the other with the load and the backend, and yields to them.",
         ("", "requests/s", "pushes applied", "p50 µs", "p99 µs", "p99.9 µs", "failed"),
     )

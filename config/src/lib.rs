@@ -31,8 +31,10 @@ pub use bootstrap::Bootstrap;
 pub use gateway::Gateway;
 pub use mesh::Mesh;
 pub use problem::Problem;
-pub use read::{check, check_bootstrap, is_bootstrap, read_bootstrap, split};
+pub use read::{Known, check, check_after, check_bootstrap, is_bootstrap, read_bootstrap, split};
 pub use service::Service;
+
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -86,7 +88,7 @@ pub struct Config {
     /// What holds for every service.
     pub mesh: Mesh,
     /// The services, in the order of their names.
-    pub services: Vec<Service>,
+    pub services: Vec<Arc<Service>>,
     /// The gateways, in the order of their names.
     pub gateways: Vec<Gateway>,
 }

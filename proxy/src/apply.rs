@@ -4,20 +4,21 @@
 //! nothing but the count of refusals. Sockets are fixed by the bootstrap, so there is none to bind here yet.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use outrigger_config::{Config, Problem};
+use outrigger_config::{Config, Known, Problem, check_after};
 
 use crate::control::{Push, Verdict};
 use crate::snapshot::compile::{self, Said};
 use crate::snapshot::{Origin, Refused, Snapshot, Snapshots, Standing};
 use crate::telemetry::metrics::{Metrics, PushResult};
 use crate::tls::outside;
-use crate::upstream;
 use crate::upstream::discovery::{Directory, Resolver, unanswered};
 use crate::upstream::health::active::Checker;
+use crate::upstream::{self, Cluster};
 
 /// How long a push waits for the first answers of DNS before it serves without them: a table whose backend cannot
 /// be found must not hold back the ones that can.
@@ -35,8 +36,9 @@ pub(crate) struct Applier {
     checker: Checker,
     pub(crate) standing: Standing,
     pub(crate) refused: Arc<Mutex<Option<Refused>>>,
-    /// What the snapshot that serves was made of.
+    /// What the snapshot that serves was made of, and what is known of its documents, of which the next push changes few.
     config: Config,
+    known: Known,
     pub(crate) retired: Retired,
 }
 
@@ -75,6 +77,7 @@ impl Applier {
             standing,
             refused,
             config: Config::default(),
+            known: Known::default(),
             retired: Retired::default(),
         }
     }
@@ -87,12 +90,15 @@ pub(crate) async fn apply(to: &mut Applier, push: Push) -> Verdict {
         origin,
         documents,
     } = push;
-    let read = documents.and_then(|documents| Ok((outrigger_config::check(&documents)?, documents)));
-    let (config, documents) = match read {
+    let current = to.snapshots.load();
+    let read = documents.and_then(|documents| {
+        let read = check_after(&documents, (&current.documents, &to.known))?;
+        Ok((read, documents))
+    });
+    let ((config, known), documents) = match read {
         Ok(read) => read,
         Err(problems) => return refuse(to, version, problems),
     };
-    let current = to.snapshots.load();
     let unchanged = config == to.config && current.origin == origin;
     let push = Said {
         version: version.clone(),
@@ -131,7 +137,7 @@ pub(crate) async fn apply(to: &mut Applier, push: Push) -> Verdict {
     let old = to.snapshots.swap(Arc::new(next));
     to.retired.push(old);
     to.retired.bury();
-    to.config = config;
+    (to.config, to.known) = (config, known);
     *to.refused.lock().unwrap_or_else(PoisonError::into_inner) = None;
     Verdict::Applied
 }
@@ -183,9 +189,9 @@ fn unplaced(message: String) -> Problem {
 /// discovery, within bounds.
 async fn warm(to: &Applier, next: &Snapshot, current: &Snapshot) {
     let mut first_answers = Vec::new();
+    let known: HashSet<*const Cluster> = current.clusters.iter().map(Arc::as_ptr).collect();
     for cluster in &next.clusters {
-        let known = current.clusters.iter().any(|known| Arc::ptr_eq(known, cluster));
-        if known {
+        if known.contains(&Arc::as_ptr(cluster)) {
             continue;
         }
         if let Some(trust) = cluster.trust().filter(|trust| trust.is_to_be_kept()) {

@@ -4,6 +4,7 @@
 //! `decode` makes types of the tree, `semantic` checks what types cannot say. Nothing here opens a file.
 
 mod decode;
+mod known;
 mod node;
 mod pieces;
 mod semantic;
@@ -12,8 +13,11 @@ mod suggest;
 mod tests;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use self::decode::{decode, options};
+pub use self::known::Known;
+use self::known::{ByName, Good, Said};
 pub use self::node::DOCUMENT_BYTES_MAX;
 use self::node::{Fault, Mark, Node, PROBLEMS_MAX, State, Value, parse, shown};
 use self::pieces::pieces;
@@ -58,23 +62,25 @@ pub fn split(file: &str, text: &str) -> Result<Vec<Document>, Vec<Problem>> {
     if !lost {
         return Ok(documents);
     }
-    Err(judge(&sheets).1)
+    Err(judge(&sheets, &HashMap::new()).2)
 }
 
 /// Decodes and checks a whole configuration.
 pub fn check(documents: &[Document]) -> Result<Config, Vec<Problem>> {
-    let sheets: Vec<Sheet<'_>> = documents
-        .iter()
-        .map(|document| Sheet {
-            file: &document.file,
-            line: document.line,
-            text: &document.text,
-            kept_as: Some((document.kind, &document.name)),
-        })
-        .collect();
-    let (config, problems) = judge(&sheets);
+    check_after(documents, (&[], &Known::default())).map(|(config, _)| config)
+}
+
+/// The same, after another that was found good: its documents and what is known of them. A document that is still the same, place
+/// and text, is not read again, which is most of the work where one of thousands has changed; what documents say of one another
+/// is judged anew. The answer is that of [`check`].
+pub fn check_after(
+    documents: &[Document],
+    (before, known): (&[Document], &Known),
+) -> Result<(Config, Known), Vec<Problem>> {
+    let sheets: Vec<Sheet<'_>> = documents.iter().map(Sheet::of).collect();
+    let (config, known, problems) = judge(&sheets, &known.of(before));
     if problems.is_empty() {
-        Ok(config)
+        Ok((config, known))
     } else {
         Err(problems)
     }
@@ -136,11 +142,23 @@ fn bootstrap_of(file: &str, text: &str, is_alone: bool) -> Result<Bootstrap, Vec
 }
 
 /// The text of a document, where it stands, and what it was kept as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Sheet<'a> {
     file: &'a str,
     line: usize,
     text: &'a str,
     kept_as: Option<(Kind, &'a str)>,
+}
+
+impl<'a> Sheet<'a> {
+    fn of(document: &'a Document) -> Self {
+        Self {
+            file: &document.file,
+            line: document.line,
+            text: &document.text,
+            kept_as: Some((document.kind, &document.name)),
+        }
+    }
 }
 
 /// What the documents before have taken.
@@ -157,13 +175,22 @@ struct Taken {
     callers: Callers,
 }
 
-/// Reads and checks all documents together.
-fn judge(sheets: &[Sheet<'_>]) -> (Config, Vec<Problem>) {
+/// Reads and checks all documents together, those excepted that were read before.
+fn judge(sheets: &[Sheet<'_>], before: &ByName<'_>) -> (Config, Known, Vec<Problem>) {
     let mut config = Config::default();
     let mut taken = Taken::default();
-    let mut problems = Vec::new();
+    let (mut known, mut problems) = (Vec::new(), Vec::new());
     for sheet in sheets {
-        let faults = judge_one(sheet, &mut config, &mut taken);
+        let mut faults = Vec::new();
+        let same = sheet.kept_as.and_then(|name| before.get(&name));
+        let good = match same.filter(|(as_written, _)| as_written == sheet) {
+            Some((_, good)) => Some(Good::clone(good)),
+            None => read(sheet, &mut taken.exposures.is_blind, &mut faults),
+        };
+        if let Some(good) = good {
+            judge_beside(&good, sheet, &mut config, &mut taken, &mut faults);
+            known.push(good);
+        }
         problems.extend(
             in_order(faults)
                 .into_iter()
@@ -174,12 +201,14 @@ fn judge(sheets: &[Sheet<'_>]) -> (Config, Vec<Problem>) {
     taken.callers.judge(&config.mesh, &mut problems);
     config.services.sort_by(|left, right| left.name.cmp(&right.name));
     config.gateways.sort_by(|left, right| left.name.cmp(&right.name));
-    (config, problems)
+    (config, Known(known), problems)
 }
 
-fn judge_one(sheet: &Sheet<'_>, config: &mut Config, taken: &mut Taken) -> Vec<Fault> {
+/// Reads a document and checks it by itself. Where what it says cannot be read and may have been a service, those that miss one are
+/// blind.
+fn read(sheet: &Sheet<'_>, is_blind: &mut bool, faults: &mut Vec<Fault>) -> Option<Good> {
     let parsed = parse(sheet.text, sheet.line);
-    let mut faults = parsed.faults;
+    faults.extend(parsed.faults);
     let Some(mut root) = parsed.root else {
         if faults.is_empty() {
             let mark = Mark {
@@ -192,7 +221,7 @@ fn judge_one(sheet: &Sheet<'_>, config: &mut Config, taken: &mut Taken) -> Vec<F
                 message: "the document is empty".to_owned(),
             });
         }
-        return faults;
+        return None;
     };
     if let (Some((kind, name)), Some(kept_as)) = (identify(&root), sheet.kept_as)
         && (kind != kept_as.0 || kind != Kind::Mesh && name != kept_as.1)
@@ -204,27 +233,54 @@ fn judge_one(sheet: &Sheet<'_>, config: &mut Config, taken: &mut Taken) -> Vec<F
             shown(&name)
         )));
     }
-    match document_kind(&mut root, &mut faults) {
+    let kind = document_kind(&mut root, faults);
+    let said = match kind {
+        None => {
+            *is_blind = true;
+            return None;
+        }
         Some(Kind::Service) => {
-            let read: Option<Service> = decode(&mut root, true, &mut faults);
-            if let Some(read) = read {
-                judge_service(&root, sheet, &read, taken, &mut faults);
-                config.services.push(read);
-            } else {
-                taken.exposures.is_blind = true;
-            }
+            let service: Option<Service> = decode(&mut root, true, faults);
+            *is_blind |= service.is_none();
+            let service = service?;
+            semantic::service(&At::root(&root), &service, faults);
+            Said::Service(Arc::new(service))
         }
         Some(Kind::Gateway) => {
-            let read: Option<Gateway> = decode(&mut root, true, &mut faults);
-            if let Some(read) = read {
-                let at = At::root(&root);
-                semantic::gateway(&at, &read, &mut faults);
-                taken.exposures.take(&at, sheet.file, &read, &mut faults);
-                config.gateways.push(read);
-            }
+            let gateway: Gateway = decode(&mut root, true, faults)?;
+            semantic::gateway(&At::root(&root), &gateway, faults);
+            Said::Gateway(Arc::new(gateway))
         }
         Some(Kind::Mesh) => {
-            let at = At::root(&root);
+            let mesh: Option<Mesh> = decode(&mut root, true, faults);
+            if let Some(mesh) = &mesh {
+                semantic::mesh(&At::root(&root), mesh, faults);
+            }
+            Said::Mesh(mesh.map(Arc::new))
+        }
+    };
+    Some(Good::new(said, root))
+}
+
+/// Checks what a document says beside the others, and adds it to them.
+fn judge_beside(
+    good: &Good,
+    sheet: &Sheet<'_>,
+    config: &mut Config,
+    taken: &mut Taken,
+    faults: &mut Vec<Fault>,
+) {
+    let at = At::root(&good.root);
+    match &good.said {
+        Said::Service(service) => {
+            judge_service(&at, sheet, service, taken, faults);
+            config.services.push(Arc::clone(service));
+        }
+        Said::Gateway(gateway) => {
+            taken.exposures.take(&at, sheet.file, gateway, faults);
+            config.gateways.push(Gateway::clone(gateway));
+        }
+        Said::Mesh(mesh) => {
             let here = place(sheet.file, at.mark());
             if let Some(first) = &taken.mesh {
                 faults.push(at.fault(format!(
@@ -232,27 +288,21 @@ fn judge_one(sheet: &Sheet<'_>, config: &mut Config, taken: &mut Taken) -> Vec<F
                 )));
             }
             taken.mesh.get_or_insert(here);
-            let read: Option<Mesh> = decode(&mut root, true, &mut faults);
-            if let Some(read) = read {
-                semantic::mesh(&At::root(&root), &read, &mut faults);
-                config.mesh = read;
+            if let Some(mesh) = mesh {
+                config.mesh = Mesh::clone(mesh);
             }
         }
-        None => taken.exposures.is_blind = true,
     }
-    faults
 }
 
 fn judge_service(
-    root: &Node,
+    at: &At<'_>,
     sheet: &Sheet<'_>,
     service: &Service,
     taken: &mut Taken,
     faults: &mut Vec<Fault>,
 ) {
-    let at = At::root(root);
-    semantic::service(&at, service, faults);
-    taken.callers.take(&at, sheet.file, service);
+    taken.callers.take(at, sheet.file, service);
     let Some(name) = at.field("name") else {
         return;
     };
@@ -266,7 +316,7 @@ fn judge_service(
     taken
         .names
         .insert(service.name.clone(), place(sheet.file, name.mark()));
-    taken.hosts.take(&at, sheet.file, service, faults);
+    taken.hosts.take(at, sheet.file, service, faults);
 }
 
 /// What a document says that it is, read as far as it can be without judging it.

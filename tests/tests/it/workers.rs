@@ -70,3 +70,29 @@ async fn short_connections_are_spread_evenly_even_if_there_is_only_one_at_a_time
     let share = lesser_share(&mut sidecar, &before);
     assert!(share >= 30, "one thread had {share} % of them");
 }
+
+/// How nice each thread is, by its name.
+fn niceness(sidecar: &mut Sidecar) -> BTreeMap<String, i32> {
+    let threads = format!("/proc/{}/task", sidecar.program().id());
+    let mut niceness = BTreeMap::new();
+    for thread in std::fs::read_dir(threads).unwrap() {
+        let stat = std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap();
+        // proc_pid_stat(5): the name stands in brackets, niceness is field 19, the 17th after them.
+        let (name, fields) = stat.rsplit_once(')').unwrap();
+        let (_, name) = name.split_once('(').unwrap();
+        let nice = fields.split_whitespace().nth(16).unwrap().parse().unwrap();
+        niceness.insert(name.to_owned(), nice);
+    }
+    niceness
+}
+
+#[tokio::test]
+async fn the_control_thread_lets_the_data_threads_go_before() {
+    let upstream = Upstream::start("a").await;
+    let mut sidecar = two_workers(&simple("reviews", &[&upstream], "")).await;
+    let niceness = niceness(&mut sidecar);
+    let data = niceness["worker-0"];
+    assert_eq!(niceness["worker-1"], data, "{niceness:?}");
+    assert_eq!(niceness["accept"], data, "{niceness:?}");
+    assert_eq!(niceness["outrigger-proxy"], (data + 10).min(19), "{niceness:?}");
+}

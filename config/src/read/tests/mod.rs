@@ -2,6 +2,7 @@
 
 mod actions;
 mod any_text;
+mod known;
 
 use std::fs;
 use std::path::{Path, PathBuf};
