@@ -42,6 +42,7 @@ def arguments(argv):
     parser.add_argument("--json", metavar="FILE", help="every round's figures as JSON; - is standard output")
     parser.add_argument("--write", action="store_true", help="write docs/performance.md and its plot")
     parser.add_argument("--from", metavar="FILE", dest="source", help="measure nothing: take the figures that --json wrote")
+    parser.add_argument("--again", metavar="FILE", help="set the ratios of a second run beside these: what --json wrote of it")
     parser.add_argument("--proxy-cpu", type=int, help="the core of the proxy (the first that we may use)")
     parser.add_argument("--load-cpu", type=int, help="the core of the load and the backend (the second)")
     options = parser.parse_args(argv)
@@ -118,6 +119,8 @@ def main(argv):
     # A kill from outside must run the same clean-up as an error does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     result = report.read_json(options.source) if options.source else measured(options, argv)
+    if options.again:
+        result["again"] = report.read_json(options.again)
     # With --json - standard output is for a program that reads it.
     print(report.terminal(result), file=sys.stderr if options.json == "-" else sys.stdout)
     if options.json:

@@ -54,6 +54,16 @@ EXPERIMENT = """
 
 """
 
+AGAIN = """
+## A second run
+
+The ratios of the CPU that Outrigger took for a request, in this run and in another on {date}, of {rounds} rounds of {seconds} s:
+how far they lie apart is how far to trust them.
+
+| work | × HAProxy | again | × Envoy | again | apart |
+| --- | --: | --: | --: | --: | --: |
+"""
+
 READING = """
 ## How to read it
 
@@ -94,10 +104,36 @@ def markdown(result):
         lines += [table(experiment["header"]), table(["---"] + ["--:"] * (len(experiment["header"]) - 1))]
         lines += [table(row) for row in experiment["rows"]]
         lines += [f"\nINVALID: {problem}" for problem in experiment["problems"]]
+    if "again" in result:
+        lines.append(AGAIN.format(**result["again"]).rstrip("\n"))
+        lines += [table(row) for row in second_run(result["works"], result["again"]["works"])]
     lines += [f"\nNot measured, {TITLES[name]}: {reason}" for name, reason in result["absent"].items()]
     lines.append(READING.rstrip("\n"))
     lines += [table([bar["bar"], bar["measured"], verdict(bar["met"])]) for bar in result["bars"]]
     return "\n".join(lines) + "\n"
+
+
+def second_run(works, again):
+    """A line for each work that both runs have: Outrigger's two ratios by each, and how far apart the ratios lie at most."""
+    others = {work["work"]: work for work in again}
+    for work in works:
+        other = others.get(work["work"])
+        if other is None or work["paced"]:
+            continue
+        cells, apart = [], []
+        for anchor in ("haproxy", "envoy"):
+            pair = [times(*(find(run, name) for name in ("outrigger", anchor))) for run in (work, other)]
+            cells += pair
+            if "-" not in pair:
+                first, second = map(float, pair)
+                apart.append(abs(first - second) / min(first, second))
+        if apart:
+            yield [work["title"], *cells, f"{max(apart):.0%}".replace("%", " %")]
+
+
+def find(work, name):
+    """The row of a contestant, or none."""
+    return next((row for row in work["rows"] if row["name"] == name), None)
 
 
 def table(row):
@@ -133,7 +169,7 @@ def cells(row, work):
 
 
 def times(row, anchor):
-    if not anchor or not anchor["valid"] or not row["valid"] or not anchor["cpu_us"] or not row["cpu_us"]:
+    if not row or not anchor or not anchor["valid"] or not row["valid"] or not anchor["cpu_us"] or not row["cpu_us"]:
         return "-"
     return f"{row['cpu_us'] / anchor['cpu_us']:.2f}"
 
