@@ -19,12 +19,13 @@ use serde::Serialize;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::tls::Alpn;
+use crate::error::{Failure, Reason};
 use crate::tls::anchors::Anchors;
 use crate::tls::pin::Pinned;
 use crate::tls::revoked::{self, Revocations, Shown, Unrevoked};
 use crate::tls::verify::{Callers, Endpoints};
 use crate::tls::words;
+use crate::tls::{Alpn, seconds};
 
 /// The most certificates in one file: a chain has three or four, a bundle two or three roots. Past this it is a file of
 /// something else, such as all the roots of the web, which a mesh must not trust.
@@ -255,6 +256,15 @@ impl Identity {
     /// When its certificate expires, in seconds since 1970.
     pub fn not_after(&self) -> i64 {
         self.leaf.not_after
+    }
+
+    /// That its time is over, if it is. The last second counts (RFC 5280 section 4.1.2.5), as it does for whoever is shown it:
+    /// what this end calls expired no caller with the same clock takes for good.
+    pub(super) fn expired(&self, now: SystemTime) -> Option<Failure> {
+        (self.not_after() < seconds(now)).then(|| {
+            let detail = format!("the certificate of {} has expired and no other has come", self.id);
+            Failure::new(Reason::IdentityExpired, detail)
+        })
     }
 
     /// When the first of its roots does.

@@ -33,8 +33,10 @@ use arc_swap::ArcSwapOption;
 use http::HeaderValue;
 use outrigger_config::identity::SpiffeId;
 use rustls_pki_types::ServerName;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio_rustls::server::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::error::{Failure, Reason};
@@ -52,6 +54,13 @@ pub(crate) const HANDSHAKE_BYTE: u8 = 0x16;
 /// A caller that speaks TLS must be through with its handshake within this: two round trips and some milliseconds of
 /// work. It may come from far away; one that takes longer holds a descriptor for nothing.
 pub(crate) const ACCEPT_MAX: Duration = Duration::from_secs(5);
+
+/// After a handshake that failed the caller has this long to read why.
+pub(crate) const ALERT_MAX: Duration = Duration::from_secs(1);
+
+/// The record of TLS with the fatal alert `internal_error` (RFC 8446 sections 5.1 and 6.2), for a caller that there is no
+/// certificate to show to.
+const INTERNAL_ERROR: [u8; 7] = [0x15, 0x03, 0x03, 0x00, 0x02, 0x02, 0x50];
 
 /// An endpoint must be: it is near, and another may be waiting to be asked.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
@@ -78,6 +87,9 @@ pub struct Identities {
 
 /// No connection is kept for longer, whatever its certificates say: a bound for the clock's arithmetic.
 const SESSION_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+
+/// Why a caller is not shaken hands with, and its socket, if there is one to be ended with patience.
+type Refused = (Failure, Option<TcpStream>);
 
 impl Identities {
     /// No identity yet; `configured`: one is to come.
@@ -202,6 +214,15 @@ impl Identities {
 
     /// The identity for a handshake of a mesh with this trust domain.
     fn ready(&self, trust_domain: Option<&str>) -> Result<Arc<Identity>, Failure> {
+        let identity = self.held(trust_domain)?;
+        match identity.expired(SystemTime::now()) {
+            None => Ok(identity),
+            Some(failure) => Err(failure),
+        }
+    }
+
+    /// The same, which may have expired.
+    fn held(&self, trust_domain: Option<&str>) -> Result<Arc<Identity>, Failure> {
         let missing = |detail: String| Failure::new(Reason::IdentityMissing, detail);
         let Some(identity) = self.current() else {
             return Err(missing(if self.configured {
@@ -215,15 +236,6 @@ impl Identities {
             return Err(missing(format!(
                 "this sidecar's certificate is of the trust domain `{own}`, the mesh's is `{other}`"
             )));
-        }
-        if identity.not_after() <= seconds(SystemTime::now()) {
-            return Err(Failure::new(
-                Reason::IdentityExpired,
-                format!(
-                    "the certificate of {} has expired and no other has come",
-                    identity.id()
-                ),
-            ));
         }
         Ok(identity)
     }
@@ -252,19 +264,47 @@ impl Identities {
         }
     }
 
+    /// The handshake itself. One whose certificate has expired shows it all the same and then ends: so the caller finds out
+    /// what is wrong with it, which no alert of this end can say (RFC 8446 section 6.2 has none for a certificate of one's own).
+    async fn shake(
+        &self,
+        mut stream: TcpStream,
+        trust_domain: Option<&str>,
+    ) -> Result<(Arc<Identity>, TlsStream<TcpStream>), Refused> {
+        let identity = match self.held(trust_domain) {
+            Ok(identity) => identity,
+            Err(failure) => {
+                // There is nothing to show. It fits into the empty buffer of a new socket, so that nobody waits for it.
+                let _ = stream.write_all(&INTERNAL_ERROR).await;
+                return Err((failure, Some(stream)));
+            }
+        };
+        let expired = identity.expired(SystemTime::now());
+        let accept = TlsAcceptor::from(Arc::clone(&identity.server)).accept(stream);
+        let accepted = match tokio::time::timeout(ACCEPT_MAX, accept.into_fallible()).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err((error, stream))) => Err((verify::failure(&error, "the caller"), Some(stream))),
+            Err(_) => Err((verify::failure(&too_slow(ACCEPT_MAX), "the caller"), None)),
+        };
+        match (expired, accepted) {
+            (None, Ok(stream)) => Ok((identity, stream)),
+            (None, Err(refused)) => Err(refused),
+            (Some(failure), Err((_, stream))) => Err((failure, stream)),
+            // It does not look at certificates, or its clock is behind: it is let into nothing.
+            (Some(failure), Ok(mut stream)) => {
+                let _ = tokio::time::timeout(ALERT_MAX, stream.shutdown()).await;
+                Err((failure, Some(stream.into_inner().0)))
+            }
+        }
+    }
+
     async fn shake_caller(
         self: &Arc<Self>,
         stream: TcpStream,
         trust_domain: Option<&str>,
-    ) -> Result<(Connection, Peer), (Failure, Option<TcpStream>)> {
+    ) -> Result<(Connection, Peer), Refused> {
         let epoch = self.epoch.load(Ordering::Acquire);
-        let identity = self.ready(trust_domain).map_err(|failure| (failure, None))?;
-        let accept = TlsAcceptor::from(Arc::clone(&identity.server)).accept(stream);
-        let stream = match tokio::time::timeout(ACCEPT_MAX, accept.into_fallible()).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err((error, stream))) => return Err((verify::failure(&error, "the caller"), Some(stream))),
-            Err(_) => return Err((verify::failure(&too_slow(ACCEPT_MAX), "the caller"), None)),
-        };
+        let (identity, stream) = self.shake(stream, trust_domain).await?;
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         // The verifier has read it already; that it cannot be read here does not happen.
         let Some(shown) = chain.first() else {
@@ -293,7 +333,8 @@ impl Identities {
     }
 
     fn session(self: &Arc<Self>, own: &Identity, not_after: i64, epoch: u64) -> Session {
-        let last = own.not_after().min(not_after);
+        // The last second is one of its life.
+        let last = own.not_after().min(not_after).saturating_add(1);
         let last = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(last).unwrap_or_default());
         let left = last.duration_since(SystemTime::now()).unwrap_or_default();
         Session {
