@@ -151,8 +151,13 @@ impl Pki {
 
     /// One under the same root, whose certificates are signed by an intermediate.
     pub fn below(&self) -> Self {
+        self.below_for(DAY)
+    }
+
+    /// The same, the intermediate being good for so long.
+    pub fn below_for(&self, time: Duration) -> Self {
         let key = KeyPair::generate().expect("a key");
-        let mut params = Leaf::of(&[]).params();
+        let mut params = Leaf::of(&[]).lasting(time).params();
         params
             .distinguished_name
             .push(DnType::CommonName, "intermediate of the tests");

@@ -36,6 +36,8 @@ const CERTIFICATES_MAX: usize = 32;
 pub struct Identity {
     id: SpiffeId,
     leaf: Certificate,
+    /// Until when its chain is good.
+    end: i64,
     /// What others see of it.
     shown: Shown,
     roots: Vec<(CertificateDer<'static>, Certificate)>,
@@ -185,14 +187,9 @@ impl Identity {
         let known_by = store.clone();
         let (endpoints, callers) = verifiers(store, id.trust_domain(), &provider)?;
         own_chain(&certified, &id, (&*endpoints, &*callers), now)?;
-        let endpoints = Unrevoked {
-            verifier: endpoints,
-            revocations: Arc::clone(revocations),
-        };
-        let callers = Unrevoked {
-            verifier: callers,
-            revocations: Arc::clone(revocations),
-        };
+        let end = anchors.end_of_caller(&certified.cert, now)?;
+        let endpoints = Unrevoked::of(endpoints, revocations);
+        let callers = Unrevoked::of(callers, revocations);
         let certified = Arc::new(SingleCertAndKey::from(certified));
         let unusable = |error: rustls::Error| IdentityProblem::Unusable(error.to_string());
         let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -207,7 +204,7 @@ impl Identity {
         // Nothing is resumed: see the head of `tls`.
         server.send_tls13_tickets = 0;
         server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-        let to_control = (Arc::clone(&certified) as _, leaf.not_after);
+        let to_control = (Arc::clone(&certified) as _, end);
         let control = Pinned::of(known_by, id.trust_domain(), to_control, &provider).map_err(unusable)?;
         let mut client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
@@ -224,6 +221,7 @@ impl Identity {
         Ok(Self {
             id,
             leaf,
+            end,
             shown,
             roots,
             server: Arc::new(server),
@@ -253,9 +251,10 @@ impl Identity {
         &self.anchors
     }
 
-    /// When its certificate expires, in seconds since 1970.
+    /// Until when its certificate is good, in seconds since 1970: to its own end, or to that of one without which it leads to
+    /// no root.
     pub fn not_after(&self) -> i64 {
-        self.leaf.not_after
+        self.end
     }
 
     /// That its time is over, if it is. The last second counts (RFC 5280 section 4.1.2.5), as it does for whoever is shown it:
@@ -291,7 +290,12 @@ impl Identity {
     /// What an operator sees of it.
     pub(crate) fn report(&self) -> serde_json::Value {
         let roots: Vec<&Certificate> = self.roots.iter().map(|(_, root)| root).collect();
-        serde_json::json!({ "spiffe_id": self.id.as_str(), "certificate": self.leaf, "roots": roots })
+        serde_json::json!({
+            "spiffe_id": self.id.as_str(),
+            "not_after": self.end,
+            "certificate": self.leaf,
+            "roots": roots,
+        })
     }
 }
 

@@ -17,6 +17,7 @@ pub mod identity;
 pub mod outside;
 pub mod pin;
 pub mod revoked;
+mod span;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -313,7 +314,8 @@ impl Identities {
         };
         let peer = Certificate::read(shown).and_then(|certificate| {
             let id = certificate.spiffe_id()?;
-            Ok((Shown::of(&id, chain)?, id, certificate.not_after))
+            let end = identity.anchors().end_of_caller(chain, SystemTime::now())?;
+            Ok((Shown::of(&id, chain)?, id, end))
         });
         let (whole, id, not_after) =
             peer.map_err(|problem| (Failure::new(Reason::PeerWrongIdentity, problem.to_string()), None))?;
@@ -499,7 +501,10 @@ impl Security {
         let peer = chain.first().map(|shown| {
             let certificate = Certificate::read(shown)?;
             let whole = Shown::of(&certificate.spiffe_id()?, chain)?;
-            Ok((whole, certificate.not_after))
+            Ok((
+                whole,
+                identity.anchors().end_of_endpoint(chain, SystemTime::now())?,
+            ))
         });
         let unread = |problem: IdentityProblem| Failure::new(Reason::PeerWrongIdentity, problem.to_string());
         let session = match peer.transpose().map_err(unread)? {

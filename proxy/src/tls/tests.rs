@@ -41,6 +41,20 @@ impl Root {
     }
 }
 
+impl Root {
+    /// An intermediate of this root, with this key, that is valid for so many seconds.
+    fn below(&self, key: &KeyPair, valid: i64) -> (CertificateParams, String) {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, "intermediate");
+        params.not_after = time::OffsetDateTime::now_utc() + time::Duration::seconds(valid);
+        let pem = params.signed_by(key, &self.issuer).unwrap().pem();
+        (params, pem)
+    }
+}
+
 const GOOD: (i64, i64) = (-60, 3600);
 
 fn load(chain: &str, key: &str, roots: &str) -> Result<Identity, Problem> {
@@ -110,6 +124,40 @@ fn a_set_is_an_identity_only_if_all_of_it_is_good() {
     }
     let half = &chain[..chain.len() / 2];
     assert!(load(half, &key, &root.pem).is_err());
+}
+
+#[test]
+fn a_chain_is_good_until_the_first_certificate_ends_that_it_needs() {
+    let root = Root::new();
+    let [key, other_key] = [(); 2].map(|()| KeyPair::generate().unwrap());
+    let (params, soon) = root.below(&key, 60);
+    let (_, late) = root.below(&key, 7200);
+    let (_, strange) = root.below(&other_key, 60);
+    let (_, over) = root.below(&other_key, -60);
+    let issuer = Issuer::new(params, key);
+    let pem = String::new();
+    let (leaf, leaf_key) = Root { issuer, pem }.issue(&["spiffe://shop/reviews"], GOOD);
+    let many: String = (61..70)
+        .map(|valid| root.below(&KeyPair::generate().unwrap(), valid).1)
+        .collect();
+    let now = seconds(SystemTime::now());
+    for (what, between, expected) in [
+        ("it needs the one", vec![&soon], 60),
+        (
+            "another of the same key is there when the first ends",
+            vec![&soon, &late],
+            3600,
+        ),
+        ("one stands there for nothing", vec![&late, &strange], 3600),
+        ("and one that has ended", vec![&over, &late], 3600),
+        ("it needs one beside others", vec![&strange, &soon], 60),
+        ("there are more than anybody needs", vec![&late, &many], 61),
+    ] {
+        let chain = between.into_iter().fold(leaf.clone(), |chain, more| chain + more);
+        let identity = load(&chain, &leaf_key, &root.pem).unwrap();
+        let left = identity.not_after() - now;
+        assert!((expected - 2..=expected + 2).contains(&left), "{what}: {left}");
+    }
 }
 
 #[test]

@@ -10,6 +10,8 @@ use crate::mtls::{HANDSHAKES, STRICT, caller, server};
 /// Long enough for a sidecar to start with it and to be asked, on a machine with much to do.
 const SHORT: Duration = Duration::from_secs(5);
 
+const NOT_AFTER: &str = "outrigger_certificate_not_after_seconds";
+
 /// By HTTP/1.1 and by HTTP/2 between the sidecars.
 const VERSIONS: [&str; 2] = ["", "\nprotocol: http2"];
 
@@ -84,4 +86,44 @@ async fn a_caller_whose_own_certificate_has_expired_is_told_that_it_is_its_own()
             "{version} {words}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_kept_connection_ends_with_the_intermediate_that_vouched_for_either_end() {
+    for (version, short) in [
+        (VERSIONS[0], 0),
+        (VERSIONS[0], 1),
+        (VERSIONS[1], 0),
+        (VERSIONS[1], 1),
+    ] {
+        let app = Upstream::start("a").await;
+        let pki = Pki::new();
+        // The certificate itself is good for a day.
+        let below = pki.below_for(SHORT);
+        let ends = clock() + SHORT.as_secs_f64();
+        let files = ["reviews", "productpage"].map(|name| match (name, short) {
+            ("reviews", 0) | ("productpage", 1) => below.files(name),
+            _ => pki.files(name),
+        });
+        let server = server(app.address(), STRICT, &files[0]).await;
+        let caller = caller(&server, &format!("{STRICT}{version}"), &files[1]).await;
+        let sidecar = [&server, &caller][short];
+        let end = (ends - 1.0)..=ends;
+        let metrics = sidecar.metrics().await;
+        let said = metrics.sum(NOT_AFTER, &[("what", "certificate")]);
+        assert!(end.contains(&said), "{said}, and {end:?} was meant");
+        let certs = sidecar.page("/certs").await.json();
+        assert_eq!(certs["identity"]["not_after"].as_f64(), Some(said));
+
+        let (reason, words) = refused(&caller).await;
+        assert!(clock() >= said, "{version} {words}");
+        let expected = ["peer-expired", "identity-expired"][short];
+        assert_eq!(reason, expected, "{version} {words}");
+    }
+}
+
+/// Seconds since 1970.
+fn clock() -> f64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.unwrap().as_secs_f64()
 }
