@@ -159,9 +159,11 @@ async fn serve(
         let tunnel = Box::pin(tcp::tunnel(worker, route, head, source.address.ip(), log)).await;
         return tunnel.map(|(answer, bounds)| Served::Relayed(answer, bounds));
     }
+    // First, so that routes and rules see one request, whichever version it came by.
+    let upgrade = wants_upgrade.then(|| Upgrade::asked(head)).transpose()?.flatten();
     let route = route(lease, place, head)?;
     authorize(virtual_host, source, head)?;
-    if wants_upgrade {
+    if upgrade.is_some() {
         request.permit = Permit::of_request(entry, head);
     }
     let changes = match &route.action {
@@ -176,7 +178,6 @@ async fn serve(
     let target = route.choose();
     log.counts_as(&target.series);
 
-    let upgrade = wants_upgrade.then(|| Upgrade::asked(head)).transpose()?.flatten();
     let key = target.cluster.key(head, source.address.ip());
     headers::prepare_request(head, &virtual_host.authority, found);
     headers::name_caller(head, source);
