@@ -9,6 +9,7 @@
 //! validity, its roots or its name (RFC 8446 section 4.6.1 leaves that open), so that a rotated or revoked certificate
 //! would live on. Connections are kept for long, so that little is lost.
 
+mod alpn;
 mod anchors;
 mod connection;
 pub(crate) mod files;
@@ -42,6 +43,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::error::{Failure, Reason};
 use crate::telemetry::metrics::{Side, TlsMetrics};
+pub(crate) use crate::tls::alpn::Alpn;
 use crate::tls::anchors::Anchor;
 pub(crate) use crate::tls::connection::{Connection, Session, ended};
 use crate::tls::identity::{Certificate, Identity, IdentityProblem, sha256};
@@ -527,34 +529,6 @@ impl Security {
 fn too_slow(limit: Duration) -> io::Error {
     let words = format!("the handshake was not done within {} ms", limit.as_millis());
     io::Error::new(io::ErrorKind::TimedOut, words)
-}
-
-/// What is spoken inside TLS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Alpn {
-    /// Nothing was said.
-    Unsaid,
-    Http1,
-    Http2,
-}
-
-impl Alpn {
-    /// Its names of RFC 7301, as they are offered.
-    fn offered(self) -> Vec<Vec<u8>> {
-        match self {
-            Self::Unsaid => Vec::new(),
-            Self::Http1 => vec![b"http/1.1".to_vec()],
-            Self::Http2 => vec![b"h2".to_vec()],
-        }
-    }
-
-    fn of(agreed: Option<&[u8]>) -> Self {
-        match agreed {
-            Some(b"h2") => Self::Http2,
-            Some(b"http/1.1") => Self::Http1,
-            _ => Self::Unsaid,
-        }
-    }
 }
 
 /// Who is at the other end of a caller's connection.
