@@ -25,7 +25,7 @@ use std::cell::RefCell;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -87,7 +87,8 @@ impl Worker {
     }
 
     /// Closes idle connections and lets go of a snapshot that no longer serves. Called about once a second.
-    pub(crate) fn sweep(&self, now: Instant) {
+    pub(crate) fn sweep(&self, now: Instant, wall: SystemTime) {
+        self.identities.look_at_clocks(wall, now);
         self.pool.sweep(now);
         self.lease();
     }

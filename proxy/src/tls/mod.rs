@@ -11,6 +11,7 @@
 
 mod alpn;
 mod anchors;
+mod clock;
 mod connection;
 pub(crate) mod files;
 pub(crate) mod gateway;
@@ -45,6 +46,7 @@ use crate::error::{Failure, Reason};
 use crate::telemetry::metrics::{Side, TlsMetrics};
 pub(crate) use crate::tls::alpn::Alpn;
 use crate::tls::anchors::Anchor;
+use crate::tls::clock::WallClock;
 pub(crate) use crate::tls::connection::{Connection, Session, ended};
 use crate::tls::identity::{Certificate, Identity, IdentityProblem, sha256};
 use crate::tls::outside::Trust;
@@ -83,6 +85,8 @@ pub struct Identities {
     /// When a failed handshake was last written to the log, in seconds since `began`, by its reason.
     told: [AtomicU64; Reason::ALL.len()],
     began: Instant,
+    /// By which connections end though timers stand still.
+    clock: Arc<WallClock>,
     /// What the mesh has revoked. One writer: `apply`.
     revocations: Arc<Revocations>,
     metrics: Arc<TlsMetrics>,
@@ -105,6 +109,7 @@ impl Identities {
             refused: Mutex::default(),
             told: std::array::from_fn(|_| AtomicU64::new(0)),
             began: Instant::now(),
+            clock: Arc::default(),
             revocations: Arc::default(),
             metrics,
         }
@@ -149,6 +154,11 @@ impl Identities {
         self.exchanges.send_modify(|count| *count += 1);
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.tell_if_revoked();
+    }
+
+    /// Looks at both clocks, for connections that end by the wall clock. Called about once a second by each worker.
+    pub(crate) fn look_at_clocks(&self, wall: SystemTime, timers: Instant) {
+        self.clock.look(wall, timers);
     }
 
     /// Word of each exchange of the identity, the first included; the number counts them.
@@ -338,11 +348,13 @@ impl Identities {
 
     fn session(self: &Arc<Self>, own: &Identity, not_after: i64, epoch: u64) -> Session {
         // The last second is one of its life.
-        let last = own.not_after().min(not_after).saturating_add(1);
-        let last = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(last).unwrap_or_default());
+        let ends = own.not_after().min(not_after).saturating_add(1);
+        let last = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(ends).unwrap_or_default());
         let left = last.duration_since(SystemTime::now()).unwrap_or_default();
         Session {
             until: Instant::now() + left.min(SESSION_MAX),
+            ends,
+            clock: Arc::clone(&self.clock),
             epoch,
             era: Arc::clone(&self.epoch),
             refusal: Arc::default(),

@@ -194,6 +194,38 @@ fn connections_live_on_under_a_renewed_certificate_and_not_past_a_root_or_a_name
     assert!(second.is_over(now), "it is another workload");
 }
 
+#[tokio::test]
+async fn a_connection_ends_by_the_wall_clock_though_the_clock_of_timers_has_stood_still() {
+    let root = Root::new();
+    let metrics = Metrics::new().unwrap();
+    let identities = Arc::new(Identities::new(true, Arc::clone(metrics.tls())));
+    identities.put(identity(&root, "spiffe://shop/reviews", &root.pem));
+    let own = identities.current().unwrap();
+    let session = identities.session(&own, i64::MAX, identities.epoch.load(Ordering::Relaxed));
+    // On the second, as certificates end.
+    let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(own.not_after()).unwrap() - 3600);
+    let now = Instant::now();
+    let after = |seconds| wall + Duration::from_secs(seconds);
+    let tunnel = ended(Some(&session), None);
+    let mut tunnel = std::pin::pin!(tunnel);
+    let mut is_cut = async || {
+        let now = std::future::poll_fn(|cx| std::task::Poll::Ready(tunnel.as_mut().poll(cx)));
+        match now.await {
+            std::task::Poll::Ready(failure) => Some(failure.reason),
+            std::task::Poll::Pending => None,
+        }
+    };
+    // In its hour it stands, whatever the clocks do: forward, back, and forward by drops.
+    for seconds in [0, 1800, 60, 3590, 3600] {
+        identities.look_at_clocks(after(seconds), now);
+        assert!(!session.is_over(now), "{seconds}");
+        assert_eq!(is_cut().await, None, "{seconds}");
+    }
+    identities.look_at_clocks(after(3602), now);
+    assert!(session.is_over(now));
+    assert_eq!(is_cut().await, Some(Reason::PeerExpired));
+}
+
 #[test]
 fn a_connection_is_over_once_its_other_end_is_revoked_and_nobody_else_s_is() {
     let root = Root::new();
