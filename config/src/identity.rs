@@ -58,6 +58,11 @@ impl SpiffeId {
         &self.text[SCHEME.len()..self.path]
     }
 
+    /// Whether it names a workload: without a path it is the trust domain's own.
+    pub fn has_path(&self) -> bool {
+        self.path < self.text.len()
+    }
+
     fn segments(&self) -> impl Iterator<Item = &str> {
         self.text[self.path..].split('/').skip(1)
     }
@@ -123,7 +128,7 @@ impl SpiffePattern {
 
     /// Whether it means anybody: a workload has a path (X509-SVID, section 2).
     pub fn has_path(&self) -> bool {
-        self.0.segments().next().is_some()
+        self.0.has_path()
     }
 
     /// Whether it means this workload.
@@ -277,7 +282,9 @@ mod tests {
             (id.trust_domain(), id.as_str()),
             ("shop.internal", "spiffe://shop.internal/ns/reviews")
         );
-        assert_eq!(SpiffeId::parse("spiffe://shop").unwrap().trust_domain(), "shop");
+        let domain = SpiffeId::parse("spiffe://shop").unwrap();
+        assert_eq!((domain.trust_domain(), domain.has_path()), ("shop", false));
+        assert!(id.has_path());
         for bad in [
             "",
             "shop/reviews",

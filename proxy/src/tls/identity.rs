@@ -61,8 +61,10 @@ pub enum IdentityProblem {
     TooMany(&'static str),
     /// The key does not belong to the certificate, or cannot be used.
     Key(String),
-    /// The certificate has not exactly one URI name, which is a SPIFFE ID.
+    /// The certificate has not exactly one URI name, which is the SPIFFE ID of a workload.
     Name(String),
+    /// The certificate may be used for what no workload does.
+    Use(String),
     /// Its time is over.
     Expired(String),
     /// Its time has not come.
@@ -91,6 +93,10 @@ impl fmt::Display for IdentityProblem {
             Self::Name(why) => write!(
                 f,
                 "{why}; expected exactly one URI name, a SPIFFE ID such as spiffe://shop/reviews"
+            ),
+            Self::Use(why) => write!(
+                f,
+                "{why}; expected the certificate of a workload, which signs no others (its keyUsage is digitalSignature)"
             ),
             Self::Expired(why) => write!(f, "the certificate has expired: {why}"),
             Self::NotYetValid(why) => {
@@ -416,6 +422,9 @@ pub(crate) struct Certificate {
     uris: Vec<String>,
     /// Whether it may sign others.
     is_ca: bool,
+    /// Whether its key usage says that it signs certificates or revocation lists.
+    #[serde(skip)]
+    signs: bool,
 }
 
 impl Certificate {
@@ -430,7 +439,10 @@ impl Certificate {
             _ => None,
         };
         let names = names.iter().flat_map(|names| &names.value.general_names);
+        let usage = certificate.key_usage().map_err(|error| bad(error.to_string()))?;
+        let signs = usage.is_some_and(|usage| usage.value.key_cert_sign() || usage.value.crl_sign());
         Ok(Self {
+            signs,
             uris: names.filter_map(uri).collect(),
             subject: certificate.subject().to_string(),
             issuer: certificate.issuer().to_string(),
@@ -441,18 +453,23 @@ impl Certificate {
         })
     }
 
-    /// Its SPIFFE ID. The standard for X.509 (X509-SVID section 2) allows exactly one URI, so that nobody can be two.
+    /// The SPIFFE ID of the workload that it is of. The standard for X.509 allows exactly one URI (X509-SVID section 2), so
+    /// that nobody can be two; a path in it, since without one it names a trust domain; and none that signs others (sections
+    /// 4.3 and 5.2). That it is no CA webpki sees to.
     pub(crate) fn spiffe_id(&self) -> Result<SpiffeId, IdentityProblem> {
-        match &self.uris[..] {
-            [uri] => SpiffeId::parse(uri)
-                .map_err(|why| IdentityProblem::Name(format!("`{uri}` is not a SPIFFE ID: {why}"))),
-            [] => Err(IdentityProblem::Name(
-                "the certificate has no URI name".to_owned(),
-            )),
-            many => Err(IdentityProblem::Name(format!(
-                "the certificate has {} URI names",
-                many.len()
+        let name = |why: String| Err(IdentityProblem::Name(why));
+        let id = match &self.uris[..] {
+            [uri] => SpiffeId::parse(uri).map_err(|why| format!("`{uri}` is not a SPIFFE ID: {why}")),
+            [] => return name("the certificate has no URI name".to_owned()),
+            many => return name(format!("the certificate has {} URI names", many.len())),
+        };
+        match id {
+            Err(why) => name(why),
+            Ok(id) if !id.has_path() => name(format!("{id} is a trust domain's name, and no workload's")),
+            Ok(id) if self.signs => Err(IdentityProblem::Use(format!(
+                "the certificate of {id} may sign certificates or revocation lists"
             ))),
+            Ok(id) => Ok(id),
         }
     }
 }

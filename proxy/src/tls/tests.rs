@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use outrigger_config::join::Revoked;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
 
 use super::identity::IdentityProblem as Problem;
 use super::*;
@@ -25,7 +25,17 @@ impl Root {
     }
 
     /// Certificate and key of a workload that is valid for so many seconds from now, in which it may be in the past.
-    fn issue(&self, uris: &[&str], (from, to): (i64, i64)) -> (String, String) {
+    fn issue(&self, uris: &[&str], time: (i64, i64)) -> (String, String) {
+        self.issue_for(&[], uris, time)
+    }
+
+    /// The same, whose key may be used for this.
+    fn issue_for(
+        &self,
+        usages: &[KeyUsagePurpose],
+        uris: &[&str],
+        (from, to): (i64, i64),
+    ) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         for uri in uris {
@@ -33,6 +43,7 @@ impl Root {
                 .subject_alt_names
                 .push(SanType::URI((*uri).try_into().unwrap()));
         }
+        params.key_usages = usages.to_vec();
         let now = time::OffsetDateTime::now_utc();
         params.not_before = now + time::Duration::seconds(from);
         params.not_after = now + time::Duration::seconds(to);
@@ -87,6 +98,10 @@ fn a_set_is_an_identity_only_if_all_of_it_is_good() {
     let (_, wrong_key) = root.issue(&["spiffe://shop/reviews"], GOOD);
     let is = |problem: &Problem| std::mem::discriminant(problem);
     let named = |uris: &[&str], time| root.issue(uris, time);
+    let signing = |usage| {
+        let usages = [KeyUsagePurpose::DigitalSignature, usage];
+        root.issue_for(&usages, &["spiffe://shop/a"], GOOD)
+    };
     let text = String::new;
     let cases = [
         ((chain.clone(), wrong_key), &root.pem, Problem::Key(text())),
@@ -106,6 +121,13 @@ fn a_set_is_an_identity_only_if_all_of_it_is_good() {
             Problem::Name(text()),
         ),
         (named(&["https://shop/a"], GOOD), &root.pem, Problem::Name(text())),
+        (named(&["spiffe://shop"], GOOD), &root.pem, Problem::Name(text())),
+        (
+            signing(KeyUsagePurpose::KeyCertSign),
+            &root.pem,
+            Problem::Use(text()),
+        ),
+        (signing(KeyUsagePurpose::CrlSign), &root.pem, Problem::Use(text())),
         (
             named(&["spiffe://shop/a"], (-120, -60)),
             &root.pem,

@@ -1,6 +1,7 @@
 //! Whom mTLS keeps out: each with a reason of its own, on the side that found it.
 
 use outrigger_tests::pki::Issued;
+use outrigger_tests::pki::KeyUsagePurpose::{CrlSign, DigitalSignature, KeyCertSign};
 use outrigger_tests::{IdentityFiles, Leaf, Pki, Sidecar, SidecarSpec, Upstream};
 use tokio::process::Command;
 
@@ -29,6 +30,21 @@ fn bad(pki: &Pki, id: &str) -> Vec<(&'static str, Issued, &'static str)> {
         (
             "a name that is no SPIFFE ID",
             pki.issue(&Leaf::of(&["https://shop/reviews"])),
+            "peer-wrong-identity",
+        ),
+        (
+            "a trust domain's name",
+            pki.issue(&Leaf::of(&["spiffe://shop"])),
+            "peer-wrong-identity",
+        ),
+        (
+            "that may sign certificates",
+            pki.issue(&good().used_for(&[DigitalSignature, KeyCertSign])),
+            "peer-wrong-identity",
+        ),
+        (
+            "that may sign revocation lists",
+            pki.issue(&good().used_for(&[DigitalSignature, CrlSign])),
             "peer-wrong-identity",
         ),
     ]
