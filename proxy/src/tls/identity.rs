@@ -14,7 +14,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
 use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use serde::Serialize;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -23,7 +23,7 @@ use crate::error::{Failure, Reason};
 use crate::tls::anchors::Anchors;
 use crate::tls::pin::Pinned;
 use crate::tls::revoked::{self, Revocations, Shown, Unrevoked};
-use crate::tls::verify::{Callers, Endpoints};
+use crate::tls::verify::{Callers, Endpoints, server_name};
 use crate::tls::words;
 use crate::tls::{Alpn, seconds};
 
@@ -359,7 +359,7 @@ fn own_chain(
         .map_err(problem)?;
     let service = id.as_str().rsplit('/').next().unwrap_or_default();
     let is_service = SpiffeId::of_service(id.trust_domain(), service).is_ok_and(|expected| expected == *id);
-    if let Some(name) = ServerName::try_from(service).ok().filter(|_| is_service) {
+    if let Some(name) = server_name(service).filter(|_| is_service) {
         endpoints
             .verify_server_cert(leaf, intermediates, &name, &[], now)
             .map_err(problem)?;

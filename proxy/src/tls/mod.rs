@@ -35,7 +35,6 @@ use std::time::{Duration, Instant, SystemTime};
 use arc_swap::ArcSwapOption;
 use http::HeaderValue;
 use outrigger_config::identity::SpiffeId;
-use rustls_pki_types::ServerName;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -499,9 +498,10 @@ impl Security {
         let limit = deadline.map_or(CONNECT_MAX, |deadline| {
             CONNECT_MAX.min(deadline.saturating_duration_since(Instant::now()))
         });
-        // The name is sent as it is: it is no secret in the mesh. The verifier makes the SPIFFE ID of it.
-        let name = ServerName::try_from(service.clone())
-            .map_err(|_| Failure::new(Reason::Internal, format!("`{service}` cannot be a server's name")))?;
+        // The verifier makes the SPIFFE ID of it.
+        let name = verify::server_name(service).ok_or_else(|| {
+            Failure::new(Reason::Internal, format!("`{service}` cannot be a server's name"))
+        })?;
         let who = stream
             .peer_addr()
             .map_or_else(|_| "the endpoint".to_owned(), |address| address.to_string());
