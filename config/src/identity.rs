@@ -58,6 +58,11 @@ impl SpiffeId {
         &self.text[SCHEME.len()..self.path]
     }
 
+    /// Whether it names a workload: without a path it is the trust domain's own.
+    pub fn has_path(&self) -> bool {
+        self.path < self.text.len()
+    }
+
     fn segments(&self) -> impl Iterator<Item = &str> {
         self.text[self.path..].split('/').skip(1)
     }
@@ -123,7 +128,7 @@ impl SpiffePattern {
 
     /// Whether it means anybody: a workload has a path (X509-SVID, section 2).
     pub fn has_path(&self) -> bool {
-        self.0.segments().next().is_some()
+        self.0.has_path()
     }
 
     /// Whether it means this workload.
@@ -175,10 +180,47 @@ pub struct Allow {
     /// One of these methods. Default: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub methods: Vec<String>,
-    /// One of these paths, without the query, in the one form that paths have. Default: any. A gRPC service is the
-    /// prefix `/package.Service`.
+    /// One of these paths, without the query, in the one form that paths have. Default: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub paths: Vec<PathMatch>,
+    /// Calls of one of these gRPC services, `package.Service`, or of one method of it, `package.Service/Method`. It is said
+    /// instead of `methods` and `paths`. Default: any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub grpc: Vec<GrpcName>,
+}
+
+/// A gRPC service, or a method of one, as its path has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct GrpcName(pub String);
+
+impl GrpcName {
+    /// The service, and the method if it names one.
+    ///
+    /// # Errors
+    /// Why it names none: identifiers of protobuf with dots between them, and one behind a slash.
+    pub fn parts(&self) -> Result<(&str, Option<&str>), &'static str> {
+        let is_identifier = |text: &str| {
+            let mut bytes = text.bytes();
+            let first = bytes.next();
+            first.is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_')
+                && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        };
+        if self.0.starts_with('/') {
+            return Err("it begins with a `/`, as a path does");
+        }
+        let (service, method) = match self.0.split_once('/') {
+            Some((service, method)) => (service, Some(method)),
+            None => (&*self.0, None),
+        };
+        if !service.split('.').all(is_identifier) {
+            return Err("a service is named by letters, digits and `_`, with dots between its parts");
+        }
+        match method.is_none_or(is_identifier) {
+            true => Ok((service, method)),
+            false => Err("behind the `/` stands one method, named by letters, digits and `_`"),
+        }
+    }
 }
 
 /// What holds for services that say no `allow`.
@@ -277,7 +319,9 @@ mod tests {
             (id.trust_domain(), id.as_str()),
             ("shop.internal", "spiffe://shop.internal/ns/reviews")
         );
-        assert_eq!(SpiffeId::parse("spiffe://shop").unwrap().trust_domain(), "shop");
+        let domain = SpiffeId::parse("spiffe://shop").unwrap();
+        assert_eq!((domain.trust_domain(), domain.has_path()), ("shop", false));
+        assert!(id.has_path());
         for bad in [
             "",
             "shop/reviews",
@@ -302,6 +346,37 @@ mod tests {
         }
         assert!(SpiffeId::parse(&format!("spiffe://shop/{}", "a".repeat(ID_BYTES_MAX))).is_err());
         assert!(SpiffeId::of_service("shop", "re views").is_err());
+    }
+
+    #[test]
+    fn a_grpc_name_is_a_service_or_one_method_of_it() {
+        let parts = |name: &str| {
+            GrpcName(name.to_owned())
+                .parts()
+                .map(|(service, method)| (service.to_owned(), method.map(str::to_owned)))
+        };
+        let named = |service: &str, method: Option<&str>| Ok((service.to_owned(), method.map(str::to_owned)));
+        assert_eq!(parts("Greeter"), named("Greeter", None));
+        assert_eq!(parts("shop.v1.Reviews"), named("shop.v1.Reviews", None));
+        assert_eq!(
+            parts("shop.v1.Reviews/List"),
+            named("shop.v1.Reviews", Some("List"))
+        );
+        for bad in [
+            "",
+            "/shop.Reviews",
+            "shop.Reviews/",
+            "shop..Reviews",
+            ".Reviews",
+            "shop.Reviews.",
+            "shop.Reviews/List/x",
+            "shop.Reviews/*",
+            "shop.*",
+            "shop.Reviews/Li st",
+            "1shop.Reviews",
+        ] {
+            assert!(parts(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

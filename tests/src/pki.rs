@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+pub use rcgen::KeyUsagePurpose;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
 };
 use tempfile::TempDir;
 use time::OffsetDateTime;
@@ -40,6 +40,8 @@ pub struct Leaf {
     pub not_after: OffsetDateTime,
     /// Whether it may sign others.
     pub is_ca: bool,
+    /// What its key may be used for; nothing is said if it is empty.
+    pub usages: Vec<KeyUsagePurpose>,
 }
 
 impl Leaf {
@@ -52,6 +54,7 @@ impl Leaf {
             not_before: now - SKEW,
             not_after: now + DAY,
             is_ca: false,
+            usages: Vec::new(),
         }
     }
 
@@ -92,8 +95,16 @@ impl Leaf {
         self
     }
 
+    /// One whose key may be used for this.
+    #[must_use]
+    pub fn used_for(mut self, usages: &[KeyUsagePurpose]) -> Self {
+        self.usages = usages.to_vec();
+        self
+    }
+
     fn params(&self) -> CertificateParams {
         let mut params = CertificateParams::default();
+        params.key_usages.clone_from(&self.usages);
         params.distinguished_name.push(DnType::CommonName, "workload");
         for uri in &self.uris {
             let uri = uri.as_str().try_into().expect("a URI of ASCII");
@@ -151,8 +162,13 @@ impl Pki {
 
     /// One under the same root, whose certificates are signed by an intermediate.
     pub fn below(&self) -> Self {
+        self.below_for(DAY)
+    }
+
+    /// The same, the intermediate being good for so long.
+    pub fn below_for(&self, time: Duration) -> Self {
         let key = KeyPair::generate().expect("a key");
-        let mut params = Leaf::of(&[]).params();
+        let mut params = Leaf::of(&[]).lasting(time).params();
         params
             .distinguished_name
             .push(DnType::CommonName, "intermediate of the tests");

@@ -18,14 +18,22 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 /// Asks again and again until there is an answer, which must come within [`PATIENCE`].
-pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
-    within(what, async {
+pub async fn eventually<T>(what: &str, ask: impl AsyncFnMut() -> Option<T>) -> T {
+    eventually_in(PATIENCE, what, ask).await
+}
+
+/// The same of what takes its own time, such as a certificate's life: it must come within this.
+pub async fn eventually_in<T>(patience: Duration, what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let asking = async {
         loop {
             if let Some(answer) = ask().await {
                 return answer;
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }
-    })
-    .await
+    };
+    match tokio::time::timeout(patience, asking).await {
+        Ok(done) => done,
+        Err(_) => panic!("waited {} s for {what}, which did not happen", patience.as_secs()),
+    }
 }

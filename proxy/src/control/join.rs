@@ -23,7 +23,7 @@ use tokio::time::timeout;
 
 use crate::control::address::Address;
 use crate::tls::identity::{Identity, IdentityProblem};
-use crate::tls::pin::{Pinned, Shown, Trust, fingerprint, not_after, public_key, verify_chain};
+use crate::tls::pin::{Pinned, Shown, Trust, end_of_chain, fingerprint, public_key, verify_chain};
 use crate::tls::revoked::Revocations;
 use crate::upstream::discovery::Resolver;
 
@@ -101,7 +101,7 @@ pub struct Joined {
     pub spiffe_id: String,
     /// When it was received.
     pub since: SystemTime,
-    /// When the certificate expires.
+    /// Until when it is good.
     pub not_after: SystemTime,
 }
 
@@ -366,7 +366,7 @@ fn accept(answer: IdentityAnswer, key: &KeyPair, service: &str, now: SystemTime)
         ));
     }
     Ok(Joined {
-        not_after: not_after(first)?,
+        not_after: end_of_chain(&answer.certificates, &answer.bundle)?,
         certificates: answer.certificates,
         key: key.serialize_pem(),
         bundle: answer.bundle,

@@ -25,8 +25,8 @@ use crate::snapshot::Entry;
 use crate::snapshot::access::{Opens, Source};
 use crate::stream::Stream;
 use crate::telemetry::metrics::Cut;
-use crate::tls::Alpn;
 use crate::tls::gateway::Server;
+use crate::tls::{ALERT_MAX, Alpn};
 
 /// A silent connection is asked after this long whether its peer still lives, then this often, so many times: one
 /// minute until a peer that vanished is noticed.
@@ -40,9 +40,6 @@ const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(60);
 /// Where bytes of TCP come and TLS may, the caller's first byte is waited for this long. A caller that speaks TLS says
 /// hello at once; one whose server speaks first says nothing, and waits for no longer than this.
 const FIRST_BYTE_MAX: Duration = Duration::from_secs(1);
-
-/// After a handshake that failed the caller has this long to read why.
-const ALERT_MAX: Duration = Duration::from_secs(1);
 
 /// Serves a connection to its end.
 pub(super) async fn serve(

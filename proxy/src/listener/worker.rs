@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::runtime::LocalOptions;
 use tokio::sync::mpsc;
@@ -137,7 +137,7 @@ async fn run(
             }
             _ = sweep.tick() => {
                 let now = Instant::now();
-                worker.sweep(now);
+                worker.sweep(now, SystemTime::now());
                 callers.sweep(now);
             }
             () = worker.drain.ended() => return,

@@ -25,7 +25,7 @@ use std::cell::RefCell;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -87,7 +87,8 @@ impl Worker {
     }
 
     /// Closes idle connections and lets go of a snapshot that no longer serves. Called about once a second.
-    pub(crate) fn sweep(&self, now: Instant) {
+    pub(crate) fn sweep(&self, now: Instant, wall: SystemTime) {
+        self.identities.look_at_clocks(wall, now);
         self.pool.sweep(now);
         self.lease();
     }
@@ -159,9 +160,11 @@ async fn serve(
         let tunnel = Box::pin(tcp::tunnel(worker, route, head, source.address.ip(), log)).await;
         return tunnel.map(|(answer, bounds)| Served::Relayed(answer, bounds));
     }
+    // First, so that routes and rules see one request, whichever version it came by.
+    let upgrade = wants_upgrade.then(|| Upgrade::asked(head)).transpose()?.flatten();
     let route = route(lease, place, head)?;
     authorize(virtual_host, source, head)?;
-    if wants_upgrade {
+    if upgrade.is_some() {
         request.permit = Permit::of_request(entry, head);
     }
     let changes = match &route.action {
@@ -176,7 +179,6 @@ async fn serve(
     let target = route.choose();
     log.counts_as(&target.series);
 
-    let upgrade = wants_upgrade.then(|| Upgrade::asked(head)).transpose()?.flatten();
     let key = target.cluster.key(head, source.address.ip());
     headers::prepare_request(head, &virtual_host.authority, found);
     headers::name_caller(head, source);

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
 use crate::error::{Failure, Reason};
+use crate::tls::clock::WallClock;
 use crate::tls::revoked::Watch;
 use crate::tls::verify;
 
@@ -108,12 +109,15 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// How long a connection may be used for something new: as long as both certificates are valid, the identity under
+/// How long a connection may be used for something new: as long as both chains of certificates are valid, the identity under
 /// which it was made goes on, and its other end is not revoked; of servers outside, as long as the roots that were trusted
 /// are.
 #[derive(Clone, Debug)]
 pub(crate) struct Session {
+    /// Its end by the clock of timers, and by the wall clock, in seconds since 1970: the first of both.
     pub(super) until: Instant,
+    pub(super) ends: i64,
+    pub(super) clock: Arc<WallClock>,
     pub(super) epoch: u64,
     /// What `epoch` is compared with.
     pub(super) era: Arc<AtomicU64>,
@@ -131,7 +135,11 @@ impl Session {
 
     /// Whether it is over.
     pub(crate) fn is_over(&self, now: Instant) -> bool {
-        now >= self.until || self.epoch != self.era.load(Ordering::Acquire) || self.is_revoked()
+        self.has_expired(now) || self.epoch != self.era.load(Ordering::Acquire) || self.is_revoked()
+    }
+
+    fn has_expired(&self, now: Instant) -> bool {
+        now >= self.until || self.clock.now() >= self.ends
     }
 
     /// Whether its other end has been revoked since: it ends at once then, and not with what is under way.
@@ -158,10 +166,20 @@ impl Session {
                 None => std::future::pending().await,
             }
         };
+        let mut shifts = self.clock.shifts();
+        let expired = async {
+            while !self.has_expired(Instant::now()) {
+                tokio::select! {
+                    () = tokio::time::sleep_until(self.until.into()) => {}
+                    // Nobody looks at the clock any more where this fails.
+                    Ok(()) = shifts.changed() => {}
+                }
+            }
+        };
         tokio::select! {
             biased;
             failure = cut => failure,
-            () = tokio::time::sleep_until(self.until.into()) => {
+            () = expired => {
                 let detail = "a certificate with which the connection was made has expired";
                 Failure::new(Reason::PeerExpired, detail)
             }

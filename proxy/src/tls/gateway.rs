@@ -144,6 +144,8 @@ impl Server {
         let session = Session {
             // Nobody's certificate ends it: the caller has none, and knows ours.
             until: Instant::now() + SESSION_MAX,
+            ends: i64::MAX,
+            clock: Arc::default(),
             epoch: 0,
             era: Arc::default(),
             refusal: Arc::default(),

@@ -14,17 +14,18 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
 use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use serde::Serialize;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::tls::Alpn;
+use crate::error::{Failure, Reason};
 use crate::tls::anchors::Anchors;
 use crate::tls::pin::Pinned;
 use crate::tls::revoked::{self, Revocations, Shown, Unrevoked};
-use crate::tls::verify::{Callers, Endpoints};
+use crate::tls::verify::{Callers, Endpoints, server_name};
 use crate::tls::words;
+use crate::tls::{Alpn, seconds};
 
 /// The most certificates in one file: a chain has three or four, a bundle two or three roots. Past this it is a file of
 /// something else, such as all the roots of the web, which a mesh must not trust.
@@ -35,6 +36,8 @@ const CERTIFICATES_MAX: usize = 32;
 pub struct Identity {
     id: SpiffeId,
     leaf: Certificate,
+    /// Until when its chain is good.
+    end: i64,
     /// What others see of it.
     shown: Shown,
     roots: Vec<(CertificateDer<'static>, Certificate)>,
@@ -58,8 +61,10 @@ pub enum IdentityProblem {
     TooMany(&'static str),
     /// The key does not belong to the certificate, or cannot be used.
     Key(String),
-    /// The certificate has not exactly one URI name, which is a SPIFFE ID.
+    /// The certificate has not exactly one URI name, which is the SPIFFE ID of a workload.
     Name(String),
+    /// The certificate may be used for what no workload does.
+    Use(String),
     /// Its time is over.
     Expired(String),
     /// Its time has not come.
@@ -88,6 +93,10 @@ impl fmt::Display for IdentityProblem {
             Self::Name(why) => write!(
                 f,
                 "{why}; expected exactly one URI name, a SPIFFE ID such as spiffe://shop/reviews"
+            ),
+            Self::Use(why) => write!(
+                f,
+                "{why}; expected the certificate of a workload, which signs no others (its keyUsage is digitalSignature)"
             ),
             Self::Expired(why) => write!(f, "the certificate has expired: {why}"),
             Self::NotYetValid(why) => {
@@ -184,14 +193,9 @@ impl Identity {
         let known_by = store.clone();
         let (endpoints, callers) = verifiers(store, id.trust_domain(), &provider)?;
         own_chain(&certified, &id, (&*endpoints, &*callers), now)?;
-        let endpoints = Unrevoked {
-            verifier: endpoints,
-            revocations: Arc::clone(revocations),
-        };
-        let callers = Unrevoked {
-            verifier: callers,
-            revocations: Arc::clone(revocations),
-        };
+        let end = anchors.end_of_caller(&certified.cert, now)?;
+        let endpoints = Unrevoked::of(endpoints, revocations);
+        let callers = Unrevoked::of(callers, revocations);
         let certified = Arc::new(SingleCertAndKey::from(certified));
         let unusable = |error: rustls::Error| IdentityProblem::Unusable(error.to_string());
         let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -206,7 +210,7 @@ impl Identity {
         // Nothing is resumed: see the head of `tls`.
         server.send_tls13_tickets = 0;
         server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-        let to_control = (Arc::clone(&certified) as _, leaf.not_after);
+        let to_control = (Arc::clone(&certified) as _, end);
         let control = Pinned::of(known_by, id.trust_domain(), to_control, &provider).map_err(unusable)?;
         let mut client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
@@ -223,6 +227,7 @@ impl Identity {
         Ok(Self {
             id,
             leaf,
+            end,
             shown,
             roots,
             server: Arc::new(server),
@@ -252,9 +257,19 @@ impl Identity {
         &self.anchors
     }
 
-    /// When its certificate expires, in seconds since 1970.
+    /// Until when its certificate is good, in seconds since 1970: to its own end, or to that of one without which it leads to
+    /// no root.
     pub fn not_after(&self) -> i64 {
-        self.leaf.not_after
+        self.end
+    }
+
+    /// That its time is over, if it is. The last second counts (RFC 5280 section 4.1.2.5), as it does for whoever is shown it:
+    /// what this end calls expired no caller with the same clock takes for good.
+    pub(super) fn expired(&self, now: SystemTime) -> Option<Failure> {
+        (self.not_after() < seconds(now)).then(|| {
+            let detail = format!("the certificate of {} has expired and no other has come", self.id);
+            Failure::new(Reason::IdentityExpired, detail)
+        })
     }
 
     /// When the first of its roots does.
@@ -281,7 +296,12 @@ impl Identity {
     /// What an operator sees of it.
     pub(crate) fn report(&self) -> serde_json::Value {
         let roots: Vec<&Certificate> = self.roots.iter().map(|(_, root)| root).collect();
-        serde_json::json!({ "spiffe_id": self.id.as_str(), "certificate": self.leaf, "roots": roots })
+        serde_json::json!({
+            "spiffe_id": self.id.as_str(),
+            "not_after": self.end,
+            "certificate": self.leaf,
+            "roots": roots,
+        })
     }
 }
 
@@ -339,7 +359,7 @@ fn own_chain(
         .map_err(problem)?;
     let service = id.as_str().rsplit('/').next().unwrap_or_default();
     let is_service = SpiffeId::of_service(id.trust_domain(), service).is_ok_and(|expected| expected == *id);
-    if let Some(name) = ServerName::try_from(service).ok().filter(|_| is_service) {
+    if let Some(name) = server_name(service).filter(|_| is_service) {
         endpoints
             .verify_server_cert(leaf, intermediates, &name, &[], now)
             .map_err(problem)?;
@@ -402,6 +422,9 @@ pub(crate) struct Certificate {
     uris: Vec<String>,
     /// Whether it may sign others.
     is_ca: bool,
+    /// Whether its key usage says that it signs certificates or revocation lists.
+    #[serde(skip)]
+    signs: bool,
 }
 
 impl Certificate {
@@ -416,7 +439,10 @@ impl Certificate {
             _ => None,
         };
         let names = names.iter().flat_map(|names| &names.value.general_names);
+        let usage = certificate.key_usage().map_err(|error| bad(error.to_string()))?;
+        let signs = usage.is_some_and(|usage| usage.value.key_cert_sign() || usage.value.crl_sign());
         Ok(Self {
+            signs,
             uris: names.filter_map(uri).collect(),
             subject: certificate.subject().to_string(),
             issuer: certificate.issuer().to_string(),
@@ -427,18 +453,23 @@ impl Certificate {
         })
     }
 
-    /// Its SPIFFE ID. The standard for X.509 (X509-SVID section 2) allows exactly one URI, so that nobody can be two.
+    /// The SPIFFE ID of the workload that it is of. The standard for X.509 allows exactly one URI (X509-SVID section 2), so
+    /// that nobody can be two; a path in it, since without one it names a trust domain; and none that signs others (sections
+    /// 4.3 and 5.2). That it is no CA webpki sees to.
     pub(crate) fn spiffe_id(&self) -> Result<SpiffeId, IdentityProblem> {
-        match &self.uris[..] {
-            [uri] => SpiffeId::parse(uri)
-                .map_err(|why| IdentityProblem::Name(format!("`{uri}` is not a SPIFFE ID: {why}"))),
-            [] => Err(IdentityProblem::Name(
-                "the certificate has no URI name".to_owned(),
-            )),
-            many => Err(IdentityProblem::Name(format!(
-                "the certificate has {} URI names",
-                many.len()
+        let name = |why: String| Err(IdentityProblem::Name(why));
+        let id = match &self.uris[..] {
+            [uri] => SpiffeId::parse(uri).map_err(|why| format!("`{uri}` is not a SPIFFE ID: {why}")),
+            [] => return name("the certificate has no URI name".to_owned()),
+            many => return name(format!("the certificate has {} URI names", many.len())),
+        };
+        match id {
+            Err(why) => name(why),
+            Ok(id) if !id.has_path() => name(format!("{id} is a trust domain's name, and no workload's")),
+            Ok(id) if self.signs => Err(IdentityProblem::Use(format!(
+                "the certificate of {id} may sign certificates or revocation lists"
             ))),
+            Ok(id) => Ok(id),
         }
     }
 }

@@ -9,7 +9,9 @@
 //! validity, its roots or its name (RFC 8446 section 4.6.1 leaves that open), so that a rotated or revoked certificate
 //! would live on. Connections are kept for long, so that little is lost.
 
+mod alpn;
 mod anchors;
+mod clock;
 mod connection;
 pub(crate) mod files;
 pub(crate) mod gateway;
@@ -17,6 +19,7 @@ pub mod identity;
 pub mod outside;
 pub mod pin;
 pub mod revoked;
+mod span;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -32,14 +35,17 @@ use std::time::{Duration, Instant, SystemTime};
 use arc_swap::ArcSwapOption;
 use http::HeaderValue;
 use outrigger_config::identity::SpiffeId;
-use rustls_pki_types::ServerName;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio_rustls::server::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::error::{Failure, Reason};
 use crate::telemetry::metrics::{Side, TlsMetrics};
+pub(crate) use crate::tls::alpn::Alpn;
 use crate::tls::anchors::Anchor;
+use crate::tls::clock::WallClock;
 pub(crate) use crate::tls::connection::{Connection, Session, ended};
 use crate::tls::identity::{Certificate, Identity, IdentityProblem, sha256};
 use crate::tls::outside::Trust;
@@ -52,6 +58,13 @@ pub(crate) const HANDSHAKE_BYTE: u8 = 0x16;
 /// A caller that speaks TLS must be through with its handshake within this: two round trips and some milliseconds of
 /// work. It may come from far away; one that takes longer holds a descriptor for nothing.
 pub(crate) const ACCEPT_MAX: Duration = Duration::from_secs(5);
+
+/// After a handshake that failed the caller has this long to read why.
+pub(crate) const ALERT_MAX: Duration = Duration::from_secs(1);
+
+/// The record of TLS with the fatal alert `internal_error` (RFC 8446 sections 5.1 and 6.2), for a caller that there is no
+/// certificate to show to.
+const INTERNAL_ERROR: [u8; 7] = [0x15, 0x03, 0x03, 0x00, 0x02, 0x02, 0x50];
 
 /// An endpoint must be: it is near, and another may be waiting to be asked.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
@@ -71,6 +84,8 @@ pub struct Identities {
     /// When a failed handshake was last written to the log, in seconds since `began`, by its reason.
     told: [AtomicU64; Reason::ALL.len()],
     began: Instant,
+    /// By which connections end though timers stand still.
+    clock: Arc<WallClock>,
     /// What the mesh has revoked. One writer: `apply`.
     revocations: Arc<Revocations>,
     metrics: Arc<TlsMetrics>,
@@ -78,6 +93,9 @@ pub struct Identities {
 
 /// No connection is kept for longer, whatever its certificates say: a bound for the clock's arithmetic.
 const SESSION_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+
+/// Why a caller is not shaken hands with, and its socket, if there is one to be ended with patience.
+type Refused = (Failure, Option<TcpStream>);
 
 impl Identities {
     /// No identity yet; `configured`: one is to come.
@@ -90,6 +108,7 @@ impl Identities {
             refused: Mutex::default(),
             told: std::array::from_fn(|_| AtomicU64::new(0)),
             began: Instant::now(),
+            clock: Arc::default(),
             revocations: Arc::default(),
             metrics,
         }
@@ -134,6 +153,11 @@ impl Identities {
         self.exchanges.send_modify(|count| *count += 1);
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.tell_if_revoked();
+    }
+
+    /// Looks at both clocks, for connections that end by the wall clock. Called about once a second by each worker.
+    pub(crate) fn look_at_clocks(&self, wall: SystemTime, timers: Instant) {
+        self.clock.look(wall, timers);
     }
 
     /// Word of each exchange of the identity, the first included; the number counts them.
@@ -202,6 +226,15 @@ impl Identities {
 
     /// The identity for a handshake of a mesh with this trust domain.
     fn ready(&self, trust_domain: Option<&str>) -> Result<Arc<Identity>, Failure> {
+        let identity = self.held(trust_domain)?;
+        match identity.expired(SystemTime::now()) {
+            None => Ok(identity),
+            Some(failure) => Err(failure),
+        }
+    }
+
+    /// The same, which may have expired.
+    fn held(&self, trust_domain: Option<&str>) -> Result<Arc<Identity>, Failure> {
         let missing = |detail: String| Failure::new(Reason::IdentityMissing, detail);
         let Some(identity) = self.current() else {
             return Err(missing(if self.configured {
@@ -215,15 +248,6 @@ impl Identities {
             return Err(missing(format!(
                 "this sidecar's certificate is of the trust domain `{own}`, the mesh's is `{other}`"
             )));
-        }
-        if identity.not_after() <= seconds(SystemTime::now()) {
-            return Err(Failure::new(
-                Reason::IdentityExpired,
-                format!(
-                    "the certificate of {} has expired and no other has come",
-                    identity.id()
-                ),
-            ));
         }
         Ok(identity)
     }
@@ -252,19 +276,47 @@ impl Identities {
         }
     }
 
+    /// The handshake itself. One whose certificate has expired shows it all the same and then ends: so the caller finds out
+    /// what is wrong with it, which no alert of this end can say (RFC 8446 section 6.2 has none for a certificate of one's own).
+    async fn shake(
+        &self,
+        mut stream: TcpStream,
+        trust_domain: Option<&str>,
+    ) -> Result<(Arc<Identity>, TlsStream<TcpStream>), Refused> {
+        let identity = match self.held(trust_domain) {
+            Ok(identity) => identity,
+            Err(failure) => {
+                // There is nothing to show. It fits into the empty buffer of a new socket, so that nobody waits for it.
+                let _ = stream.write_all(&INTERNAL_ERROR).await;
+                return Err((failure, Some(stream)));
+            }
+        };
+        let expired = identity.expired(SystemTime::now());
+        let accept = TlsAcceptor::from(Arc::clone(&identity.server)).accept(stream);
+        let accepted = match tokio::time::timeout(ACCEPT_MAX, accept.into_fallible()).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err((error, stream))) => Err((verify::failure(&error, "the caller"), Some(stream))),
+            Err(_) => Err((verify::failure(&too_slow(ACCEPT_MAX), "the caller"), None)),
+        };
+        match (expired, accepted) {
+            (None, Ok(stream)) => Ok((identity, stream)),
+            (None, Err(refused)) => Err(refused),
+            (Some(failure), Err((_, stream))) => Err((failure, stream)),
+            // It does not look at certificates, or its clock is behind: it is let into nothing.
+            (Some(failure), Ok(mut stream)) => {
+                let _ = tokio::time::timeout(ALERT_MAX, stream.shutdown()).await;
+                Err((failure, Some(stream.into_inner().0)))
+            }
+        }
+    }
+
     async fn shake_caller(
         self: &Arc<Self>,
         stream: TcpStream,
         trust_domain: Option<&str>,
-    ) -> Result<(Connection, Peer), (Failure, Option<TcpStream>)> {
+    ) -> Result<(Connection, Peer), Refused> {
         let epoch = self.epoch.load(Ordering::Acquire);
-        let identity = self.ready(trust_domain).map_err(|failure| (failure, None))?;
-        let accept = TlsAcceptor::from(Arc::clone(&identity.server)).accept(stream);
-        let stream = match tokio::time::timeout(ACCEPT_MAX, accept.into_fallible()).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err((error, stream))) => return Err((verify::failure(&error, "the caller"), Some(stream))),
-            Err(_) => return Err((verify::failure(&too_slow(ACCEPT_MAX), "the caller"), None)),
-        };
+        let (identity, stream) = self.shake(stream, trust_domain).await?;
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         // The verifier has read it already; that it cannot be read here does not happen.
         let Some(shown) = chain.first() else {
@@ -273,7 +325,8 @@ impl Identities {
         };
         let peer = Certificate::read(shown).and_then(|certificate| {
             let id = certificate.spiffe_id()?;
-            Ok((Shown::of(&id, chain)?, id, certificate.not_after))
+            let end = identity.anchors().end_of_caller(chain, SystemTime::now())?;
+            Ok((Shown::of(&id, chain)?, id, end))
         });
         let (whole, id, not_after) =
             peer.map_err(|problem| (Failure::new(Reason::PeerWrongIdentity, problem.to_string()), None))?;
@@ -293,11 +346,14 @@ impl Identities {
     }
 
     fn session(self: &Arc<Self>, own: &Identity, not_after: i64, epoch: u64) -> Session {
-        let last = own.not_after().min(not_after);
-        let last = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(last).unwrap_or_default());
+        // The last second is one of its life.
+        let ends = own.not_after().min(not_after).saturating_add(1);
+        let last = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(ends).unwrap_or_default());
         let left = last.duration_since(SystemTime::now()).unwrap_or_default();
         Session {
             until: Instant::now() + left.min(SESSION_MAX),
+            ends,
+            clock: Arc::clone(&self.clock),
             epoch,
             era: Arc::clone(&self.epoch),
             refusal: Arc::default(),
@@ -442,9 +498,10 @@ impl Security {
         let limit = deadline.map_or(CONNECT_MAX, |deadline| {
             CONNECT_MAX.min(deadline.saturating_duration_since(Instant::now()))
         });
-        // The name is sent as it is: it is no secret in the mesh. The verifier makes the SPIFFE ID of it.
-        let name = ServerName::try_from(service.clone())
-            .map_err(|_| Failure::new(Reason::Internal, format!("`{service}` cannot be a server's name")))?;
+        // The verifier makes the SPIFFE ID of it.
+        let name = verify::server_name(service).ok_or_else(|| {
+            Failure::new(Reason::Internal, format!("`{service}` cannot be a server's name"))
+        })?;
         let who = stream
             .peer_addr()
             .map_or_else(|_| "the endpoint".to_owned(), |address| address.to_string());
@@ -458,7 +515,10 @@ impl Security {
         let peer = chain.first().map(|shown| {
             let certificate = Certificate::read(shown)?;
             let whole = Shown::of(&certificate.spiffe_id()?, chain)?;
-            Ok((whole, certificate.not_after))
+            Ok((
+                whole,
+                identity.anchors().end_of_endpoint(chain, SystemTime::now())?,
+            ))
         });
         let unread = |problem: IdentityProblem| Failure::new(Reason::PeerWrongIdentity, problem.to_string());
         let session = match peer.transpose().map_err(unread)? {
@@ -481,34 +541,6 @@ impl Security {
 fn too_slow(limit: Duration) -> io::Error {
     let words = format!("the handshake was not done within {} ms", limit.as_millis());
     io::Error::new(io::ErrorKind::TimedOut, words)
-}
-
-/// What is spoken inside TLS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Alpn {
-    /// Nothing was said.
-    Unsaid,
-    Http1,
-    Http2,
-}
-
-impl Alpn {
-    /// Its names of RFC 7301, as they are offered.
-    fn offered(self) -> Vec<Vec<u8>> {
-        match self {
-            Self::Unsaid => Vec::new(),
-            Self::Http1 => vec![b"http/1.1".to_vec()],
-            Self::Http2 => vec![b"h2".to_vec()],
-        }
-    }
-
-    fn of(agreed: Option<&[u8]>) -> Self {
-        match agreed {
-            Some(b"h2") => Self::Http2,
-            Some(b"http/1.1") => Self::Http1,
-            _ => Self::Unsaid,
-        }
-    }
 }
 
 /// Who is at the other end of a caller's connection.

@@ -327,6 +327,8 @@ impl Outside {
             // What keeps a connection lets it retire within minutes, and a tunnel to a database outlives the certificate
             // that it began with, as its own client would have it.
             until: Instant::now() + SESSION_MAX,
+            ends: i64::MAX,
+            clock: Arc::default(),
             epoch,
             era: Arc::clone(&self.trust.era),
             refusal: Arc::default(),

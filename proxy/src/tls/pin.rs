@@ -28,7 +28,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::tls::verify::wrong;
-use crate::tls::words;
+use crate::tls::{span, words};
 
 /// By what the control API is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -177,15 +177,21 @@ pub fn public_key(certificate_pem: &str) -> Result<Vec<u8>, String> {
     Ok(parsed.public_key().raw.to_vec())
 }
 
-/// When a certificate in PEM expires.
+/// Until when a chain is good that leads to one of these roots today: to the end of its first certificate, or of one without
+/// which it leads to none.
 ///
 /// # Errors
-/// In words, when it cannot be read.
-pub fn not_after(certificate_pem: &str) -> Result<SystemTime, String> {
-    let der = certificate(certificate_pem)?;
-    let (_, parsed) = X509Certificate::from_der(&der).map_err(|error| error.to_string())?;
-    let seconds = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or_default();
-    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+/// In words, when a certificate cannot be read.
+pub fn end_of_chain(certificates: &[String], roots: &[String]) -> Result<SystemTime, String> {
+    let chain = certificates.iter().map(|pem| certificate(pem));
+    let chain = chain.collect::<Result<Vec<CertificateDer<'static>>, _>>()?;
+    let (roots, provider) = (root_store(roots)?, provider::default_provider());
+    let leads_on = |at| {
+        let parts = chain.split_first();
+        parts.is_some_and(|(first, rest)| verify(first, rest, &roots, at, &provider).is_ok())
+    };
+    let end = span::end_of(&chain, SystemTime::now(), leads_on).map_err(|problem| problem.to_string())?;
+    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(end).unwrap_or_default()))
 }
 
 /// SHA-256 of a certificate in PEM.

@@ -210,8 +210,18 @@ impl Revocations {
 /// for others to hold against us.
 #[derive(Debug)]
 pub(super) struct Unrevoked<V: ?Sized> {
-    pub(super) verifier: Arc<V>,
-    pub(super) revocations: Arc<Revocations>,
+    verifier: Arc<V>,
+    revocations: Arc<Revocations>,
+}
+
+impl<V: ?Sized> Unrevoked<V> {
+    pub(super) fn of(verifier: Arc<V>, revocations: &Arc<Revocations>) -> Self {
+        let revocations = Arc::clone(revocations);
+        Self {
+            verifier,
+            revocations,
+        }
+    }
 }
 
 impl ServerCertVerifier for Unrevoked<dyn ServerCertVerifier> {

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use outrigger_config::join::Revoked;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
 
 use super::identity::IdentityProblem as Problem;
 use super::*;
@@ -25,7 +25,17 @@ impl Root {
     }
 
     /// Certificate and key of a workload that is valid for so many seconds from now, in which it may be in the past.
-    fn issue(&self, uris: &[&str], (from, to): (i64, i64)) -> (String, String) {
+    fn issue(&self, uris: &[&str], time: (i64, i64)) -> (String, String) {
+        self.issue_for(&[], uris, time)
+    }
+
+    /// The same, whose key may be used for this.
+    fn issue_for(
+        &self,
+        usages: &[KeyUsagePurpose],
+        uris: &[&str],
+        (from, to): (i64, i64),
+    ) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         for uri in uris {
@@ -33,11 +43,26 @@ impl Root {
                 .subject_alt_names
                 .push(SanType::URI((*uri).try_into().unwrap()));
         }
+        params.key_usages = usages.to_vec();
         let now = time::OffsetDateTime::now_utc();
         params.not_before = now + time::Duration::seconds(from);
         params.not_after = now + time::Duration::seconds(to);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         (certificate.pem(), key.serialize_pem())
+    }
+}
+
+impl Root {
+    /// An intermediate of this root, with this key, that is valid for so many seconds.
+    fn below(&self, key: &KeyPair, valid: i64) -> (CertificateParams, String) {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, "intermediate");
+        params.not_after = time::OffsetDateTime::now_utc() + time::Duration::seconds(valid);
+        let pem = params.signed_by(key, &self.issuer).unwrap().pem();
+        (params, pem)
     }
 }
 
@@ -73,6 +98,10 @@ fn a_set_is_an_identity_only_if_all_of_it_is_good() {
     let (_, wrong_key) = root.issue(&["spiffe://shop/reviews"], GOOD);
     let is = |problem: &Problem| std::mem::discriminant(problem);
     let named = |uris: &[&str], time| root.issue(uris, time);
+    let signing = |usage| {
+        let usages = [KeyUsagePurpose::DigitalSignature, usage];
+        root.issue_for(&usages, &["spiffe://shop/a"], GOOD)
+    };
     let text = String::new;
     let cases = [
         ((chain.clone(), wrong_key), &root.pem, Problem::Key(text())),
@@ -92,6 +121,13 @@ fn a_set_is_an_identity_only_if_all_of_it_is_good() {
             Problem::Name(text()),
         ),
         (named(&["https://shop/a"], GOOD), &root.pem, Problem::Name(text())),
+        (named(&["spiffe://shop"], GOOD), &root.pem, Problem::Name(text())),
+        (
+            signing(KeyUsagePurpose::KeyCertSign),
+            &root.pem,
+            Problem::Use(text()),
+        ),
+        (signing(KeyUsagePurpose::CrlSign), &root.pem, Problem::Use(text())),
         (
             named(&["spiffe://shop/a"], (-120, -60)),
             &root.pem,
@@ -110,6 +146,40 @@ fn a_set_is_an_identity_only_if_all_of_it_is_good() {
     }
     let half = &chain[..chain.len() / 2];
     assert!(load(half, &key, &root.pem).is_err());
+}
+
+#[test]
+fn a_chain_is_good_until_the_first_certificate_ends_that_it_needs() {
+    let root = Root::new();
+    let [key, other_key] = [(); 2].map(|()| KeyPair::generate().unwrap());
+    let (params, soon) = root.below(&key, 60);
+    let (_, late) = root.below(&key, 7200);
+    let (_, strange) = root.below(&other_key, 60);
+    let (_, over) = root.below(&other_key, -60);
+    let issuer = Issuer::new(params, key);
+    let pem = String::new();
+    let (leaf, leaf_key) = Root { issuer, pem }.issue(&["spiffe://shop/reviews"], GOOD);
+    let many: String = (61..70)
+        .map(|valid| root.below(&KeyPair::generate().unwrap(), valid).1)
+        .collect();
+    let now = seconds(SystemTime::now());
+    for (what, between, expected) in [
+        ("it needs the one", vec![&soon], 60),
+        (
+            "another of the same key is there when the first ends",
+            vec![&soon, &late],
+            3600,
+        ),
+        ("one stands there for nothing", vec![&late, &strange], 3600),
+        ("and one that has ended", vec![&over, &late], 3600),
+        ("it needs one beside others", vec![&strange, &soon], 60),
+        ("there are more than anybody needs", vec![&late, &many], 61),
+    ] {
+        let chain = between.into_iter().fold(leaf.clone(), |chain, more| chain + more);
+        let identity = load(&chain, &leaf_key, &root.pem).unwrap();
+        let left = identity.not_after() - now;
+        assert!((expected - 2..=expected + 2).contains(&left), "{what}: {left}");
+    }
 }
 
 #[test]
@@ -144,6 +214,38 @@ fn connections_live_on_under_a_renewed_certificate_and_not_past_a_root_or_a_name
     let second = session(ever);
     identities.put(identity(&new, "spiffe://shop/ratings", &new.pem));
     assert!(second.is_over(now), "it is another workload");
+}
+
+#[tokio::test]
+async fn a_connection_ends_by_the_wall_clock_though_the_clock_of_timers_has_stood_still() {
+    let root = Root::new();
+    let metrics = Metrics::new().unwrap();
+    let identities = Arc::new(Identities::new(true, Arc::clone(metrics.tls())));
+    identities.put(identity(&root, "spiffe://shop/reviews", &root.pem));
+    let own = identities.current().unwrap();
+    let session = identities.session(&own, i64::MAX, identities.epoch.load(Ordering::Relaxed));
+    // On the second, as certificates end.
+    let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(own.not_after()).unwrap() - 3600);
+    let now = Instant::now();
+    let after = |seconds| wall + Duration::from_secs(seconds);
+    let tunnel = ended(Some(&session), None);
+    let mut tunnel = std::pin::pin!(tunnel);
+    let mut is_cut = async || {
+        let now = std::future::poll_fn(|cx| std::task::Poll::Ready(tunnel.as_mut().poll(cx)));
+        match now.await {
+            std::task::Poll::Ready(failure) => Some(failure.reason),
+            std::task::Poll::Pending => None,
+        }
+    };
+    // In its hour it stands, whatever the clocks do: forward, back, and forward by drops.
+    for seconds in [0, 1800, 60, 3590, 3600] {
+        identities.look_at_clocks(after(seconds), now);
+        assert!(!session.is_over(now), "{seconds}");
+        assert_eq!(is_cut().await, None, "{seconds}");
+    }
+    identities.look_at_clocks(after(3602), now);
+    assert!(session.is_over(now));
+    assert_eq!(is_cut().await, Some(Reason::PeerExpired));
 }
 
 #[test]

@@ -121,6 +121,7 @@ pub(super) fn of_alert(alert: AlertDescription) -> String {
         AlertDescription::NoApplicationProtocol => {
             "it speaks none of the protocols that are spoken here (ALPN)"
         }
+        AlertDescription::InternalError => "it cannot shake hands just now, and its own log says why",
         AlertDescription::UnrecognisedName => "it does not know the name that it was asked by",
         AlertDescription::DecodeError | AlertDescription::UnexpectedMessage => {
             "it took what it was sent for no TLS"

@@ -55,6 +55,7 @@ mod loops;
 mod mirror;
 mod mtls;
 mod mtls_allow;
+mod mtls_expired;
 mod mtls_forged;
 mod mtls_kept;
 mod mtls_refused;

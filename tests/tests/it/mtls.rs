@@ -443,3 +443,33 @@ async fn a_certificate_of_another_trust_domain_than_the_mesh_s_is_as_good_as_non
     let reply = caller.client().get("reviews", "/").await;
     assert_eq!((reply.status(), reply.reason()), (503, Some("identity-missing")));
 }
+
+#[tokio::test]
+async fn a_service_may_be_named_by_a_number() {
+    for name in ["404", "0", "0x1f", &"7".repeat(63)] {
+        for protocol in ["http", "http2"] {
+            let app = Upstream::start("a").await;
+            let pki = Pki::new();
+            let files = [pki.files(name), pki.files("productpage")];
+            let quoted = format!("\"{name}\"");
+            let text = ServiceFile::new(&quoted).field(STRICT).app(app.address());
+            let spec = SidecarSpec::text("server", &text.backend("v1", &[app.address()]).to_string());
+            let server = Sidecar::start(spec.beside(name).identity(&files[0])).await;
+            let text = ServiceFile::new(&quoted)
+                .field(STRICT)
+                .field(&format!("protocol: {protocol}"))
+                .backend("v1", &[server.inbound()]);
+            let spec = SidecarSpec::text("caller", &text.to_string());
+            let caller = Sidecar::start(spec.identity(&files[1])).await;
+            let reply = caller.client().get(name, "/").await;
+            assert_eq!(reply.status(), 200, "{name} {protocol} {reply:?}");
+            // Another's certificate is refused by this name too.
+            let other = ServiceFile::new("\"405\"").field(STRICT);
+            caller
+                .apply(&other.backend("v1", &[server.inbound()]).to_string())
+                .await;
+            let reply = caller.client().get("405", "/").await;
+            assert_eq!(reply.reason(), Some("peer-wrong-identity"), "{name} {reply:?}");
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! Who may call a service, and for what.
 
+use outrigger_tests::grpc::GrpcUpstream;
 use outrigger_tests::{Ask, Client, Pki, Sidecar, SidecarSpec, Upstream};
 use tokio::io::AsyncReadExt;
 
@@ -185,4 +186,54 @@ async fn a_tcp_connection_is_allowed_by_who_it_is() {
             metrics.sum("outrigger_tcp_connections_total", &[("reason", "forbidden")]) == 1.0
         })
         .await;
+}
+
+#[tokio::test]
+async fn a_grpc_service_or_one_method_of_it_is_allowed_and_nothing_beside_it() {
+    let app = GrpcUpstream::start("a").await;
+    let pki = Pki::new();
+    let fields = format!("protocol: grpc\n{STRICT}");
+    let files = [pki.files("reviews"), pki.files("productpage")];
+    let of = |names: &str| format!("{fields}\nallow: [{{ grpc: [{names}] }}]");
+    let server = server(app.address(), &of(""), &files[0]).await;
+    let caller = caller(&server, &fields, &files[1]).await;
+    let asks = |names: &'static str, asks: &[(&'static str, &'static str, bool)]| {
+        asks.iter().map(|ask| (names, *ask)).collect::<Vec<_>>()
+    };
+    let all = asks(
+        "shop.Reviews",
+        &[
+            ("POST", "/shop.Reviews/List", true),
+            ("POST", "/shop.Reviews/Get", true),
+            ("POST", "/shop.ReviewsAdmin/List", false),
+            ("POST", "/shop.Ratings/List", false),
+            ("POST", "/shop.Reviews/..%2Fshop.Ratings/List", false),
+            ("GET", "/shop.Reviews/List", false),
+        ],
+    );
+    let one = asks(
+        "shop.Ratings, shop.Reviews/List",
+        &[
+            ("POST", "/shop.Reviews/List", true),
+            ("POST", "/shop.Ratings/Get", true),
+            ("POST", "/shop.Reviews/Get", false),
+            ("POST", "/shop.Reviews/ListAll", false),
+            ("POST", "/shop.Reviews/List/x", false),
+        ],
+    );
+    for rules in [all, one] {
+        server.apply(&beside(app.address(), &of(rules[0].0))).await;
+        for (names, (method, path, is_allowed)) in rules {
+            let ask = Ask::new(method, path)
+                .host("reviews")
+                .header("content-type", "application/grpc")
+                .header("te", "trailers");
+            let reply = caller.client().send(ask).await;
+            let is_refused = reply.reason() == Some("forbidden");
+            assert_eq!(is_refused, !is_allowed, "{names} {method} {path} {reply:?}");
+            // PERMISSION_DENIED.
+            let status = reply.head.header("grpc-status");
+            assert_eq!(status == Some("7"), is_refused, "{reply:?}");
+        }
+    }
 }

@@ -26,11 +26,11 @@ const ENDED: &str = "outrigger_tcp_connections_total";
 const REVOKED: &[(&str, &str)] = &[("reason", "peer-revoked")];
 
 /// A configuration of which the mesh has revoked this.
-fn revoking(what: &str, text: &str) -> String {
+pub(crate) fn revoking(what: &str, text: &str) -> String {
     format!("kind: Mesh\nrevoked: {{ {what} }}\n---\n{text}")
 }
 
-fn by_serial(serial: &str) -> String {
+pub(crate) fn by_serial(serial: &str) -> String {
     format!("serials: [\"{serial}\"]")
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use outrigger_tests::metrics::Metrics;
 use outrigger_tests::{IdentityFiles, Leaf, Load, LoadSpec, Pki, Sidecar, SidecarSpec, Upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -9,6 +10,11 @@ use crate::mtls::{HANDSHAKES, STRICT, caller, file, server};
 
 const ENDED: &str = "outrigger_tcp_connections_total";
 const LOADS: &str = "outrigger_identity_loads_total";
+const NOT_AFTER: &str = "outrigger_certificate_not_after_seconds";
+
+/// By HTTP/1.1 and by HTTP/2 between the sidecars.
+const VERSIONS: [&str; 2] = ["", "\nprotocol: http2"];
+
 const LOADED: &[(&str, &str)] = &[("result", "loaded")];
 const REFUSED: &[(&str, &str)] = &[("result", "refused")];
 
@@ -20,50 +26,96 @@ async fn has_loaded(sidecar: &Sidecar, count: f64) {
         .await;
 }
 
+/// A service and a caller under load, whose certificates are exchanged.
+struct Rotating {
+    _app: Upstream,
+    files: [IdentityFiles; 2],
+    sidecars: [Sidecar; 2],
+    load: Load,
+    loads: f64,
+}
+
+impl Rotating {
+    async fn new(old: &Pki, version: &str) -> Self {
+        let app = Upstream::start("a").await;
+        let files = NAMES.map(|name| old.files(name));
+        let server = server(app.address(), STRICT, &files[0]).await;
+        let caller = caller(&server, &format!("{STRICT}{version}"), &files[1]).await;
+        let load = Load::start(LoadSpec::new(caller.outbound(), "reviews", 4));
+        load.has_done(100).await;
+        Self {
+            _app: app,
+            files,
+            sidecars: [server, caller],
+            load,
+            loads: 1.0,
+        }
+    }
+
+    /// Changes the files of one side after the other, and waits until each is used and has been under load.
+    async fn exchange(&mut self, change: impl AsyncFn(&IdentityFiles, &Sidecar, &str)) {
+        for (place, name) in NAMES.into_iter().enumerate() {
+            change(&self.files[place], &self.sidecars[place], name).await;
+            has_loaded(&self.sidecars[place], self.loads + 1.0).await;
+            self.load.has_done_more(100).await;
+        }
+        self.loads += 1.0;
+    }
+
+    /// Another certificate of this root, key first.
+    async fn renew(&mut self, pki: &Pki) {
+        let renew = async |files: &IdentityFiles, _: &Sidecar, name: &str| {
+            let issued = pki.issue(&Leaf::service(name));
+            files.write("key.pem", &issued.key);
+            files.write("certificate.pem", &issued.certificate);
+        };
+        self.exchange(renew).await;
+    }
+
+    /// Another root in the place of the old: both roots first, then certificates of the new one, then the new root alone.
+    async fn replace_root(&mut self, old: &Pki, new: &Pki) {
+        let both = format!("{}{}", old.root(), new.root());
+        let all = async |files: &IdentityFiles, _: &Sidecar, _: &str| files.write("roots.pem", &both);
+        self.exchange(all).await;
+        let reissue = async |files: &IdentityFiles, sidecar: &Sidecar, name: &str| {
+            let issued = new.issue(&Leaf::service(name));
+            let refused = sidecar.metrics().await.sum(LOADS, REFUSED);
+            // The key comes first, and is no key of the certificate that is there.
+            files.write("key.pem", &issued.key);
+            sidecar
+                .metrics_when("half of a change refused", |metrics| {
+                    metrics.sum(LOADS, REFUSED) > refused
+                })
+                .await;
+            files.write("certificate.pem", &issued.certificate);
+        };
+        self.exchange(reissue).await;
+        let made = self.made().await;
+        let one = async |files: &IdentityFiles, _: &Sidecar, _: &str| files.write("roots.pem", new.root());
+        self.exchange(one).await;
+        // Once the old root is gone nothing goes by connections that were made while it was trusted.
+        assert!(self.made().await > made, "{made} connections, and no new one");
+    }
+
+    async fn made(&self) -> f64 {
+        self.sidecars[1]
+            .metrics()
+            .await
+            .sum(HANDSHAKES, &[("result", "ok")])
+    }
+}
+
+/// Whose certificates are exchanged: the service's, the caller's.
+const NAMES: [&str; 2] = ["reviews", "productpage"];
+
 #[tokio::test]
 async fn certificates_and_the_root_are_exchanged_under_load_without_a_failed_request() {
-    let app = Upstream::start("a").await;
     let (old, new) = (Pki::new(), Pki::new());
-    let files = [old.files("reviews"), old.files("productpage")];
-    let server = server(app.address(), STRICT, &files[0]).await;
-    let caller = caller(&server, STRICT, &files[1]).await;
-    let load = Load::start(LoadSpec::new(caller.outbound(), "reviews", 4));
-    load.has_done(100).await;
-    let mut loads = 1.0;
-    let both = format!("{}{}", old.root(), new.root());
-    // Both roots first, then certificates of the new one, then the new root alone: one side after the other each time.
-    let made = async || caller.metrics().await.sum(HANDSHAKES, &[("result", "ok")]);
-    let mut made_before = 0.0;
-    for step in 0..3 {
-        made_before = if step == 2 { made().await } else { made_before };
-        for (place, name) in [(0, "reviews"), (1, "productpage")] {
-            let sidecar = [&server, &caller][place];
-            match step {
-                0 => files[place].write("roots.pem", &both),
-                1 => {
-                    let issued = new.issue(&Leaf::service(name));
-                    // The key comes first, and is no key of the certificate that is there.
-                    files[place].write("key.pem", &issued.key);
-                    sidecar
-                        .metrics_when("half of a change refused", |metrics| {
-                            metrics.sum(LOADS, REFUSED) >= 1.0
-                        })
-                        .await;
-                    files[place].write("certificate.pem", &issued.certificate);
-                }
-                _ => files[place].write("roots.pem", new.root()),
-            }
-            has_loaded(sidecar, loads + 1.0).await;
-            load.has_done_more(100).await;
-        }
-        loads += 1.0;
-    }
+    let mut rotating = Rotating::new(&old, "").await;
+    rotating.replace_root(&old, &new).await;
+    let Rotating { sidecars, load, .. } = rotating;
     load.stop().await.assert_clean();
-    // Once the old root is gone nothing goes by connections that were made while it was trusted.
-    assert!(
-        made().await > made_before,
-        "{made_before} connections, and no new one"
-    );
+    let [server, caller] = sidecars;
     let metrics = caller.metrics().await;
     assert_eq!(
         metrics.sum(HANDSHAKES, &[]),
@@ -76,6 +128,79 @@ async fn certificates_and_the_root_are_exchanged_under_load_without_a_failed_req
             .len(),
         1
     );
+}
+
+async fn rotates(version: &str, rounds: usize, every: Duration) {
+    let (old, new) = (Pki::new(), Pki::new());
+    let mut rotating = Rotating::new(&old, version).await;
+    let mut pace = tokio::time::interval(every);
+    for _ in 0..rounds {
+        pace.tick().await;
+        rotating.renew(&old).await;
+    }
+    rotating.replace_root(&old, &new).await;
+    // What the old root signed gets in no more.
+    let Rotating { sidecars, load, .. } = rotating;
+    let [server, caller] = sidecars;
+    let stale = old.files("productpage");
+    let path = |name: &str| stale.path(name).to_string_lossy().into_owned();
+    let mut curl = tokio::process::Command::new("curl");
+    curl.args(["-sS", "--insecure", "--cert", &path("certificate.pem")]);
+    curl.args(["--key", &path("key.pem"), "-H", "Host: reviews"]);
+    let said = curl.arg(format!("https://{}/", server.inbound())).output().await;
+    let said = said.unwrap();
+    assert!(!said.status.success(), "{version} {said:?}");
+    load.stop().await.assert_clean();
+    for (sidecar, side, failed) in [(&caller, "outbound", 0.0), (&server, "inbound", 1.0)] {
+        let metrics = sidecar.metrics().await;
+        let of = |result| metrics.sum(HANDSHAKES, &[("side", side), ("result", result)]);
+        let all = metrics.sum(HANDSHAKES, &[("side", side)]);
+        assert_eq!(all - of("ok"), failed, "{version} {side}");
+        assert_eq!(of("peer-untrusted"), failed, "{version} {side}");
+    }
+}
+
+#[tokio::test]
+async fn certificates_are_renewed_again_and_again_under_load_and_then_the_root_and_no_request_fails() {
+    // At length every 5 s for 2 minutes; else four times, as fast as they are taken.
+    let (rounds, every) = match std::env::var_os("OUTRIGGER_TESTS_LONG") {
+        Some(_) => (24, Duration::from_secs(5)),
+        None => (4, Duration::from_millis(1)),
+    };
+    tokio::join!(
+        rotates(VERSIONS[0], rounds, every),
+        rotates(VERSIONS[1], rounds, every)
+    );
+}
+
+#[tokio::test]
+async fn the_metric_tells_when_the_certificate_and_the_first_of_the_roots_end_and_follows_an_exchange() {
+    let app = Upstream::start("a").await;
+    let (pki, other) = (Pki::new(), Pki::new());
+    let lasting = |hours: u64| Leaf::service("reviews").lasting(Duration::from_secs(hours * 3600));
+    let roots = format!("{}{}", pki.root(), other.root());
+    let files = IdentityFiles::new(&pki.issue(&lasting(3)), &roots);
+    let server = server(app.address(), STRICT, &files).await;
+    for hours in [2, 1] {
+        let leaf = lasting(hours);
+        let issued = pki.issue(&leaf);
+        files.write("key.pem", &issued.key);
+        files.write("certificate.pem", &issued.certificate);
+        let exact = leaf.not_after.unix_timestamp() as f64;
+        let says = |metrics: &Metrics, what| metrics.sum(NOT_AFTER, &[("what", what)]);
+        let metrics = server.metrics_when("the end of the new certificate", |metrics| {
+            says(metrics, "certificate") == exact
+        });
+        let metrics = metrics.await;
+        let certs = server.page("/certs").await.json();
+        let identity = &certs["identity"];
+        assert_eq!(identity["certificate"]["not_after"].as_f64(), Some(exact));
+        let ends = identity["roots"].as_array().unwrap().iter();
+        let first = ends
+            .map(|root| root["not_after"].as_f64().unwrap())
+            .fold(f64::MAX, f64::min);
+        assert_eq!(says(&metrics, "roots"), first);
+    }
 }
 
 #[tokio::test]

@@ -101,6 +101,36 @@ async fn a_push_that_no_longer_allows_what_switched_protocols_ends_it_by_what_it
 }
 
 #[tokio::test]
+async fn what_switches_protocols_is_allowed_as_the_get_that_it_is_by_h1_and_h2_between_the_sidecars() {
+    let background = Background::start("parrot");
+    let app = parrot(&background);
+    for version in ["", "\nprotocol: http2"] {
+        let pki = Pki::new();
+        let rules = |method: &str| format!("{STRICT}\nallow: [{{ methods: [{method}] }}]");
+        let files = [pki.files("reviews"), pki.files("productpage")];
+        let mut server = server(app, &rules("GET"), &files[0]).await;
+        let caller = caller(&server, &format!("{STRICT}{version}"), &files[1]).await;
+        let mut connection = caller.client().connect().await;
+        let ask = b"GET /chat HTTP/1.1\r\nhost: reviews\r\nconnection: upgrade\r\nupgrade: parrot\r\n\r\n";
+        connection.wire().send(ask).await.unwrap();
+        let reply = within("the switch", connection.wire().head()).await;
+        assert_eq!(reply.unwrap().unwrap().status(), 101, "{version}");
+        says(&mut connection, "hello").await;
+        // Another push that allows it, and one that would allow what it came as by HTTP/2.
+        server
+            .apply(&beside(app, &format!("{}\naudit: false", rules("GET"))))
+            .await;
+        says(&mut connection, "still here").await;
+        server.apply(&beside(app, &rules("CONNECT"))).await;
+        within("the end", connection.wire().until_end()).await;
+        let cut = |line: &Value| {
+            line["message"] == "a switched connection was cut" && line["reason"] == "forbidden"
+        };
+        server.program().logged("why", cut).await;
+    }
+}
+
+#[tokio::test]
 async fn a_root_that_is_trusted_no_more_ends_the_tcp_connections_that_lead_to_it_and_no_others() {
     let app = echo().await;
     let fields = format!("{TCP}\n{STRICT}");

@@ -3,7 +3,7 @@
 use super::super::node::{Fault, Mark, shown};
 use super::At;
 use super::routes::{methods, path};
-use crate::identity::SpiffePattern;
+use crate::identity::{Allow, SpiffePattern};
 use crate::join::trust_domain_problem;
 use crate::mesh::Mesh;
 use crate::problem::Problem;
@@ -38,7 +38,8 @@ pub(super) fn allow(at: &At<'_>, service: &Service, faults: &mut Vec<Fault>) {
         for (at, one) in at.items_of("paths").iter().zip(&rule.paths) {
             path(at, one, faults);
         }
-        for word in ["methods", "paths"] {
+        grpc(at, rule, faults);
+        for word in ["methods", "paths", "grpc"] {
             if let Some(at) = at.field(word).filter(|_| at.given(&[word]) == 1)
                 && service.protocol == Protocol::Tcp
             {
@@ -46,6 +47,25 @@ pub(super) fn allow(at: &At<'_>, service: &Service, faults: &mut Vec<Fault>) {
                     "`{word}` is about requests, and this service speaks tcp, where there are none; take it out"
                 )));
             }
+        }
+    }
+}
+
+/// Checks the gRPC services of a rule. A call is a POST to the path that they make.
+fn grpc(at: &At<'_>, rule: &Allow, faults: &mut Vec<Fault>) {
+    for (at, name) in at.items_of("grpc").iter().zip(&rule.grpc) {
+        if let Err(why) = name.parts() {
+            faults.push(at.fault(format!(
+                "`{}` names no gRPC service: {why}; expected package.Service or package.Service/Method",
+                shown(&name.0)
+            )));
+        }
+    }
+    for word in ["methods", "paths"] {
+        if let Some(at) = at.field(word).filter(|_| at.given(&[word, "grpc"]) == 2) {
+            faults.push(at.fault(format!(
+                "`{word}` beside `grpc`, which says both already; take one of them out, or write another rule"
+            )));
         }
     }
 }

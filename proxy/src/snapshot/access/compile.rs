@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use outrigger_config::identity::{DefaultPolicy, SpiffePattern, TlsMode};
+use http::Method;
+use outrigger_config::identity::{DefaultPolicy, GrpcName, SpiffePattern, TlsMode};
 use outrigger_config::service::{self, BackendTls, Service};
 
 use crate::snapshot::access::{Access, Rule, Said};
 use crate::snapshot::compile::Compiler;
+use crate::snapshot::routes::Path;
 use crate::tls::outside::{self, Trust};
 use crate::tls::{self, Security};
 
@@ -90,15 +92,26 @@ impl Compiler<'_> {
                     .push(format!("{}: `{pattern}`: {why}", service.name)),
             }
         }
-        let methods = self.methods(&service.name, &rule.methods);
-        let paths = rule
-            .paths
-            .iter()
-            .filter_map(|path| self.path(&service.name, path));
-        Rule {
-            from,
-            methods,
-            paths: paths.collect(),
+        let mut methods = self.methods(&service.name, &rule.methods);
+        let paths = rule.paths.iter();
+        let mut paths: Vec<_> = paths.filter_map(|path| self.path(&service.name, path)).collect();
+        if !rule.grpc.is_empty() {
+            // What a call says of itself beside, its `content-type`, proves nothing, and is not asked for.
+            methods.push(Method::POST);
+            paths.extend(rule.grpc.iter().filter_map(|name| self.grpc(&service.name, name)));
+        }
+        Rule { from, methods, paths }
+    }
+
+    /// The path of a gRPC service or method (the protocol's `Path`: "/" Service-Name "/" method).
+    fn grpc(&mut self, service: &str, name: &GrpcName) -> Option<Path> {
+        match name.parts() {
+            Ok((grpc, None)) => Some(Path::Prefix(format!("/{grpc}"))),
+            Ok((grpc, Some(method))) => Some(Path::Exact(format!("/{grpc}/{method}"))),
+            Err(why) => {
+                self.problems.push(format!("{service}: `{}`: {why}", name.0));
+                None
+            }
         }
     }
 }

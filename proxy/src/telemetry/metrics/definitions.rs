@@ -180,7 +180,7 @@ pub(super) const TLS_HANDSHAKES: Definition = Definition {
 };
 pub(super) const CERTIFICATE_NOT_AFTER: Definition = Definition {
     name: "outrigger_certificate_not_after_seconds",
-    help: "When this sidecar's certificate, the first of its roots, and the first of its gateway's certificates, expires, in seconds since 1970: certificate, roots, gateway:<name>.",
+    help: "When this sidecar's certificate (or sooner one without which it leads to no root), the first of its roots, and the first of its gateway's certificates, expires, in seconds since 1970: certificate, roots, gateway:<name>.",
     labels: &["what"],
 };
 pub(super) const IDENTITY_LOADS: Definition = Definition {

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use outrigger_tests::{Ask, Sidecar, SidecarSpec, Upstream};
+use outrigger_tests::client::Reply;
+use outrigger_tests::wait::eventually_in;
+use outrigger_tests::{Ask, Load, LoadSpec, Sidecar, SidecarSpec, Upstream};
 use serde_json::Value;
 
 use super::*;
@@ -93,74 +95,98 @@ async fn certificates_are_renewed_under_load_while_the_root_is_replaced_and_no_r
     let desk = Desk::over_tls(&["--certificate-ttl", "1m"]).await;
     let app = Upstream::start("a").await;
     let (server, caller) = pair(&desk, &app).await;
+    let load = Load::start(LoadSpec {
+        rate: Some(200),
+        ..LoadSpec::new(caller.outbound(), "reviews", 2)
+    });
     desk.run("ca rotate start").await.ok();
     // In CI until each has been given a second certificate with both roots; at length until the old root is gone.
-    let long = std::env::var_os("OUTRIGGER_TESTS_LONG").is_some();
     let first = [certificate(&server).await, certificate(&caller).await];
-    let patience = Duration::from_secs(if long { 300 } else { 90 });
-    let began = std::time::Instant::now();
-    let (mut requests, mut renewed, mut finished) = (0, false, false);
-    while if long { !finished } else { !renewed } {
-        assert!(
-            began.elapsed() < patience,
-            "{requests} requests, renewed: {renewed}"
-        );
-        for _ in 0..50 {
-            let reply = caller.client().get("reviews", "/").await;
-            assert_eq!(reply.status(), 200, "after {requests} requests: {reply:?}");
-            requests += 1;
-        }
-        let now = [certificate(&server).await, certificate(&caller).await];
-        let both = |at: usize| {
-            now[at]["roots"].as_array().is_some_and(|roots| roots.len() == 2)
-                && now[at]["certificate"]["serial"] != first[at]["certificate"]["serial"]
-        };
-        renewed |= both(0) && both(1);
-        if long && renewed {
-            finished |= desk.run("ca rotate finish").await.code == 0;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+    for (at, sidecar) in [&server, &caller].into_iter().enumerate() {
+        let patience = Duration::from_secs(90);
+        eventually_in(patience, "a second certificate, with both roots", async || {
+            let now = certificate(sidecar).await;
+            let roots = now["roots"].as_array().map_or(0, Vec::len);
+            (roots == 2 && now["certificate"]["serial"] != first[at]["certificate"]["serial"]).then_some(())
+        })
+        .await;
     }
-    assert!(requests > 1_000, "{requests}");
+    if std::env::var_os("OUTRIGGER_TESTS_LONG").is_some() {
+        eventually_in(Duration::from_secs(300), "the old root to be gone", async || {
+            (desk.run("ca rotate finish").await.code == 0).then_some(())
+        })
+        .await;
+        load.has_done_more(1_000).await;
+    }
+    load.has_done(1_000).await;
+    load.stop().await.assert_clean();
+}
+
+/// Seconds since 1970.
+fn clock() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    i64::try_from(now.unwrap().as_secs()).unwrap()
+}
+
+/// Until when its certificate is good, that second included.
+async fn ends(sidecar: &Sidecar) -> i64 {
+    certificate(sidecar).await["certificate"]["not_after"]
+        .as_i64()
+        .unwrap()
+}
+
+/// The first answer for `/` of `reviews` that is not 200, within the life of a certificate of a minute.
+async fn refused(caller: &Sidecar) -> Reply {
+    eventually_in(Duration::from_secs(90), "a request to be refused", async || {
+        let reply = caller.client().get("reviews", "/").await;
+        (reply.status() != 200).then_some(reply)
+    })
+    .await
 }
 
 #[tokio::test]
 async fn without_a_control_api_everything_serves_until_the_certificates_end_and_then_says_so() {
     let mut desk = Desk::over_tls(&["--certificate-ttl", "1m"]).await;
     let app = Upstream::start("a").await;
-    let (server, caller) = pair(&desk, &app).await;
+    let (mut server, caller) = pair(&desk, &app).await;
+    // One more caller, whose certificate is good for longer than that of `server`.
+    let listen = desk.url.trim_start_matches("https://").to_owned();
     desk.api.kill();
-    let ends = certificate(&caller).await["certificate"]["not_after"]
-        .as_i64()
-        .unwrap();
-    let ends = ends.min(
-        certificate(&server).await["certificate"]["not_after"]
-            .as_i64()
-            .unwrap(),
+    let (api, _) = serve(&desk.data(), &listen, &["--tls", "--certificate-ttl", "1h"]).await;
+    desk.api = api;
+    let token = desk.token("ratings", 1, "10m").await;
+    let lasting = joining(&desk, "lasting", "ratings").environment("OUTRIGGER_TOKEN", &token);
+    let lasting = Sidecar::launch(lasting).await;
+    lasting.is_ready().await;
+    desk.api.kill();
+
+    let (server_ends, caller_ends) = (ends(&server).await, ends(&caller).await);
+    assert!(ends(&lasting).await > server_ends + 600);
+    // Each finds out by itself: who asks with a good certificate that the endpoint's is over, and who asks with one that is
+    // over that it is its own.
+    let (of_endpoint, of_own) = tokio::join!(refused(&lasting), refused(&caller));
+    assert!(
+        clock() > server_ends.min(caller_ends),
+        "{of_endpoint:?} {of_own:?}"
     );
-    let now = || {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        now.unwrap().as_secs_f64()
+    assert_eq!(
+        (of_endpoint.status(), of_endpoint.reason()),
+        (503, Some("peer-expired")),
+        "{of_endpoint:?}"
+    );
+    let first = match caller_ends <= server_ends {
+        true => "identity-expired",
+        false => "peer-expired",
     };
-    // Kept connections end after some seconds without a request, so that there are new handshakes all the time.
-    let reply = loop {
-        let began = now();
-        let reply = caller.client().get("reviews", "/").await;
-        if began >= ends as f64 {
-            break reply;
-        }
-        // One that was begun in the last moment may be served or not.
-        assert!(
-            reply.status() == 200 || now() >= ends as f64,
-            "{} s before the end: {reply:?}",
-            ends as f64 - began
-        );
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    };
-    // Whose certificate ends first by a second is chance; where it is the endpoint's, that says why in its own log.
-    let expired = ["identity-expired", "peer-expired", "tls-handshake"];
-    assert_eq!(reply.status(), 503, "{reply:?}");
-    assert!(expired.contains(&reply.reason().unwrap()), "{reply:?}");
+    assert_eq!(
+        (of_own.status(), of_own.reason()),
+        (503, Some(first)),
+        "{of_own:?}"
+    );
+    let told = server.program().logged("that it is its own", |line| {
+        line["message"] == "a TLS handshake failed" && line["reason"] == "identity-expired"
+    });
+    told.await;
     let reply = eventually("its own certificate to have ended", async || {
         let reply = caller.client().get("reviews", "/").await;
         (reply.reason() == Some("identity-expired")).then_some(reply)
@@ -169,7 +195,6 @@ async fn without_a_control_api_everything_serves_until_the_certificates_end_and_
     assert!(reply.text().contains("expired"), "{}", reply.text());
 
     // Their tokens are used up, so that no certificate comes; but what is pushed does, and how it was served once more.
-    let listen = desk.url.trim_start_matches("https://").to_owned();
     let (api, _) = serve(&desk.data(), &listen, &["--tls", "--certificate-ttl", "1m"]).await;
     desk.api = api;
     let file = desk.path().join("another.yaml");
