@@ -56,6 +56,8 @@ pub(crate) struct Signed {
     pub(crate) certificates: Vec<String>,
     /// Its serial number in hexadecimal.
     pub(crate) serial: String,
+    /// SHA-256 of it.
+    pub(crate) sha256: [u8; 32],
     /// When it expires.
     pub(crate) not_after: OffsetDateTime,
 }
@@ -197,11 +199,14 @@ impl Authority {
             ExtendedKeyUsagePurpose::ClientAuth,
         ];
         params.use_authority_key_identifier_extension = true;
-        let mut certificates = vec![params.signed_by(key, &self.issuer)?.pem()];
+        let certificate = params.signed_by(key, &self.issuer)?;
+        let sha256 = sha256(certificate.der());
+        let mut certificates = vec![certificate.pem()];
         certificates.extend(self.chain.iter().cloned());
         Ok(Signed {
             certificates,
             serial,
+            sha256,
             not_after,
         })
     }
@@ -278,10 +283,15 @@ fn root_name(called: &str) -> DistinguishedName {
 /// SHA-256 of a certificate, by which it is pinned.
 pub(super) fn fingerprint(certificate_pem: &str) -> Result<[u8; 32], String> {
     let der = pem::parse(certificate_pem).map_err(|error| error.to_string())?;
-    let hash = digest(&SHA256, der.contents());
-    hash.as_ref()
-        .try_into()
-        .map_err(|_| "a hash of another length".to_owned())
+    Ok(sha256(der.contents()))
+}
+
+/// SHA-256 of a certificate in DER.
+pub(crate) fn sha256(certificate: &[u8]) -> [u8; 32] {
+    let mut hash = [0; 32];
+    // SHA-256 has 32 bytes: nothing is left out or filled up.
+    hash.copy_from_slice(digest(&SHA256, certificate).as_ref());
+    hash
 }
 
 /// Certificates from a file, each one looked at; problems go to the list.

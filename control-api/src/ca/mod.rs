@@ -33,10 +33,12 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
 
+pub(crate) use self::authority::sha256;
 use self::authority::{Authority, Signed, Wanted};
 use self::limits::Limits;
 use self::revoked::{MeshWords, OfMesh};
 use self::roots::Roots;
+pub(crate) use self::roots::Trusted;
 use crate::store::ledger::{AuditRow, Deed, Ledger, Root, RootState};
 use crate::store::{Head, Store, StoreError};
 
@@ -58,6 +60,8 @@ pub struct Options {
     pub certificate_life: units::Duration,
     /// An intermediate that signs instead of a root of our own.
     pub given: Option<Given>,
+    /// Certificates that lead to a root of the mesh are renewed even if this store did not issue them.
+    pub adopt_unknown: bool,
 }
 
 impl Default for Options {
@@ -66,6 +70,7 @@ impl Default for Options {
             trust_domain: None,
             certificate_life: CERTIFICATE_LIFE,
             given: None,
+            adopt_unknown: false,
         }
     }
 }
@@ -146,6 +151,8 @@ pub struct Ca {
     signs: RwLock<(u64, Arc<Authority>)>,
     /// Told whenever the set of roots has changed.
     changes: watch::Sender<()>,
+    /// That set, as it is in the store.
+    trusted: watch::Sender<Arc<Trusted>>,
     limits: Mutex<Limits>,
     of_mesh: OfMesh,
 }
@@ -171,15 +178,14 @@ impl Ca {
         if let Some(wanted) = &options.trust_domain {
             hold_trust_domain(&ledger, wanted, now)?;
         }
-        let active = ledger
-            .roots()?
-            .into_iter()
-            .find(|root| root.state == RootState::Active);
+        let rows = ledger.roots()?;
+        let active = rows.iter().find(|root| root.state == RootState::Active);
         let ca = Self {
             options,
             folder,
             signs: RwLock::new((active.map_or(0, |root| root.number), Arc::new(authority))),
             changes: watch::Sender::new(()),
+            trusted: watch::Sender::new(Arc::new(Trusted::of(&rows).map_err(CaError::Sign)?)),
             limits: Mutex::new(Limits::new()),
             of_mesh: OfMesh::default(),
         };
@@ -201,6 +207,12 @@ impl Ca {
             until,
             "the CA is ready"
         );
+        if self.options.adopt_unknown {
+            tracing::warn!(
+                "certificates that this store did not issue are renewed (--adopt-unknown-certificates): start again without \
+                 it once those that are younger than the backup have been renewed"
+            );
+        }
         if self
             .options
             .trust_domain
@@ -236,6 +248,33 @@ impl Ca {
     /// Word of each change of the roots.
     pub(crate) fn changes(&self) -> watch::Receiver<()> {
         self.changes.subscribe()
+    }
+
+    /// The roots that are trusted, and word of each change of them, once it is so on disk.
+    pub(crate) fn trusted(&self) -> watch::Receiver<Arc<Trusted>> {
+        self.trusted.subscribe()
+    }
+
+    /// Tells of the roots as they are in the store, which somebody who has committed may have changed: `seen` is what it left
+    /// there. Who waits is told of them in their order, whoever comes here first.
+    fn tell_trusted(&self, store: &Store, seen: &Trusted) {
+        if **self.trusted.borrow() == *seen {
+            return;
+        }
+        self.trusted.send_if_modified(|told| {
+            let rows = store.roots().map_err(|error| error.to_string());
+            match rows.and_then(|rows| Trusted::of(&rows)) {
+                Ok(now) if now == **told => false,
+                Ok(now) => {
+                    *told = Arc::new(now);
+                    true
+                }
+                Err(error) => {
+                    tracing::error!(error, "sidecars are not told at once that the roots have changed");
+                    false
+                }
+            }
+        });
     }
 
     fn limits(&self) -> MutexGuard<'_, Limits> {

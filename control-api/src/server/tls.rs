@@ -13,7 +13,8 @@ use std::time::Duration;
 use rcgen::{KeyPair, SanType};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig, version};
 use time::OffsetDateTime;
@@ -26,8 +27,8 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{Shared, StartError};
-use crate::ca::CaError;
 use crate::ca::join::Proof;
+use crate::ca::{CaError, Trusted, sha256};
 
 /// How long a handshake may take: two round trips across the world with a lost packet.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
@@ -50,7 +51,16 @@ pub struct TlsOptions {
 /// The certificate and the roots that new connections are made with.
 #[derive(Clone, Debug)]
 pub(super) struct Tls {
-    current: watch::Receiver<Arc<ServerConfig>>,
+    current: watch::Receiver<Arc<Current>>,
+    trusted: watch::Receiver<Arc<Trusted>>,
+}
+
+/// What new connections are made with.
+#[derive(Debug)]
+struct Current {
+    config: Arc<ServerConfig>,
+    /// Each root by itself, with its SHA-256: which of them a certificate leads to, the library does not say.
+    roots: Vec<([u8; 32], Arc<dyn ClientCertVerifier>)>,
 }
 
 impl Tls {
@@ -62,7 +72,7 @@ impl Tls {
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
         let names = names(options, listen)?;
-        let mut changes = shared.ca.changes();
+        let (mut changes, trusted) = (shared.ca.changes(), shared.ca.trusted());
         let (first, mut renew_in) = make(shared, &names).await?;
         let (sender, current) = watch::channel(first);
         let shared = shared.clone();
@@ -93,7 +103,19 @@ impl Tls {
                 }
             }
         });
-        Ok(Self { current })
+        Ok(Self { current, trusted })
+    }
+
+    /// Waits until no root is left that the certificate leads to; for ever where none was shown.
+    pub(super) async fn root_gone(mut self, proof: Option<Arc<Proof>>) {
+        let Some(proof) = proof else {
+            return std::future::pending().await;
+        };
+        let gone = self.trusted.wait_for(|trusted| !trusted.has_any(&proof.roots));
+        if gone.await.is_err() {
+            // Whoever tells of the roots is gone, and the connection will be.
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Shakes hands. Gives the stream, and the certificate that the other end has shown.
@@ -101,21 +123,22 @@ impl Tls {
         &self,
         stream: TcpStream,
     ) -> io::Result<(TlsStream<TcpStream>, Option<Arc<Proof>>)> {
-        let config = self.current.borrow().clone();
-        let handshake = TlsAcceptor::from(config).accept(stream);
+        let current = self.current.borrow().clone();
+        let handshake = TlsAcceptor::from(current.config.clone()).accept(stream);
         let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no handshake in time");
         let stream = tokio::time::timeout(HANDSHAKE_WITHIN, handshake)
             .await
             .map_err(late)??;
         let shown = stream.get_ref().1.peer_certificates();
-        let proof = shown.and_then(proof).map(Arc::new);
+        let proof = shown.and_then(|chain| proof(chain, &current.roots));
+        let proof = proof.map(Arc::new);
         Ok((stream, proof))
     }
 }
 
 /// What a verified chain proves; nothing if its first certificate names not exactly one workload (X509-SVID, section 2),
 /// or another cannot be read.
-fn proof(chain: &[CertificateDer<'_>]) -> Option<Proof> {
+fn proof(chain: &[CertificateDer<'_>], roots: &[([u8; 32], Arc<dyn ClientCertVerifier>)]) -> Option<Proof> {
     let serial = |certificate: &X509Certificate<'_>| certificate.raw_serial_as_string().replace(':', "");
     let (certificate, others) = chain.split_first()?;
     let vouched_by = others
@@ -135,6 +158,15 @@ fn proof(chain: &[CertificateDer<'_>]) -> Option<Proof> {
         serial: serial(&parsed),
         vouched_by: vouched_by.collect::<Option<_>>()?,
         not_after: parsed.validity().not_after.to_datetime(),
+        sha256: sha256(certificate),
+        roots: roots
+            .iter()
+            .filter(|(_, root)| {
+                let verified = root.verify_client_cert(certificate, others, UnixTime::now());
+                verified.is_ok()
+            })
+            .map(|(sha256, _)| *sha256)
+            .collect(),
     })
 }
 
@@ -167,7 +199,7 @@ fn names(options: &TlsOptions, listen: SocketAddr) -> Result<Vec<SanType>, Start
 }
 
 /// A new key, its certificate, and the roots of today. Says also when the next is due.
-async fn make(shared: &Arc<Shared>, names: &[SanType]) -> Result<(Arc<ServerConfig>, Duration), CaError> {
+async fn make(shared: &Arc<Shared>, names: &[SanType]) -> Result<(Arc<Current>, Duration), CaError> {
     let (shared, names) = (shared.clone(), names.to_vec());
     let work = move || {
         let failed = |error: &dyn std::fmt::Display| CaError::Sign(error.to_string());
@@ -178,9 +210,11 @@ async fn make(shared: &Arc<Shared>, names: &[SanType]) -> Result<(Arc<ServerConf
         tracing::debug!(serial = signed.serial, "a certificate for the API itself");
         let read =
             |pem: &String| CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| failed(&error));
-        let mut roots = RootCertStore::empty();
+        let (mut together, mut roots) = (Vec::new(), Vec::new());
         for root in &shared.ca.bundle(&shared.store)? {
-            roots.add(read(root)?).map_err(|error| failed(&error))?;
+            let root = read(root)?;
+            roots.push((sha256(&root), verifier(std::slice::from_ref(&root))?));
+            together.push(root);
         }
         let chain = signed
             .certificates
@@ -189,22 +223,36 @@ async fn make(shared: &Arc<Shared>, names: &[SanType]) -> Result<(Arc<ServerConf
             .collect::<Result<Vec<_>, _>>()?;
         let key =
             PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).map_err(|error| failed(&error))?;
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-            .allow_unauthenticated()
-            .build()
-            .map_err(|error| failed(&error))?;
-        let mut config = ServerConfig::builder_with_provider(provider)
+        let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_protocol_versions(&[&version::TLS13])
             .map_err(|error| failed(&error))?
-            .with_client_cert_verifier(verifier)
+            .with_client_cert_verifier(verifier(&together)?)
             .with_single_cert(chain, key)
             .map_err(|error| failed(&error))?;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok((Arc::new(config), half.try_into().unwrap_or(AGAIN_AFTER)))
+        let config = Arc::new(config);
+        Ok((
+            Arc::new(Current { config, roots }),
+            half.try_into().unwrap_or(AGAIN_AFTER),
+        ))
     };
     let made = tokio::task::spawn_blocking(work).await;
     made.unwrap_or_else(|fault| Err(CaError::Sign(fault.to_string())))
+}
+
+/// What verifies that a client certificate leads to one of these roots, if one is shown.
+fn verifier(trusted: &[CertificateDer<'_>]) -> Result<Arc<dyn ClientCertVerifier>, CaError> {
+    let failed = |error: &dyn std::fmt::Display| CaError::Sign(error.to_string());
+    let mut roots = RootCertStore::empty();
+    for root in trusted {
+        let root = root.clone().into_owned();
+        roots.add(root).map_err(|error| failed(&error))?;
+    }
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+        .allow_unauthenticated()
+        .build()
+        .map_err(|error| failed(&error))
 }

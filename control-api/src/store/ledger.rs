@@ -125,6 +125,10 @@ pub struct Leaf {
     /// The id of the token that its bearer joined by.
     #[serde(default)]
     pub token: String,
+    /// SHA-256 of the certificate itself: who has the key of a root can repeat a number, and not this. Absent in a store of
+    /// before, until these have expired.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<[u8; 32]>,
 }
 
 /// What was done.
