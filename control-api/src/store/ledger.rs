@@ -6,6 +6,7 @@
 //!
 //! **Does not** judge tokens, make certificates or hold keys: [`crate::ca`] does; private keys are files beside the store.
 
+use std::collections::HashMap;
 use std::sync::PoisonError;
 
 use outrigger_config::join::RefusalReason;
@@ -24,6 +25,9 @@ const LEAVES: TableDefinition<'_, (u64, &str), &[u8]> = TableDefinition::new("ca
 const AUDIT: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("ca-audit");
 /// The refusals of the audit log, by number of the same count: kept apart, so that a flood of them pushes nothing else out.
 const REFUSALS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("ca-refusals");
+/// When the last certificate expires that a revoked serial number is about (milliseconds since 1970), by that number in the form
+/// in which it is compared. Rows go with the entry of the `Mesh` document, which has at most ten thousand.
+const REVOKED: TableDefinition<'_, &str, u64> = TableDefinition::new("ca-revoked");
 /// Words about the CA as a whole.
 const WORDS: TableDefinition<'_, &str, &str> = TableDefinition::new("ca-words");
 
@@ -276,6 +280,16 @@ impl Store {
         Ok(said.filter(|_| is_alive))
     }
 
+    /// When the last certificate expires that a revoked serial number is about, by that number; of those that were known when
+    /// they were revoked.
+    pub fn revoked_ends(&self) -> Result<HashMap<String, u64>, StoreError> {
+        let table = self.database.begin_read()?.open_table(REVOKED)?;
+        let row = |row: (redb::AccessGuard<'_, &str>, redb::AccessGuard<'_, u64>)| {
+            (row.0.value().to_owned(), row.1.value())
+        };
+        table.iter()?.map(|found| Ok(row(found?))).collect()
+    }
+
     /// The certificates that expire after `now_ms`, the first to expire first.
     pub fn leaves(&self, now_ms: u64) -> Result<Vec<Leaf>, StoreError> {
         let table = self.database.begin_read()?.open_table(LEAVES)?;
@@ -301,6 +315,7 @@ impl Ledger {
         transaction.open_table(LEAVES)?;
         transaction.open_table(AUDIT)?;
         transaction.open_table(REFUSALS)?;
+        transaction.open_table(REVOKED)?;
         transaction.open_table(WORDS)?;
         Ok(())
     }
@@ -401,6 +416,16 @@ impl Ledger {
             .map(|(_, row)| decode::<Leaf>(row.value()))
             .transpose()?;
         Ok(last.filter(|leaf| leaf.not_after_ms > now_ms))
+    }
+
+    /// Keeps when the last certificate expires that a revoked serial number is about; with nothing, forgets it.
+    pub fn keep_revoked_end(&self, serial: &str, end_ms: Option<u64>) -> Result<(), StoreError> {
+        let mut table = self.transaction.open_table(REVOKED)?;
+        match end_ms {
+            Some(end_ms) => table.insert(serial, end_ms)?,
+            None => table.remove(serial)?,
+        };
+        Ok(())
     }
 
     /// The trust domain, once a certificate was issued in it.
