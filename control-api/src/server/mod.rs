@@ -326,7 +326,7 @@ async fn open(
                 serve((stream, Peer { address, proof }), router, stop, lapsed).await;
             }
         }
-        Err(error) => tracing::debug!(%error, peer = %address, "no handshake"),
+        Err(error) => tls.note_failure(&error, address).await,
     }
 }
 

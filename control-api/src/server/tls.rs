@@ -7,9 +7,10 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use outrigger_proxy::tls::pin::refused_certificate;
 use rcgen::{KeyPair, SanType};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
@@ -27,8 +28,10 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{Shared, StartError};
-use crate::ca::join::Proof;
-use crate::ca::{CaError, Trusted, sha256};
+use crate::ca::join::{Now, Proof};
+use crate::ca::limits::{Limits, Verdict};
+use crate::ca::{CaError, Trusted, rfc3339, sha256};
+use crate::store::ledger::{AuditRow, Deed};
 
 /// How long a handshake may take: two round trips across the world with a lost packet.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
@@ -49,10 +52,13 @@ pub struct TlsOptions {
 }
 
 /// The certificate and the roots that new connections are made with.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Tls {
     current: watch::Receiver<Arc<Current>>,
     trusted: watch::Receiver<Arc<Trusted>>,
+    shared: Arc<Shared>,
+    /// Which refused certificates are written down: whoever holds one may show it as often as it likes.
+    limits: Arc<Mutex<Limits>>,
 }
 
 /// What new connections are made with.
@@ -75,6 +81,12 @@ impl Tls {
         let (mut changes, trusted) = (shared.ca.changes(), shared.ca.trusted());
         let (first, mut renew_in) = make(shared, &names).await?;
         let (sender, current) = watch::channel(first);
+        let tls = Self {
+            current,
+            trusted,
+            shared: shared.clone(),
+            limits: Arc::new(Mutex::new(Limits::new())),
+        };
         let shared = shared.clone();
         tokio::spawn(async move {
             loop {
@@ -103,7 +115,51 @@ impl Tls {
                 }
             }
         });
-        Ok(Self { current, trusted })
+        Ok(tls)
+    }
+
+    /// Writes down why a handshake came to nothing: in the audit log, where the certificate that was shown was refused.
+    pub(super) async fn note_failure(&self, error: &io::Error, peer: SocketAddr) {
+        let Some(why) = refused_certificate(error) else {
+            tracing::debug!(%error, %peer, "no handshake");
+            return;
+        };
+        let (source, now) = (peer.ip().to_canonical(), Now::read());
+        let note = match self.judge(source, &now) {
+            Verdict::Heard => why,
+            Verdict::Over { note: true, .. } => {
+                format!("{why}; more from there is not written down for a while")
+            }
+            Verdict::Over { note: false, .. } => return,
+        };
+        tracing::warn!(%source, "a client certificate was refused: {note}");
+        let mut row = AuditRow::of(Deed::HandshakeRefused, rfc3339(now.wall));
+        row.source = source.to_string();
+        row.note = note;
+        let shared = self.shared.clone();
+        let write = move || {
+            let ledger = shared.store.ledger()?;
+            ledger.audit(row)?;
+            ledger.commit()
+        };
+        let written = tokio::task::spawn_blocking(write).await;
+        let failed = match &written {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(fault) => fault.to_string(),
+        };
+        tracing::error!(error = failed, "a refusal could not be written to the audit log");
+    }
+
+    /// Counts a refused certificate.
+    fn judge(&self, source: IpAddr, now: &Now) -> Verdict {
+        let who = source.into();
+        // Each change of it is whole before the next can panic.
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        match limits.before(&who, now.clock) {
+            Verdict::Heard => limits.failed(&who, now.clock),
+            over @ Verdict::Over { .. } => over,
+        }
     }
 
     /// Waits until no root is left that the certificate leads to; for ever where none was shown.

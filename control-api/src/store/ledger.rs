@@ -147,6 +147,8 @@ pub enum Deed {
     Refused,
     /// Somebody brought a wrong operator token.
     OperatorRefused,
+    /// A client certificate was refused in the handshake.
+    HandshakeRefused,
     /// A token was made.
     TokenCreated,
     /// A token was taken back.
@@ -449,7 +451,10 @@ impl Ledger {
             Ok(table.last()?.map_or(0, |(number, _)| number.value()))
         };
         row.number = newest(&deeds)?.max(newest(&refusals)?) + 1;
-        let table = if matches!(row.deed, Deed::Refused | Deed::OperatorRefused) {
+        let table = if matches!(
+            row.deed,
+            Deed::Refused | Deed::OperatorRefused | Deed::HandshakeRefused
+        ) {
             &mut refusals
         } else {
             &mut deeds

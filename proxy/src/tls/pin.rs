@@ -151,6 +151,12 @@ impl Pinned {
     }
 }
 
+/// Why the certificate of the other end was refused, if that is what ended a handshake.
+pub fn refused_certificate(error: &io::Error) -> Option<String> {
+    let error = error.get_ref()?.downcast_ref::<Error>()?;
+    matches!(error, Error::InvalidCertificate(_)).then(|| words::of(error))
+}
+
 /// Whether a chain of certificates leads to one of these roots today, and the SPIFFE ID of the first: its only URI name.
 ///
 /// # Errors
