@@ -5,6 +5,8 @@
 use std::path::Path;
 
 use aws_lc_rs::digest::{SHA256, digest};
+use outrigger_config::join::spiffe_id;
+use outrigger_proxy::tls::pin::verify_both_ends;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
@@ -118,7 +120,12 @@ impl Authority {
 
     /// Reads what the operator gave: the signing certificate and all that lead to its root, the root last, and the key.
     /// Every problem that is found is told.
-    pub(super) fn given(certificates: &Path, key: &Path, now: OffsetDateTime) -> Result<Self, Vec<String>> {
+    /// It has to be able to sign for this trust domain.
+    pub(super) fn given(
+        (certificates, key): (&Path, &Path),
+        trust_domain: &str,
+        now: OffsetDateTime,
+    ) -> Result<Self, Vec<String>> {
         let mut problems = Vec::new();
         let chain = read_chain(certificates, now, &mut problems);
         let key_pair = read_file(key).and_then(|text| {
@@ -165,7 +172,7 @@ impl Authority {
             not_after,
         };
         authority
-            .prove_name(first, now)
+            .prove(first, trust_domain, now)
             .map_err(|problem| vec![format!("{place}: {problem}")])?;
         Ok(authority)
     }
@@ -246,14 +253,17 @@ impl Authority {
         self.not_after
     }
 
-    /// Signs something to see whether it names its issuer to the letter: a name with parts that the library does not
-    /// keep apart would make certificates that nobody can verify.
-    fn prove_name(&self, own: &[u8], now: OffsetDateTime) -> Result<(), String> {
+    /// Signs as for a workload, to see whether others would take it: a name with parts that the library does not keep apart
+    /// would make certificates that nobody can verify, and what the certificates above it forbid by extended key usage or
+    /// name constraints would be found out by the first handshake only.
+    fn prove(&self, own: &[u8], trust_domain: &str, now: OffsetDateTime) -> Result<(), String> {
         let failed = |error: &dyn std::fmt::Display| format!("it cannot sign: {error}");
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| failed(&error))?;
+        let id = spiffe_id(trust_domain, "probe");
+        let uri = id.as_str().try_into().map(SanType::URI);
         let wanted = Wanted {
             common_name: "probe",
-            names: Vec::new(),
+            names: vec![uri.map_err(|error| failed(&error))?],
             life: Duration::minutes(1),
         };
         let signed = self.sign(&key, wanted, now).map_err(|error| failed(&error))?;
@@ -261,14 +271,21 @@ impl Authority {
         let der = der.and_then(Result::ok).ok_or("it cannot sign")?.into_contents();
         let (_, leaf) = X509Certificate::from_der(&der).map_err(|error| failed(&error))?;
         let (_, own) = X509Certificate::from_der(own).map_err(|error| failed(&error))?;
-        if leaf.issuer().as_raw() == own.subject().as_raw() {
-            return Ok(());
+        if leaf.issuer().as_raw() != own.subject().as_raw() {
+            return Err(format!(
+                "its subject, `{}`, cannot be written as an issuer by this program: give a CA whose subject has each \
+                 kind of part once",
+                own.subject()
+            ));
         }
-        Err(format!(
-            "its subject, `{}`, cannot be written as an issuer by this program: give a CA whose subject has each kind \
-             of part once",
-            own.subject()
-        ))
+        let roots = std::slice::from_ref(&self.root);
+        verify_both_ends(&signed.certificates, roots, now.into()).map_err(|why| {
+            format!(
+                "what it signs for `{id}` would be refused by all others as the certificate {why}. Give a CA all of whose \
+                 certificates, where they say an extendedKeyUsage, say serverAuth and clientAuth, and whose name constraints, if \
+                 any, say nothing of URIs and of directory names: sidecars take nothing under those, whatever they allow"
+            )
+        })
     }
 }
 

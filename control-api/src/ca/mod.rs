@@ -173,7 +173,10 @@ impl Ca {
             }
             (None, Some(root)) if root.given => return Err(CaError::GivenBefore),
             (None, Some(root)) => roots::load(&folder, root)?,
-            (Some(given), active) => take_given(&ledger, given, active, now)?,
+            (Some(given), active) => {
+                let domain = said_trust_domain(&ledger, &mesh(&store.head()), &options, now)?;
+                take_given(&ledger, (given, &domain), active, now)?
+            }
         };
         if let Some(wanted) = &options.trust_domain {
             hold_trust_domain(&ledger, wanted, now)?;
@@ -304,13 +307,7 @@ impl Ca {
         ledger: &Ledger,
         now: OffsetDateTime,
     ) -> Result<String, StoreError> {
-        if let Some(fixed) = fixed_trust_domain(ledger, now)? {
-            return Ok(fixed);
-        }
-        let said = mesh(&store.head())
-            .trust_domain
-            .or_else(|| self.options.trust_domain.clone());
-        Ok(said.unwrap_or_else(|| TRUST_DOMAIN_DEFAULT.to_owned()))
+        said_trust_domain(ledger, &mesh(&store.head()), &self.options, now)
     }
 
     /// The same, without waiting for whoever writes to the store.
@@ -403,6 +400,20 @@ pub(crate) fn fixed_trust_domain(ledger: &Ledger, now: OffsetDateTime) -> Result
     ledger.trust_domain()
 }
 
+/// The trust domain: of the certificates that are alive, else of the `Mesh` document, else of the options or by default.
+fn said_trust_domain(
+    ledger: &Ledger,
+    mesh: &Mesh,
+    options: &Options,
+    now: OffsetDateTime,
+) -> Result<String, StoreError> {
+    if let Some(fixed) = fixed_trust_domain(ledger, now)? {
+        return Ok(fixed);
+    }
+    let said = mesh.trust_domain.as_ref().or(options.trust_domain.as_ref());
+    Ok(said.map_or_else(|| TRUST_DOMAIN_DEFAULT.to_owned(), Clone::clone))
+}
+
 /// Whether the trust domain that the operator wants now can be.
 fn hold_trust_domain(ledger: &Ledger, wanted: &str, now: OffsetDateTime) -> Result<(), CaError> {
     match (fixed_trust_domain(ledger, now)?, ledger.last_leaf(millis(now))?) {
@@ -433,11 +444,12 @@ fn hold_options(options: &Options) -> Result<(), CaError> {
 /// Takes in what the operator gave, in the place of the root that was active, if nobody depends on that.
 fn take_given(
     ledger: &Ledger,
-    given: &Given,
+    (given, trust_domain): (&Given, &str),
     active: Option<&Root>,
     now: OffsetDateTime,
 ) -> Result<Authority, CaError> {
-    let authority = Authority::given(&given.certificates, &given.key, now).map_err(CaError::Given)?;
+    let files = (given.certificates.as_path(), given.key.as_path());
+    let authority = Authority::given(files, trust_domain, now).map_err(CaError::Given)?;
     let fingerprint = |certificate: &str| authority::fingerprint(certificate).map_err(CaError::Sign);
     let number = match active {
         Some(root) if fingerprint(&root.certificate)? == fingerprint(authority.root())? => {
