@@ -15,6 +15,10 @@ pub const HOLD_DEFAULT: Duration = Duration::from_secs(25);
 /// The longest hold that a poll may ask for.
 pub const HOLD_MAX: Duration = Duration::from_secs(55);
 
+/// The field of every answer to a poll, of one that tells nothing new too, which names the roots of the mesh and which of
+/// them signs. Whoever has a certificate of this CA that came with another word (`IdentityAnswer::roots`) asks for another.
+pub const ROOTS_HEADER: &str = "outrigger-roots";
+
 /// The most notices of one poll: more than a person reads at once; the sidecar's own `/clusters` shows all.
 pub const NOTICES_MAX: usize = 16;
 
@@ -87,6 +91,10 @@ pub struct DiscoveryRequest {
     /// The identity of the sidecar, where it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<Shown>,
+    /// The roots that it was last told of, as [`ROOTS_HEADER`] named them; empty for one to which they are nothing. A poll
+    /// is answered as soon as they are others.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub roots: String,
     /// What the sidecar is worried about, in sentences for people, the oldest first: at most [`NOTICES_MAX`] of at most
     /// [`NOTICE_BYTES_MAX`] bytes are kept.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

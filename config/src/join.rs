@@ -196,6 +196,10 @@ pub struct IdentityAnswer {
     pub not_after: String,
     /// When another should be asked for: half way (RFC 3339).
     pub renew_after: String,
+    /// Names the roots of the mesh as they are now, and which of them signs: another word with a later poll
+    /// ([`crate::discovery::ROOTS_HEADER`]) says that another certificate is to be asked for at once.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub roots: String,
 }
 
 /// The answer where there is no certificate.
@@ -233,6 +237,8 @@ pub enum RefusalReason {
     TokenRevoked,
     /// The token or certificate is of another service than the one asked for.
     OtherService,
+    /// The certificate was not issued here, as far as this store knows: it cannot be renewed.
+    CertificateUnknown,
     /// The certificate or the identity stands among the revoked.
     IdentityRevoked,
     /// Too many failed attempts.
@@ -243,7 +249,7 @@ pub enum RefusalReason {
 
 impl RefusalReason {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::MalformedRequest,
         Self::MalformedCsr,
         Self::CsrSignature,
@@ -255,6 +261,7 @@ impl RefusalReason {
         Self::TokenUsedUp,
         Self::TokenRevoked,
         Self::OtherService,
+        Self::CertificateUnknown,
         Self::IdentityRevoked,
         Self::RateLimited,
         Self::CaUnavailable,
@@ -274,6 +281,7 @@ impl RefusalReason {
             Self::TokenUsedUp => "token-used-up",
             Self::TokenRevoked => "token-revoked",
             Self::OtherService => "other-service",
+            Self::CertificateUnknown => "certificate-unknown",
             Self::IdentityRevoked => "identity-revoked",
             Self::RateLimited => "rate-limited",
             Self::CaUnavailable => "ca-unavailable",

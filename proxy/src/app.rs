@@ -201,10 +201,11 @@ impl Sidecar {
             (&drain, &metrics.lost_workers()),
         )?;
         let resolver = resolver(names.as_ref(), &dns, system_files)?;
-        let identity = IdentitySource::of(&bootstrap, token, &resolver)?;
+        let mut identity = IdentitySource::of(&bootstrap, token, &resolver)?;
         let known = Known {
             identities: Arc::clone(&identities),
             token: identity.token(),
+            roots: identity.hear_roots(&bootstrap),
         };
         let source = source(&bootstrap, known, &resolver)?;
         let doors = listeners.iter();

@@ -5,6 +5,8 @@
 use std::path::Path;
 
 use aws_lc_rs::digest::{SHA256, digest};
+use outrigger_config::join::spiffe_id;
+use outrigger_proxy::tls::pin::verify_both_ends;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
@@ -56,6 +58,8 @@ pub(crate) struct Signed {
     pub(crate) certificates: Vec<String>,
     /// Its serial number in hexadecimal.
     pub(crate) serial: String,
+    /// SHA-256 of it.
+    pub(crate) sha256: [u8; 32],
     /// When it expires.
     pub(crate) not_after: OffsetDateTime,
 }
@@ -116,7 +120,12 @@ impl Authority {
 
     /// Reads what the operator gave: the signing certificate and all that lead to its root, the root last, and the key.
     /// Every problem that is found is told.
-    pub(super) fn given(certificates: &Path, key: &Path, now: OffsetDateTime) -> Result<Self, Vec<String>> {
+    /// It has to be able to sign for this trust domain.
+    pub(super) fn given(
+        (certificates, key): (&Path, &Path),
+        trust_domain: &str,
+        now: OffsetDateTime,
+    ) -> Result<Self, Vec<String>> {
         let mut problems = Vec::new();
         let chain = read_chain(certificates, now, &mut problems);
         let key_pair = read_file(key).and_then(|text| {
@@ -163,7 +172,7 @@ impl Authority {
             not_after,
         };
         authority
-            .prove_name(first, now)
+            .prove(first, trust_domain, now)
             .map_err(|problem| vec![format!("{place}: {problem}")])?;
         Ok(authority)
     }
@@ -197,11 +206,14 @@ impl Authority {
             ExtendedKeyUsagePurpose::ClientAuth,
         ];
         params.use_authority_key_identifier_extension = true;
-        let mut certificates = vec![params.signed_by(key, &self.issuer)?.pem()];
+        let certificate = params.signed_by(key, &self.issuer)?;
+        let sha256 = sha256(certificate.der());
+        let mut certificates = vec![certificate.pem()];
         certificates.extend(self.chain.iter().cloned());
         Ok(Signed {
             certificates,
             serial,
+            sha256,
             not_after,
         })
     }
@@ -241,14 +253,17 @@ impl Authority {
         self.not_after
     }
 
-    /// Signs something to see whether it names its issuer to the letter: a name with parts that the library does not
-    /// keep apart would make certificates that nobody can verify.
-    fn prove_name(&self, own: &[u8], now: OffsetDateTime) -> Result<(), String> {
+    /// Signs as for a workload, to see whether others would take it: a name with parts that the library does not keep apart
+    /// would make certificates that nobody can verify, and what the certificates above it forbid by extended key usage or
+    /// name constraints would be found out by the first handshake only.
+    fn prove(&self, own: &[u8], trust_domain: &str, now: OffsetDateTime) -> Result<(), String> {
         let failed = |error: &dyn std::fmt::Display| format!("it cannot sign: {error}");
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| failed(&error))?;
+        let id = spiffe_id(trust_domain, "probe");
+        let uri = id.as_str().try_into().map(SanType::URI);
         let wanted = Wanted {
             common_name: "probe",
-            names: Vec::new(),
+            names: vec![uri.map_err(|error| failed(&error))?],
             life: Duration::minutes(1),
         };
         let signed = self.sign(&key, wanted, now).map_err(|error| failed(&error))?;
@@ -256,14 +271,21 @@ impl Authority {
         let der = der.and_then(Result::ok).ok_or("it cannot sign")?.into_contents();
         let (_, leaf) = X509Certificate::from_der(&der).map_err(|error| failed(&error))?;
         let (_, own) = X509Certificate::from_der(own).map_err(|error| failed(&error))?;
-        if leaf.issuer().as_raw() == own.subject().as_raw() {
-            return Ok(());
+        if leaf.issuer().as_raw() != own.subject().as_raw() {
+            return Err(format!(
+                "its subject, `{}`, cannot be written as an issuer by this program: give a CA whose subject has each \
+                 kind of part once",
+                own.subject()
+            ));
         }
-        Err(format!(
-            "its subject, `{}`, cannot be written as an issuer by this program: give a CA whose subject has each kind \
-             of part once",
-            own.subject()
-        ))
+        let roots = std::slice::from_ref(&self.root);
+        verify_both_ends(&signed.certificates, roots, now.into()).map_err(|why| {
+            format!(
+                "what it signs for `{id}` would be refused by all others as the certificate {why}. Give a CA all of whose \
+                 certificates, where they say an extendedKeyUsage, say serverAuth and clientAuth, and whose name constraints, if \
+                 any, say nothing of URIs and of directory names: sidecars take nothing under those, whatever they allow"
+            )
+        })
     }
 }
 
@@ -278,10 +300,15 @@ fn root_name(called: &str) -> DistinguishedName {
 /// SHA-256 of a certificate, by which it is pinned.
 pub(super) fn fingerprint(certificate_pem: &str) -> Result<[u8; 32], String> {
     let der = pem::parse(certificate_pem).map_err(|error| error.to_string())?;
-    let hash = digest(&SHA256, der.contents());
-    hash.as_ref()
-        .try_into()
-        .map_err(|_| "a hash of another length".to_owned())
+    Ok(sha256(der.contents()))
+}
+
+/// SHA-256 of a certificate in DER.
+pub(crate) fn sha256(certificate: &[u8]) -> [u8; 32] {
+    let mut hash = [0; 32];
+    // SHA-256 has 32 bytes: nothing is left out or filled up.
+    hash.copy_from_slice(digest(&SHA256, certificate).as_ref());
+    hash
 }
 
 /// Certificates from a file, each one looked at; problems go to the list.

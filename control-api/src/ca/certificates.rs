@@ -10,6 +10,7 @@ use outrigger_config::join::spiffe_id;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
+use super::revoked::digits;
 use super::{Ca, CaError, millis, rfc3339_of};
 use crate::store::Store;
 use crate::store::ledger::Leaf;
@@ -88,13 +89,16 @@ pub struct CertificateList {
 pub fn list(ca: &Ca, store: &Store, which: &Which, now: OffsetDateTime) -> Result<CertificateList, CaError> {
     let mut alive = store.leaves(millis(now))?;
     let joined = which.serial.as_ref().map(|serial| {
-        let itself = alive.iter().find(|leaf| leaf.serial == *serial);
+        let serial = digits(serial);
+        let itself = alive.iter().find(|leaf| digits(&leaf.serial) == serial);
         // What has expired itself may be what others were joined with.
-        itself.map_or_else(|| serial.clone(), |leaf| leaf.joined.clone())
+        itself.map_or(serial, |leaf| digits(&leaf.joined))
     });
     let is = |wanted: &Option<String>, found: &String| wanted.as_ref().is_none_or(|wanted| wanted == found);
     alive.retain(|leaf| {
-        is(&which.service, &leaf.service) && is(&which.token, &leaf.token) && is(&joined, &leaf.joined)
+        is(&which.service, &leaf.service)
+            && is(&which.token, &leaf.token)
+            && is(&joined, &digits(&leaf.joined))
     });
     let domain = ca.trust_domain_now(store, now)?;
     let words = ca.mesh_words(&store.head());

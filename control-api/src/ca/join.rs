@@ -18,6 +18,7 @@ use time::OffsetDateTime;
 
 use super::authority::{SignError, Signed};
 use super::limits::{Verdict, Who};
+use super::roots::{Roots, Trusted};
 use super::{Ca, CaError, csr, millis, rfc3339, tokens};
 use crate::store::ledger::{AuditRow, Deed, LEAVES_MAX, Leaf, Ledger};
 use crate::store::{Store, StoreError};
@@ -55,6 +56,10 @@ pub struct Proof {
     pub vouched_by: Vec<String>,
     /// When it expires; a connection may live longer.
     pub not_after: OffsetDateTime,
+    /// SHA-256 of it.
+    pub sha256: [u8; 32],
+    /// SHA-256 of each root of that moment that it leads to; a connection may outlive these too.
+    pub roots: Vec<[u8; 32]>,
 }
 
 /// What time it is: on the wall, for certificates, and for measuring.
@@ -213,13 +218,16 @@ fn issue(
     let key = csr::public_key(&request.csr)?;
     let ledger = store.ledger()?;
     let domain = ca.trust_domain(store, &ledger, now.wall)?;
-    let (deed, service, spent) = match &credential {
+    let (service, spent) = match &credential {
         Credential::Token(token) => {
             let der = key.subject_public_key_info();
             let spent = tokens::find_use(&ledger, token, asked, (&der, now.wall))?;
-            (Deed::Issued, spent.service().to_owned(), Some(spent))
+            (spent.service().to_owned(), Some(spent))
         }
-        Credential::Proof(proof) => (Deed::Renewed, renewing(proof, &domain, asked, now)?, None),
+        Credential::Proof(proof) => {
+            hold_roots(&ca.roots_of(ledger.roots()?)?.trusted()?, proof)?;
+            (renewing(proof, &domain, asked, now)?, None)
+        }
     };
     trail.service.clone_from(&service);
     let id = spiffe_id(&domain, &service);
@@ -233,6 +241,7 @@ fn issue(
         .into_iter()
         .flat_map(|(own, others)| [own].into_iter().chain(others));
     hold_revocations(store, &id, serials.chain(&origin.joined))?;
+    let is_adopted = hold_issued(&origin, ca.options.adopt_unknown)?;
     if let Some(joined) = &origin.joined {
         let life = ca.certificate_life().unsigned_abs();
         let wait = ca.limits().renewed(joined, life, now.clock);
@@ -243,33 +252,49 @@ fn issue(
         id: &id,
         origin,
     };
-    let (signed, bundle) = sign(ca, &ledger, &key, whose, now)?;
+    let (signed, roots) = sign(ca, &ledger, &key, whose, now)?;
+    let trusted = roots.trusted()?;
     if let Some(spent) = spent {
         spent.note(&ledger, &signed.serial, now.wall)?;
     }
     ledger.fix_trust_domain(&domain)?;
-    let mut row = AuditRow::of(deed, rfc3339(now.wall));
-    row.who.clone_from(&trail.who);
-    row.source = attempt.source.to_string();
-    row.token.clone_from(&trail.token);
-    row.service.clone_from(&service);
-    row.serial.clone_from(&signed.serial);
-    row.note = match proof {
-        Some(old) => format!("instead of {}; until {}", old.serial, rfc3339(signed.not_after)),
-        None => format!("until {}", rfc3339(signed.not_after)),
-    };
-    ledger.audit(row)?;
+    let instead = proof.map(|old| (&*old.serial, is_adopted));
+    ledger.audit(row(trail, attempt.source, instead, &signed, now))?;
     ledger.commit()?;
+    ca.tell_trusted(store, &trusted);
     tracing::info!(spiffe_id = id, serial = signed.serial, source = %attempt.source, token = trail.token, "certificate issued");
     let half = (signed.not_after - now.wall) / 2;
     Ok(IdentityAnswer {
-        bundle,
+        bundle: roots.bundle(),
+        roots: trusted.name,
         spiffe_id: id,
         serial: signed.serial,
         not_after: rfc3339(signed.not_after),
         renew_after: rfc3339(now.wall + half),
         certificates: signed.certificates,
     })
+}
+
+/// The row of the audit log about a certificate that was issued. `instead`: the number of the one that it renews, and whether
+/// that one is not known here.
+fn row(trail: &Trail, source: IpAddr, instead: Option<(&str, bool)>, signed: &Signed, now: Now) -> AuditRow {
+    let until = rfc3339(signed.not_after);
+    let (deed, note) = match instead {
+        None => (Deed::Issued, format!("until {until}")),
+        Some((old, false)) => (Deed::Renewed, format!("instead of {old}; until {until}")),
+        Some((old, true)) => (
+            Deed::Renewed,
+            format!("instead of {old}, which is unknown here; until {until}"),
+        ),
+    };
+    let mut row = AuditRow::of(deed, rfc3339(now.wall));
+    row.who.clone_from(&trail.who);
+    row.source = source.to_string();
+    row.token.clone_from(&trail.token);
+    row.service.clone_from(&trail.service);
+    row.serial.clone_from(&signed.serial);
+    row.note = note;
+    row
 }
 
 /// What the attempt is proved by. A token goes before a certificate: whoever pastes one means it.
@@ -292,6 +317,16 @@ fn credential(token: Option<&str>, proof: Option<Proof>, trail: &mut Trail) -> R
             Err(Refused::of(RefusalReason::NoCredential, sentence))
         }
     }
+}
+
+/// Refuses a certificate that led to roots that have been taken away since the handshake.
+fn hold_roots(trusted: &Trusted, proof: &Proof) -> Result<(), Refused> {
+    if trusted.has_any(&proof.roots) {
+        return Ok(());
+    }
+    let sentence =
+        "the root of the certificate was taken away while the connection was open: join again with a token";
+    Err(Refused::of(RefusalReason::NoCredential, sentence))
 }
 
 /// The service whose certificate is renewed.
@@ -321,6 +356,19 @@ struct Origin {
     joined: Option<String>,
     /// The id of the token that it joined by.
     token: String,
+    /// Whether this store has issued what is renewed.
+    issued: Issued,
+}
+
+/// Whether a certificate was issued here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Issued {
+    /// It was, or nothing is renewed.
+    Here,
+    /// Nothing is known of it: it was signed elsewhere, or after the backup was made that this store came from.
+    Unknown,
+    /// Another one was issued under its number: it was signed elsewhere, by who knows that one.
+    InItsName,
 }
 
 /// Whose certificate it is.
@@ -338,19 +386,48 @@ fn origin(ledger: &Ledger, credential: &Credential, answered: Option<&str>) -> R
             return Ok(Origin {
                 joined: answered.map(str::to_owned),
                 token: token.id.clone(),
+                issued: Issued::Here,
             });
         }
         Credential::Proof(proof) => proof,
     };
     let held = ledger.leaf(millis(proof.not_after), &proof.serial)?;
-    // A store that was put back from a backup may know nothing of it: then its own number is the first that is known.
-    let held = held.filter(|leaf| !leaf.joined.is_empty());
-    let known = held.map(|leaf| (leaf.joined, leaf.token));
+    let issued = match &held {
+        None => Issued::Unknown,
+        // A certificate of before, of which the number and the end are all that is known.
+        Some(leaf) if leaf.sha256.is_none_or(|own| own == proof.sha256) => Issued::Here,
+        Some(_) => Issued::InItsName,
+    };
+    // Where nothing is known of its join, its own number is the first that is.
+    let known = held.filter(|leaf| !leaf.joined.is_empty());
+    let known = known.map(|leaf| (leaf.joined, leaf.token));
     let (joined, token) = known.unwrap_or_else(|| (proof.serial.clone(), String::new()));
     Ok(Origin {
         joined: Some(joined),
         token,
+        issued,
     })
+}
+
+/// Refuses to renew what was not issued here: whoever has the key of a root can sign any certificate, and by renewals it would
+/// outlive that root. Says whether it is let in all the same, because the operator wants it.
+fn hold_issued(origin: &Origin, adopt_unknown: bool) -> Result<bool, Refused> {
+    let what = match origin.issued {
+        Issued::Here => return Ok(false),
+        Issued::Unknown if adopt_unknown => return Ok(true),
+        Issued::Unknown => {
+            "though it leads to a root of the mesh. If the store was put back from a backup that is older than the \
+             certificate, join again with a token, or start `outrigger serve` with --adopt-unknown-certificates for as long \
+             as such certificates live; if it was not, the key of that root may be in other hands: replace the root \
+             (`outrigger ca rotate start`)"
+        }
+        Issued::InItsName => {
+            "though another of its serial number was: the key of its root is in other hands; replace the root \
+             (`outrigger ca rotate start`)"
+        }
+    };
+    let sentence = format!("the certificate was not issued by this control API, {what}");
+    Err(Refused::of(RefusalReason::CertificateUnknown, sentence))
 }
 
 /// Refuses what the mesh has revoked: the identity, the certificate that is shown or one that vouches for it, or the one
@@ -385,14 +462,14 @@ fn digits(serial: &str) -> &str {
     serial.trim_start_matches('0')
 }
 
-/// Signs, and notes the certificate as alive. Gives the roots to trust along with it.
+/// Signs, and notes the certificate as alive. Gives the roots of this moment along with it.
 fn sign(
     ca: &Ca,
     ledger: &Ledger,
     key: &SubjectPublicKeyInfo,
     whose: Whose<'_>,
     now: Now,
-) -> Result<(Signed, Vec<String>), Refused> {
+) -> Result<(Signed, Roots), Refused> {
     let roots = ca.advance(ledger, now.wall)?;
     let signed = roots.sign_for(key, whose.service, whose.id, ca.certificate_life(), now.wall)?;
     let leaf = Leaf {
@@ -403,6 +480,7 @@ fn sign(
         knows_root: roots.newest(),
         joined: whose.origin.joined.unwrap_or_else(|| signed.serial.clone()),
         token: whose.origin.token,
+        sha256: Some(signed.sha256),
     };
     if !ledger.add_leaf(&leaf, millis(now.wall))? {
         tracing::error!(
@@ -413,7 +491,7 @@ fn sign(
             format!("{LEAVES_MAX} certificates are alive, which is the most: something joins in a loop");
         return Err(Refused::of(RefusalReason::CaUnavailable, sentence));
     }
-    Ok((signed, roots.bundle()))
+    Ok((signed, roots))
 }
 
 /// Writes a refusal into the audit log. That it cannot be written changes nothing for the asker.

@@ -33,10 +33,12 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
 
+pub(crate) use self::authority::sha256;
 use self::authority::{Authority, Signed, Wanted};
 use self::limits::Limits;
 use self::revoked::{MeshWords, OfMesh};
 use self::roots::Roots;
+pub(crate) use self::roots::Trusted;
 use crate::store::ledger::{AuditRow, Deed, Ledger, Root, RootState};
 use crate::store::{Head, Store, StoreError};
 
@@ -58,6 +60,8 @@ pub struct Options {
     pub certificate_life: units::Duration,
     /// An intermediate that signs instead of a root of our own.
     pub given: Option<Given>,
+    /// Certificates that lead to a root of the mesh are renewed even if this store did not issue them.
+    pub adopt_unknown: bool,
 }
 
 impl Default for Options {
@@ -66,6 +70,7 @@ impl Default for Options {
             trust_domain: None,
             certificate_life: CERTIFICATE_LIFE,
             given: None,
+            adopt_unknown: false,
         }
     }
 }
@@ -146,6 +151,8 @@ pub struct Ca {
     signs: RwLock<(u64, Arc<Authority>)>,
     /// Told whenever the set of roots has changed.
     changes: watch::Sender<()>,
+    /// That set, as it is in the store.
+    trusted: watch::Sender<Arc<Trusted>>,
     limits: Mutex<Limits>,
     of_mesh: OfMesh,
 }
@@ -166,20 +173,22 @@ impl Ca {
             }
             (None, Some(root)) if root.given => return Err(CaError::GivenBefore),
             (None, Some(root)) => roots::load(&folder, root)?,
-            (Some(given), active) => take_given(&ledger, given, active, now)?,
+            (Some(given), active) => {
+                let domain = said_trust_domain(&ledger, &mesh(&store.head()), &options, now)?;
+                take_given(&ledger, (given, &domain), active, now)?
+            }
         };
         if let Some(wanted) = &options.trust_domain {
             hold_trust_domain(&ledger, wanted, now)?;
         }
-        let active = ledger
-            .roots()?
-            .into_iter()
-            .find(|root| root.state == RootState::Active);
+        let rows = ledger.roots()?;
+        let active = rows.iter().find(|root| root.state == RootState::Active);
         let ca = Self {
             options,
             folder,
             signs: RwLock::new((active.map_or(0, |root| root.number), Arc::new(authority))),
             changes: watch::Sender::new(()),
+            trusted: watch::Sender::new(Arc::new(Trusted::of(&rows).map_err(CaError::Sign)?)),
             limits: Mutex::new(Limits::new()),
             of_mesh: OfMesh::default(),
         };
@@ -201,6 +210,12 @@ impl Ca {
             until,
             "the CA is ready"
         );
+        if self.options.adopt_unknown {
+            tracing::warn!(
+                "certificates that this store did not issue are renewed (--adopt-unknown-certificates): start again without \
+                 it once those that are younger than the backup have been renewed"
+            );
+        }
         if self
             .options
             .trust_domain
@@ -238,6 +253,33 @@ impl Ca {
         self.changes.subscribe()
     }
 
+    /// The roots that are trusted, and word of each change of them, once it is so on disk.
+    pub(crate) fn trusted(&self) -> watch::Receiver<Arc<Trusted>> {
+        self.trusted.subscribe()
+    }
+
+    /// Tells of the roots as they are in the store, which somebody who has committed may have changed: `seen` is what it left
+    /// there. Who waits is told of them in their order, whoever comes here first.
+    fn tell_trusted(&self, store: &Store, seen: &Trusted) {
+        if **self.trusted.borrow() == *seen {
+            return;
+        }
+        self.trusted.send_if_modified(|told| {
+            let rows = store.roots().map_err(|error| error.to_string());
+            match rows.and_then(|rows| Trusted::of(&rows)) {
+                Ok(now) if now == **told => false,
+                Ok(now) => {
+                    *told = Arc::new(now);
+                    true
+                }
+                Err(error) => {
+                    tracing::error!(error, "sidecars are not told at once that the roots have changed");
+                    false
+                }
+            }
+        });
+    }
+
     fn limits(&self) -> MutexGuard<'_, Limits> {
         // Each change of it is whole before the next can panic.
         self.limits.lock().unwrap_or_else(PoisonError::into_inner)
@@ -265,13 +307,7 @@ impl Ca {
         ledger: &Ledger,
         now: OffsetDateTime,
     ) -> Result<String, StoreError> {
-        if let Some(fixed) = fixed_trust_domain(ledger, now)? {
-            return Ok(fixed);
-        }
-        let said = mesh(&store.head())
-            .trust_domain
-            .or_else(|| self.options.trust_domain.clone());
-        Ok(said.unwrap_or_else(|| TRUST_DOMAIN_DEFAULT.to_owned()))
+        said_trust_domain(ledger, &mesh(&store.head()), &self.options, now)
     }
 
     /// The same, without waiting for whoever writes to the store.
@@ -364,6 +400,20 @@ pub(crate) fn fixed_trust_domain(ledger: &Ledger, now: OffsetDateTime) -> Result
     ledger.trust_domain()
 }
 
+/// The trust domain: of the certificates that are alive, else of the `Mesh` document, else of the options or by default.
+fn said_trust_domain(
+    ledger: &Ledger,
+    mesh: &Mesh,
+    options: &Options,
+    now: OffsetDateTime,
+) -> Result<String, StoreError> {
+    if let Some(fixed) = fixed_trust_domain(ledger, now)? {
+        return Ok(fixed);
+    }
+    let said = mesh.trust_domain.as_ref().or(options.trust_domain.as_ref());
+    Ok(said.map_or_else(|| TRUST_DOMAIN_DEFAULT.to_owned(), Clone::clone))
+}
+
 /// Whether the trust domain that the operator wants now can be.
 fn hold_trust_domain(ledger: &Ledger, wanted: &str, now: OffsetDateTime) -> Result<(), CaError> {
     match (fixed_trust_domain(ledger, now)?, ledger.last_leaf(millis(now))?) {
@@ -394,11 +444,12 @@ fn hold_options(options: &Options) -> Result<(), CaError> {
 /// Takes in what the operator gave, in the place of the root that was active, if nobody depends on that.
 fn take_given(
     ledger: &Ledger,
-    given: &Given,
+    (given, trust_domain): (&Given, &str),
     active: Option<&Root>,
     now: OffsetDateTime,
 ) -> Result<Authority, CaError> {
-    let authority = Authority::given(&given.certificates, &given.key, now).map_err(CaError::Given)?;
+    let files = (given.certificates.as_path(), given.key.as_path());
+    let authority = Authority::given(files, trust_domain, now).map_err(CaError::Given)?;
     let fingerprint = |certificate: &str| authority::fingerprint(certificate).map_err(CaError::Sign);
     let number = match active {
         Some(root) if fingerprint(&root.certificate)? == fingerprint(authority.root())? => {

@@ -76,7 +76,8 @@ impl OfMesh {
     }
 }
 
-fn digits(serial: &str) -> String {
+/// A serial number in the one form in which it is compared.
+pub(crate) fn digits(serial: &str) -> String {
     serial.trim_start_matches('0').to_ascii_lowercase()
 }
 

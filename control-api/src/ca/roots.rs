@@ -5,10 +5,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use aws_lc_rs::digest::{Context, SHA256};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType};
 use time::OffsetDateTime;
 
-use super::authority::{Authority, SignError, Signed, Wanted};
+use super::authority::{Authority, SignError, Signed, Wanted, fingerprint};
 use super::{CaError, millis};
 use crate::secrets;
 use crate::store::ledger::{Root, RootState};
@@ -19,6 +22,36 @@ pub(super) struct Roots {
     rows: Vec<Root>,
     active: Root,
     signs: Arc<Authority>,
+}
+
+/// Which roots are trusted, without their certificates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Trusted {
+    /// One word for all of it, and for which of them signs: it is another whenever a sidecar has to hear of it.
+    pub(crate) name: String,
+    /// SHA-256 of each.
+    fingerprints: Vec<[u8; 32]>,
+}
+
+impl Trusted {
+    pub(super) fn of(rows: &[Root]) -> Result<Self, String> {
+        let mut all = Context::new(&SHA256);
+        let mut fingerprints = Vec::new();
+        for root in rows {
+            let one = fingerprint(&root.certificate)?;
+            all.update(&one);
+            all.update(&[u8::from(root.state == RootState::Active)]);
+            fingerprints.push(one);
+        }
+        // It is compared, and proves nothing: half of it is enough.
+        let name = URL_SAFE_NO_PAD.encode(&all.finish().as_ref()[..16]);
+        Ok(Self { name, fingerprints })
+    }
+
+    /// Whether one of these, by SHA-256, is still among them.
+    pub(crate) fn has_any(&self, roots: &[[u8; 32]]) -> bool {
+        roots.iter().any(|root| self.fingerprints.contains(root))
+    }
 }
 
 impl Roots {
@@ -51,6 +84,11 @@ impl Roots {
     /// All that are to be trusted; PEM.
     pub(super) fn bundle(&self) -> Vec<String> {
         self.rows.iter().map(|root| root.certificate.clone()).collect()
+    }
+
+    /// The same, without the certificates.
+    pub(super) fn trusted(&self) -> Result<Trusted, CaError> {
+        Trusted::of(&self.rows).map_err(CaError::Sign)
     }
 
     /// Signs for a workload.

@@ -78,7 +78,9 @@ pub fn status(ca: &Ca, store: &Store, now: OffsetDateTime) -> Result<Status, CaE
     }
     let retiring = views.iter().any(|root| root.state == RootState::Retiring);
     let next = if roots.next().is_some() {
-        "the new root signs once every sidecar knows it; nothing to do".to_owned()
+        "the new root signs once every sidecar knows it; nothing to do, but where the old key is in other hands: \
+         `outrigger ca rotate sign`"
+            .to_owned()
     } else if retiring && of_older_root > 0 {
         "certificates of the old root are still alive; `outrigger ca rotate finish` once there are none"
             .to_owned()
@@ -118,28 +120,54 @@ pub fn start(ca: &Ca, store: &Store, author: &str, now: OffsetDateTime) -> Resul
     }
     let (root, _) = roots::make(&ca.folder, roots.newest() + 1, RootState::Next, now)?;
     add_root(&ledger, &root, author, now)?;
+    let trusted = ca.roots_of(ledger.roots()?)?.trusted()?;
     ledger.commit()?;
     ca.changes.send_replace(());
+    ca.tell_trusted(store, &trusted);
     tracing::info!(root = root.number, author, "a new root is handed out from now on");
     Ok(())
 }
 
+/// Lets the new root sign from now on, though there are certificates alive that were handed out without it: where the key of
+/// the old one is in other hands, an hour of refused handshakes is the smaller harm.
+pub fn sign(ca: &Ca, store: &Store, author: &str, now: OffsetDateTime) -> Result<(), CaError> {
+    let ledger = store.ledger()?;
+    let roots = ca.roots_of(ledger.roots()?)?;
+    let Some(next) = roots.next() else {
+        let sentence = "there is no root that does not sign yet: `outrigger ca rotate start` makes one, and \
+                        `outrigger ca rotate status` says how far it is";
+        return Err(CaError::NotNow(sentence.to_owned()));
+    };
+    let left = waiting(&ledger.leaves(millis(now))?, next.number);
+    let what = match left {
+        0 => String::new(),
+        left => format!("by word: {left} certificates were alive that were handed out without it"),
+    };
+    let trusted = ca.promote(&ledger, &roots, (author, &what), now)?.trusted()?;
+    ledger.commit()?;
+    ca.tell_trusted(store, &trusted);
+    Ok(())
+}
+
 /// Takes the old root away. Unless `force` is given, only when no certificate that leads to it is alive, and no good token
-/// names it.
+/// names it. By force also before the new one signs, which it does from then on.
 pub fn finish(ca: &Ca, store: &Store, author: &str, force: bool, now: OffsetDateTime) -> Result<(), CaError> {
     let ledger = store.ledger()?;
     // Where no sidecar is left that does not know the new root, it can sign at once.
-    let roots = ca.advance(&ledger, now)?;
+    let mut roots = ca.advance(&ledger, now)?;
     if roots.rows().len() < 2 {
         return Err(CaError::NotNow(
             "no rotation is under way: `outrigger ca rotate start` begins one".to_owned(),
         ));
     }
     let alive = ledger.leaves(millis(now))?;
+    if force && roots.next().is_some() {
+        roots = ca.promote(&ledger, &roots, (author, "by force"), now)?;
+    }
     if roots.next().is_some() {
         return Err(CaError::NotNow(format!(
-            "the new root does not sign yet: the sidecars of {} certificates have not been told of it; they are with \
-             their next renewal, by {} at the latest",
+            "the new root does not sign yet: {} certificates are alive that were handed out without it, the last until {}. \
+             Wait; where the old key is in other hands, `outrigger ca rotate sign` lets the new one sign at once",
             waiting(&alive, roots.newest()),
             alive
                 .last()
@@ -166,8 +194,10 @@ pub fn finish(ca: &Ca, store: &Store, author: &str, force: bool, now: OffsetDate
         ledger.remove_root(*number)?;
         note(&ledger, Deed::RootRemoved, *number, (author, &lost), now)?;
     }
+    let trusted = ca.roots_of(ledger.roots()?)?.trusted()?;
     ledger.commit()?;
     ca.changes.send_replace(());
+    ca.tell_trusted(store, &trusted);
     for number in gone {
         roots::remove_key(&ca.folder, number);
     }
@@ -184,6 +214,17 @@ impl Ca {
         if waiting(&ledger.leaves(millis(now))?, next.number) > 0 {
             return Ok(roots);
         }
+        self.promote(ledger, &roots, ("", ""), now)
+    }
+
+    /// Lets the next root sign, for this reason, by somebody's word.
+    fn promote(
+        &self,
+        ledger: &Ledger,
+        roots: &Roots,
+        why: (&str, &str),
+        now: OffsetDateTime,
+    ) -> Result<Roots, CaError> {
         for root in roots.rows() {
             let mut root = root.clone();
             root.state = match root.state {
@@ -192,7 +233,7 @@ impl Ca {
             };
             ledger.put_root(&root)?;
         }
-        note(ledger, Deed::RootActive, next.number, ("", ""), now)?;
+        note(ledger, Deed::RootActive, roots.newest(), why, now)?;
         let roots = self.roots_of(ledger.roots()?)?;
         // Whoever hears of it before it is committed waits for this transaction, and after one that failed sees what was.
         self.changes.send_replace(());

@@ -12,7 +12,7 @@ use super::join::{Attempt, Now, Proof, Refused, join};
 use super::tokens::{NewToken, TokenState};
 use super::*;
 use crate::store::Change;
-use crate::store::ledger::Deed;
+use crate::store::ledger::{Deed, Leaf};
 
 /// A CA in a folder of its own, at a time of its own.
 struct Desk {
@@ -145,11 +145,15 @@ fn csr() -> String {
 
 fn proof(answer: &IdentityAnswer) -> Proof {
     let not_after = OffsetDateTime::parse(&answer.not_after, &Rfc3339).unwrap();
+    let roots = answer.bundle.iter();
+    let roots = roots.filter(|root| leads_to(&answer.certificates, root));
     Proof {
         spiffe_id: answer.spiffe_id.clone(),
         serial: answer.serial.clone(),
         vouched_by: Vec::new(),
         not_after,
+        sha256: authority::fingerprint(&answer.certificates[0]).unwrap(),
+        roots: roots.map(|root| authority::fingerprint(root).unwrap()).collect(),
     }
 }
 
@@ -316,7 +320,7 @@ fn guessing_is_refused_without_a_reason_and_does_not_fill_the_log() {
 
 #[test]
 fn who_is_revoked_as_sidecars_read_it_is_not_renewed_either() {
-    let desk = Desk::new();
+    let desk = Desk::new().again(adopting()).unwrap();
     let held = desk.ask(Some(&desk.token("reviews", 1)), None, None).unwrap();
     // Of a root that others sign under too, with a number whose first bit is set, as x509 writes it.
     let proof = Proof {
@@ -330,6 +334,88 @@ fn who_is_revoked_as_sidecars_read_it_is_not_renewed_either() {
         let reason = desk.reason(None, None, Some(proof.clone()));
         assert_eq!(reason, RefusalReason::IdentityRevoked, "{revoked}");
     }
+}
+
+/// What lets in certificates that this store did not issue.
+fn adopting() -> Options {
+    Options {
+        adopt_unknown: true,
+        ..Options::default()
+    }
+}
+
+#[test]
+fn what_was_not_issued_here_is_renewed_only_where_the_operator_wants_it_and_a_repeated_number_never() {
+    let desk = Desk::new();
+    let held = desk.ask(Some(&desk.token("reviews", 1)), None, None).unwrap();
+    let unknown = Proof {
+        serial: "4f1c".into(),
+        sha256: [7; 32],
+        ..proof(&held)
+    };
+    let repeated = Proof {
+        sha256: [7; 32],
+        ..proof(&held)
+    };
+    for forged in [&unknown, &repeated] {
+        let reason = desk.reason(None, None, Some(forged.clone()));
+        assert_eq!(reason, RefusalReason::CertificateUnknown);
+    }
+    desk.ask(None, None, Some(proof(&held))).unwrap();
+    let desk = desk.again(adopting()).unwrap();
+    let adopted = desk.ask(None, None, Some(unknown)).unwrap();
+    let last = desk.store.audit_newest(1).unwrap();
+    assert_eq!(last[0].deed, Deed::Renewed);
+    assert!(
+        last[0].note.contains("instead of 4f1c, which is unknown here"),
+        "{}",
+        last[0].note
+    );
+    let reason = desk.reason(None, None, Some(repeated));
+    assert_eq!(reason, RefusalReason::CertificateUnknown);
+    // What it was given is known here.
+    let desk = desk.again(Options::default()).unwrap();
+    desk.ask(None, None, Some(proof(&adopted))).unwrap();
+}
+
+#[test]
+fn a_certificate_of_a_store_of_before_is_known_by_its_number_and_its_end() {
+    let desk = Desk::new();
+    let held = desk.ask(Some(&desk.token("reviews", 1)), None, None).unwrap();
+    let ledger = desk.store.ledger().unwrap();
+    let leaf = ledger.leaves(0).unwrap().remove(0);
+    let leaf = Leaf { sha256: None, ..leaf };
+    assert!(ledger.add_leaf(&leaf, millis(desk.now.wall)).unwrap());
+    ledger.commit().unwrap();
+    let other_end = Proof {
+        not_after: desk.now.wall + Duration::from_secs(3600),
+        ..proof(&held)
+    };
+    let reason = desk.reason(None, None, Some(other_end));
+    assert_eq!(reason, RefusalReason::CertificateUnknown);
+    desk.ask(None, None, Some(proof(&held))).unwrap();
+}
+
+#[test]
+fn a_certificate_whose_root_was_taken_away_is_not_renewed_by_a_connection_from_before() {
+    let desk = Desk::new();
+    let told = desk.ca.trusted();
+    let held = desk.ask(Some(&desk.token("reviews", 1)), None, None).unwrap();
+    assert_eq!(held.roots, told.borrow().name);
+    rotation::start(&desk.ca, &desk.store, "ann", desk.now.wall).unwrap();
+    let renewed = desk.ask(None, None, Some(proof(&held))).unwrap();
+    assert_ne!(renewed.roots, held.roots);
+    assert_eq!(renewed.roots, told.borrow().name);
+    // By word, though the first certificate was handed out without it.
+    rotation::sign(&desk.ca, &desk.store, "ann", desk.now.wall).unwrap();
+    assert!(rotation::sign(&desk.ca, &desk.store, "ann", desk.now.wall).is_err());
+    let of_new = desk.ask(None, None, Some(proof(&renewed))).unwrap();
+    assert!(leads_to(&of_new.certificates, &of_new.bundle[1]));
+    rotation::finish(&desk.ca, &desk.store, "ann", true, desk.now.wall).unwrap();
+    let reason = desk.reason(None, None, Some(proof(&renewed)));
+    assert_eq!(reason, RefusalReason::NoCredential);
+    let last = desk.ask(None, None, Some(proof(&of_new))).unwrap();
+    assert_eq!((last.bundle.len(), &last.roots), (1, &told.borrow().name));
 }
 
 #[test]

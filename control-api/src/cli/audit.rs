@@ -53,6 +53,7 @@ fn cells(row: &AuditRow, output: &Output) -> Vec<String> {
         (Deed::Renewed, None) => output.paint(Tone::Good, "renewed"),
         (Deed::Refused, None) => output.paint(Tone::Bad, "refused"),
         (Deed::OperatorRefused, None) => output.paint(Tone::Bad, "operator-refused"),
+        (Deed::HandshakeRefused, None) => output.paint(Tone::Bad, "handshake-refused"),
         (Deed::TokenCreated, None) => "token-created".to_owned(),
         (Deed::TokenRevoked, None) => "token-revoked".to_owned(),
         (Deed::Revoked, None) => output.paint(Tone::Attention, "revoked"),

@@ -55,8 +55,10 @@ struct Rotate {
 
 #[derive(Debug, Subcommand)]
 enum Step {
-    /// Make a new root, which every sidecar is told of with its next renewal; it signs once all know it.
+    /// Make a new root, which every sidecar is told of; it signs once all know it.
     Start(Format),
+    /// Let the new root sign at once, though not all know it: for when the key of the old one is in other hands.
+    Sign(Format),
     /// Take the old root away, once no certificate of it is alive and no good token names it.
     Finish(Finish),
     /// Show how far it is.
@@ -65,7 +67,8 @@ enum Step {
 
 #[derive(Debug, Args)]
 struct Finish {
-    /// Even if certificates of the old root are alive or good tokens name it: their sidecars are refused from then on.
+    /// Even if the new root does not sign yet, certificates of the old one are alive or good tokens name it: their sidecars are
+    /// refused from then on.
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -88,6 +91,10 @@ impl Ca {
                 Step::Status(format) => (Ask::get("/v1/ca"), format.json),
                 Step::Start(format) => (
                     Ask::post("/v1/ca/rotation", "application/json", Vec::new()),
+                    format.json,
+                ),
+                Step::Sign(format) => (
+                    Ask::post("/v1/ca/rotation/sign", "application/json", Vec::new()),
                     format.json,
                 ),
                 Step::Finish(finish) => {

@@ -3,6 +3,8 @@
 //! The document is text that a person wrote: only its `revoked` block is written anew, and what comes of it is read back
 //! before it is pushed.
 
+use std::collections::HashSet;
+
 use clap::Args;
 use outrigger_config::join::Revoked;
 use outrigger_config::{MESH_KEY, Mesh, check, split};
@@ -12,6 +14,7 @@ use super::ca::certificates;
 use super::output::{Output, count, harmless};
 use super::{CliError, Exit};
 use crate::ca::certificates::{CertificateView, Which};
+use crate::ca::revoked::digits;
 use crate::ca::tokens::TokenView;
 use crate::client::{Api, Ask, ClientError, escape};
 use crate::push::Outcome;
@@ -189,11 +192,13 @@ fn with_revoked(text: &str, meant: Revoked, edit: Edit) -> Result<String, CliErr
         Edit::Revoke => {
             all.serials.extend(meant.serials);
             all.identities.extend(meant.identities);
-            dedup(&mut all.serials);
-            dedup(&mut all.identities);
+            dedup(&mut all.serials, digits);
+            dedup(&mut all.identities, str::to_owned);
         }
         Edit::Undo => {
-            all.serials.retain(|serial| !meant.serials.contains(serial));
+            let meant_serials: HashSet<String> = meant.serials.iter().map(|serial| digits(serial)).collect();
+            all.serials
+                .retain(|serial| !meant_serials.contains(&digits(serial)));
             all.identities
                 .retain(|identity| !meant.identities.contains(identity));
         }
@@ -254,9 +259,10 @@ fn block(revoked: &Revoked) -> String {
     block
 }
 
-fn dedup(values: &mut Vec<String>) {
-    let mut seen = std::collections::HashSet::new();
-    values.retain(|value| seen.insert(value.clone()));
+/// Keeps the first of those that have one form.
+fn dedup(values: &mut Vec<String>, form: impl Fn(&str) -> String) {
+    let mut seen = HashSet::new();
+    values.retain(|value| seen.insert(form(value)));
 }
 
 fn read(text: &str) -> Result<Mesh, CliError> {
@@ -303,6 +309,11 @@ mod tests {
         let once = with_revoked(text, serial("12"), Edit::Undo).unwrap();
         assert_eq!(once, "kind: Mesh\nrevoked:\n  serials:\n    - \"ab\"\n# after\n");
         assert_eq!(with_revoked(&once, serial("12"), Edit::Undo).unwrap(), once);
+        // With zeros before it, it is the same number.
+        assert_eq!(with_revoked(&once, serial("00ab"), Edit::Revoke).unwrap(), once);
+        let zeros = once.replace("\"ab", "\"00ab");
+        let none = with_revoked(&zeros, serial("0ab"), Edit::Undo).unwrap();
+        assert_eq!(none, "kind: Mesh\n# after\n");
         let none = with_revoked(&once, serial("ab"), Edit::Undo).unwrap();
         assert_eq!(none, "kind: Mesh\n# after\n");
     }

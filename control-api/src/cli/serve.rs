@@ -70,6 +70,10 @@ pub(super) struct Serve {
     /// The key of the first certificate of --ca-cert, in PEM.
     #[arg(long, env = "OUTRIGGER_CA_KEY", requires = "ca_cert", value_name = "FILE")]
     ca_key: Option<PathBuf>,
+    /// Renew certificates that lead to a root of the mesh even if this store did not issue them: after it was put back from a
+    /// backup, for as long as certificates live that are younger than that. Whoever has the key of a root profits too.
+    #[arg(long, env = "OUTRIGGER_ADOPT_UNKNOWN_CERTIFICATES", requires = "tls")]
+    adopt_unknown_certificates: bool,
 }
 
 impl Serve {
@@ -104,6 +108,7 @@ impl Serve {
                     .ca_cert
                     .zip(self.ca_key)
                     .map(|(certificates, key)| Given { certificates, key }),
+                adopt_unknown: self.adopt_unknown_certificates,
             },
         };
         let handle = server::start(config).await?;

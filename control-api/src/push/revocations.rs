@@ -1,14 +1,21 @@
 //! What a push does to what is revoked. `outrigger revoke` writes it into the `Mesh` document, which also comes from a file
 //! of the operator's: a push of that file as it was must not let in again what was shut out an hour ago.
 //!
+//! Serial numbers are compared as sidecars do, whatever zeros stand before them. Which certificate one is about is kept when
+//! it is revoked, since the store forgets certificates when they expire; of one that it never knew, as of an intermediate or
+//! of another CA, nobody can say here that it has.
+//!
 //! **Does not** enforce what is revoked: the CA does when certificates are renewed.
+
+use std::collections::{HashMap, HashSet};
 
 use outrigger_config::{Document, MESH_KEY, Mesh, Problem};
 use time::OffsetDateTime;
 
 use super::PushError;
+use crate::ca::revoked::digits;
 use crate::ca::{millis, rfc3339};
-use crate::store::ledger::{AuditRow, Deed};
+use crate::store::ledger::{AuditRow, Deed, Leaf};
 use crate::store::{Head, Store, StoreError};
 
 /// As many names as one row of the audit log tells: who revokes more does it by a token or an identity, and the versions
@@ -17,7 +24,8 @@ const TOLD_MAX: usize = 20;
 
 /// The difference that a push makes to what is revoked.
 pub(super) struct Revocations {
-    added: Vec<String>,
+    serials_added: Vec<String>,
+    identities_added: Vec<String>,
     serials_gone: Vec<String>,
     identities_gone: Vec<String>,
 }
@@ -26,17 +34,17 @@ impl Revocations {
     pub(super) fn between(before: &Mesh, after: &Mesh) -> Self {
         let before = before.revoked.clone().unwrap_or_default();
         let after = after.revoked.clone().unwrap_or_default();
-        let mut added = without(&after.serials, &before.serials);
-        added.extend(without(&after.identities, &before.identities));
+        let identity = |identity: &str| identity.to_owned();
         Self {
-            added,
-            serials_gone: without(&before.serials, &after.serials),
-            identities_gone: without(&before.identities, &after.identities),
+            serials_added: without(&after.serials, &before.serials, digits),
+            identities_added: without(&after.identities, &before.identities, identity),
+            serials_gone: without(&before.serials, &after.serials, digits),
+            identities_gone: without(&before.identities, &after.identities, identity),
         }
     }
 
-    /// Refuses to trust again what could be used again: an identity, or a certificate that is alive or that one was renewed
-    /// from. What has expired may go.
+    /// Refuses to trust again what could be used again: an identity, or a certificate of which it is not known that it and all
+    /// that were renewed from it have expired.
     pub(super) fn hold(
         &self,
         store: &Store,
@@ -46,13 +54,13 @@ impl Revocations {
     ) -> Result<(), PushError> {
         let mut back = self.identities_gone.clone();
         if !self.serials_gone.is_empty() {
-            let alive = store.leaves(millis(now))?;
-            let of_use = |serial: &&String| {
-                let known = |own: &String| own == *serial;
-                alive
-                    .iter()
-                    .any(|leaf| known(&leaf.serial) || known(&leaf.joined))
-            };
+            let mut ends = ends(&store.leaves(0)?);
+            for (serial, end) in store.revoked_ends()? {
+                let known = ends.entry(serial).or_default();
+                *known = end.max(*known);
+            }
+            let now = millis(now);
+            let of_use = |serial: &&String| ends.get(&digits(serial)).is_none_or(|end| *end > now);
             back.extend(self.serials_gone.iter().filter(of_use).cloned());
         }
         let Some(first) = back.first() else {
@@ -60,7 +68,8 @@ impl Revocations {
         };
         let message = format!(
             "the push would trust again what is revoked, {} in all, such as `{first}`: keep it, as `outrigger get @mesh` \
-             shows it, or take it back with `outrigger revoke --undo`",
+             shows it, or take it back with `outrigger revoke --undo`. Without that only serial numbers may go whose certificates \
+             this store knew when they were revoked, once these have expired",
             back.len()
         );
         let pushed = whole.iter().find(|document| document.key() == MESH_KEY);
@@ -80,9 +89,21 @@ impl Revocations {
 
     /// Writes into the audit log what was revoked and what is trusted again.
     pub(super) fn note(&self, store: &Store, author: &str, now: OffsetDateTime) -> Result<(), StoreError> {
+        let added = [self.serials_added.as_slice(), &self.identities_added].concat();
         let gone = [self.serials_gone.as_slice(), &self.identities_gone].concat();
         let ledger = store.ledger()?;
-        for (deed, names) in [(Deed::Revoked, &self.added), (Deed::Restored, &gone)] {
+        for serial in &self.serials_gone {
+            ledger.keep_revoked_end(&digits(serial), None)?;
+        }
+        if !self.serials_added.is_empty() {
+            let ends = ends(&ledger.leaves(0)?);
+            for serial in self.serials_added.iter().map(|serial| digits(serial)) {
+                if let Some(end) = ends.get(&serial) {
+                    ledger.keep_revoked_end(&serial, Some(*end))?;
+                }
+            }
+        }
+        for (deed, names) in [(Deed::Revoked, &added), (Deed::Restored, &gone)] {
             if names.is_empty() {
                 continue;
             }
@@ -95,13 +116,33 @@ impl Revocations {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.added.is_empty() && self.serials_gone.is_empty() && self.identities_gone.is_empty()
+        let parts = [
+            &self.serials_added,
+            &self.identities_added,
+            &self.serials_gone,
+            &self.identities_gone,
+        ];
+        parts.iter().all(|part| part.is_empty())
     }
 }
 
-fn without(these: &[String], those: &[String]) -> Vec<String> {
-    let those: std::collections::HashSet<&String> = those.iter().collect();
-    these.iter().filter(|one| !those.contains(one)).cloned().collect()
+/// When the last certificate expires that is of this serial number or came of a join by it, by that number.
+fn ends(leaves: &[Leaf]) -> HashMap<String, u64> {
+    let mut ends: HashMap<String, u64> = HashMap::new();
+    for leaf in leaves {
+        for serial in [&leaf.serial, &leaf.joined] {
+            let end = ends.entry(digits(serial)).or_default();
+            *end = leaf.not_after_ms.max(*end);
+        }
+    }
+    ends
+}
+
+/// Those of `these` that are not among `those`, compared in one form.
+fn without(these: &[String], those: &[String], form: impl Fn(&str) -> String) -> Vec<String> {
+    let those: HashSet<String> = those.iter().map(|one| form(one)).collect();
+    let others = these.iter().filter(|one| !those.contains(&form(one)));
+    others.cloned().collect()
 }
 
 fn told(names: &[String]) -> String {

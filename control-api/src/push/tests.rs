@@ -1,6 +1,8 @@
 use outrigger_config::split;
 
 use super::*;
+use crate::ca::millis;
+use crate::store::ledger::Leaf;
 
 fn service(name: &str, port: u16) -> String {
     format!(
@@ -136,4 +138,48 @@ fn a_push_is_refused_if_what_it_saw_has_changed_since() {
             Err(other) => panic!("{other}"),
         }
     }
+}
+
+#[test]
+fn a_serial_number_goes_by_itself_once_what_it_is_about_is_known_to_have_expired() {
+    let (_folder, store) = open();
+    let leaf = |serial: &str, joined: &str, not_after_ms| Leaf {
+        serial: serial.into(),
+        service: "reviews".into(),
+        not_after_ms,
+        root: 1,
+        knows_root: 1,
+        joined: joined.into(),
+        token: String::new(),
+        sha256: None,
+    };
+    let now = millis(OffsetDateTime::now_utc());
+    let add = |leaf: Leaf, now_ms| {
+        let ledger = store.ledger().unwrap();
+        assert!(ledger.add_leaf(&leaf, now_ms).unwrap());
+        ledger.commit().unwrap();
+    };
+    add(leaf("1a", "1a", now - 1_000), 0);
+    add(leaf("2b", "2b", now - 1_000), 0);
+    // It has expired, and what was renewed from it has not.
+    add(leaf("2c", "2b", now + 3_600_000), 0);
+    let mesh = |serials: &[&str]| put(&[format!("kind: Mesh\nrevoked: {{ serials: {serials:?} }}\n")]);
+    push(&store, mesh(&["1a", "2b", "3c"])).unwrap();
+    // The store forgets what has expired with the next that is issued.
+    add(leaf("4d", "4d", now + 3_600_000), now);
+    assert_eq!(store.leaves(0).unwrap().len(), 2);
+    for kept in [["1a", "2b"], ["1a", "3c"]] {
+        let refused = push(&store, mesh(&kept)).unwrap_err();
+        assert!(matches!(refused, PushError::Refused(_)), "{refused}");
+    }
+    push(&store, mesh(&["02b", "003c"])).unwrap();
+    // What is revoked again, now that nothing is known of it, stays.
+    push(&store, mesh(&["1a", "2b", "3c"])).unwrap();
+    assert!(push(&store, mesh(&["2b", "3c"])).is_err());
+    let restoring = Push {
+        restore: true,
+        ..mesh(&[])
+    };
+    push(&store, restoring).unwrap();
+    assert!(store.revoked_ends().unwrap().is_empty());
 }

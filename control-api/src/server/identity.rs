@@ -122,6 +122,7 @@ fn refusal(refused: &Refused) -> Response {
         | RefusalReason::TokenUsedUp
         | RefusalReason::TokenRevoked
         | RefusalReason::OtherService
+        | RefusalReason::CertificateUnknown
         | RefusalReason::IdentityRevoked => StatusCode::FORBIDDEN,
         RefusalReason::RateLimited => StatusCode::TOO_MANY_REQUESTS,
         RefusalReason::CaUnavailable => StatusCode::SERVICE_UNAVAILABLE,
@@ -223,6 +224,21 @@ pub(super) async fn start_rotation(
     let status = blocking(shared, move |shared| {
         let now = Now::read().wall;
         rotation::start(&shared.ca, &shared.store, &author, now)?;
+        rotation::status(&shared.ca, &shared.store, now)
+    });
+    Ok(Json(status.await?))
+}
+
+/// `POST /v1/ca/rotation/sign`
+pub(super) async fn sign_by_new_root(
+    State(shared): State<Arc<Shared>>,
+    Extension(peer): Extension<Peer>,
+    headers: HeaderMap,
+) -> Result<Json<rotation::Status>, ApiError> {
+    let author = author(&headers, &peer);
+    let status = blocking(shared, move |shared| {
+        let now = Now::read().wall;
+        rotation::sign(&shared.ca, &shared.store, &author, now)?;
         rotation::status(&shared.ca, &shared.store, now)
     });
     Ok(Json(status.await?))

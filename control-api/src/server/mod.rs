@@ -307,7 +307,8 @@ async fn open(
     stop: CancellationToken,
 ) {
     let Some(tls) = tls else {
-        serve(stream, Peer { address, proof: None }, router, stop).await;
+        let peer = Peer { address, proof: None };
+        serve((stream, peer), router, stop, std::future::pending()).await;
         return drop(place);
     };
     let accepted = tokio::select! {
@@ -321,16 +322,21 @@ async fn open(
                 None => Some(place),
             };
             if place.is_some() {
-                serve(stream, Peer { address, proof }, router, stop).await;
+                let lapsed = tls.root_gone(proof.clone());
+                serve((stream, Peer { address, proof }), router, stop, lapsed).await;
             }
         }
-        Err(error) => tracing::debug!(%error, peer = %address, "no handshake"),
+        Err(error) => tls.note_failure(&error, address).await,
     }
 }
 
-/// Serves one connection to its end.
-async fn serve<S>(stream: S, peer: Peer, router: Router, stop: CancellationToken)
-where
+/// Serves one connection to its end, which comes after the request under way once what it was made with has lapsed.
+async fn serve<S>(
+    (stream, peer): (S, Peer),
+    router: Router,
+    stop: CancellationToken,
+    lapsed: impl Future<Output = ()>,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let address = peer.address;
@@ -346,6 +352,11 @@ where
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+        () = lapsed => {
+            tracing::info!(peer = %address, "a connection ends: the root that its certificate leads to was taken away");
             connection.as_mut().graceful_shutdown();
             connection.await
         }

@@ -16,10 +16,10 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, Query, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use http::StatusCode;
 use http::header::CONTENT_TYPE;
+use http::{HeaderValue, StatusCode};
 use http_body::{Frame, SizeHint};
-use outrigger_config::discovery::{DiscoveryRequest, HOLD_DEFAULT, HOLD_MAX};
+use outrigger_config::discovery::{DiscoveryRequest, HOLD_DEFAULT, HOLD_MAX, ROOTS_HEADER};
 use outrigger_config::{Document, units};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
@@ -45,25 +45,30 @@ pub(super) async fn discovery(
 ) -> Result<Response, ApiError> {
     let request = read_poll(body).await?;
     let mut heads = shared.store.subscribe();
+    let mut roots = shared.ca.trusted();
     let certificate = standing::of(&shared, &peer, &request.node)?;
     let poll = shared.nodes.enter(&request, certificate.as_ref())?;
     let hold = request.hold.unwrap_or(HOLD_DEFAULT).min(HOLD_MAX);
     let end = Instant::now() + hold.0;
     loop {
         let head = heads.borrow_and_update().clone();
+        let trusted = roots.borrow_and_update().name.clone();
         match decide(&request, &head, poll.refused()) {
             Decision::Respond(difference) => {
                 let fragment = shared.fragments.of(&request, &head, &difference)?;
                 let nonce = poll.answer(head.revision);
-                return Ok(respond(&head, &nonce, fragment));
+                return Ok(naming(&trusted, respond(&head, &nonce, fragment)));
             }
             Decision::UnknownVersion => {
                 poll.end();
                 return Err(unknown_version(&request, &head));
             }
+            // There is nothing new but the roots.
+            Decision::Hold if !request.roots.is_empty() && request.roots != trusted => break,
             Decision::Hold => {}
         }
         tokio::select! {
+            _ = roots.changed() => {}
             // The store lives as long as the handler, so its news never ends before.
             _ = heads.changed() => {}
             () = tokio::time::sleep_until(end) => break,
@@ -71,7 +76,17 @@ pub(super) async fn discovery(
         }
     }
     poll.end();
-    Ok(StatusCode::NO_CONTENT.into_response())
+    let trusted = roots.borrow().name.clone();
+    Ok(naming(&trusted, StatusCode::NO_CONTENT.into_response()))
+}
+
+/// The answer with the name of the roots, by which a sidecar knows that it is to renew.
+fn naming(trusted: &str, mut response: Response) -> Response {
+    // The name is of the alphabet of base64, so that it is always a value.
+    if let Ok(name) = HeaderValue::from_str(trusted) {
+        response.headers_mut().insert(ROOTS_HEADER, name);
+    }
+    response
 }
 
 async fn read_poll(body: Body) -> Result<DiscoveryRequest, ApiError> {

@@ -53,6 +53,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
             "/v1/ca/rotation",
             post(identity::start_rotation).delete(identity::finish_rotation),
         )
+        .route("/v1/ca/rotation/sign", post(identity::sign_by_new_root))
         .layer(limits)
         // It waits on purpose, and so stands outside the limits; the connections are counted instead.
         .route("/v1/nodes", get(polls::nodes))

@@ -67,6 +67,8 @@ pub(super) fn of(shared: &Shared, peer: &Peer, node: &Node) -> Result<Option<Cer
             let mut serials = std::iter::once(&proof.serial).chain(&proof.vouched_by);
             let lapse = if proof.not_after <= now.wall {
                 Some("has expired while the connection was open")
+            } else if !shared.ca.trusted().borrow().has_any(&proof.roots) {
+                Some("leads to a root that was taken away while the connection was open")
             } else if words.revoked.has_identity(&proof.spiffe_id)
                 || serials.any(|serial| words.revoked.has_serial(serial))
             {
@@ -187,6 +189,8 @@ mod tests {
                 serial: "1f".to_owned(),
                 vouched_by: Vec::new(),
                 not_after: OffsetDateTime::UNIX_EPOCH,
+                sha256: [0; 32],
+                roots: Vec::new(),
             };
             let node = Node {
                 service: service.to_owned(),

@@ -7,13 +7,15 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use outrigger_proxy::tls::pin::refused_certificate;
 use rcgen::{KeyPair, SanType};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig, version};
 use time::OffsetDateTime;
@@ -26,8 +28,10 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{Shared, StartError};
-use crate::ca::CaError;
-use crate::ca::join::Proof;
+use crate::ca::join::{Now, Proof};
+use crate::ca::limits::{Limits, Verdict};
+use crate::ca::{CaError, Trusted, rfc3339, sha256};
+use crate::store::ledger::{AuditRow, Deed};
 
 /// How long a handshake may take: two round trips across the world with a lost packet.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
@@ -48,9 +52,21 @@ pub struct TlsOptions {
 }
 
 /// The certificate and the roots that new connections are made with.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Tls {
-    current: watch::Receiver<Arc<ServerConfig>>,
+    current: watch::Receiver<Arc<Current>>,
+    trusted: watch::Receiver<Arc<Trusted>>,
+    shared: Arc<Shared>,
+    /// Which refused certificates are written down: whoever holds one may show it as often as it likes.
+    limits: Arc<Mutex<Limits>>,
+}
+
+/// What new connections are made with.
+#[derive(Debug)]
+struct Current {
+    config: Arc<ServerConfig>,
+    /// Each root by itself, with its SHA-256: which of them a certificate leads to, the library does not say.
+    roots: Vec<([u8; 32], Arc<dyn ClientCertVerifier>)>,
 }
 
 impl Tls {
@@ -62,9 +78,15 @@ impl Tls {
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
         let names = names(options, listen)?;
-        let mut changes = shared.ca.changes();
+        let (mut changes, trusted) = (shared.ca.changes(), shared.ca.trusted());
         let (first, mut renew_in) = make(shared, &names).await?;
         let (sender, current) = watch::channel(first);
+        let tls = Self {
+            current,
+            trusted,
+            shared: shared.clone(),
+            limits: Arc::new(Mutex::new(Limits::new())),
+        };
         let shared = shared.clone();
         tokio::spawn(async move {
             loop {
@@ -93,7 +115,63 @@ impl Tls {
                 }
             }
         });
-        Ok(Self { current })
+        Ok(tls)
+    }
+
+    /// Writes down why a handshake came to nothing: in the audit log, where the certificate that was shown was refused.
+    pub(super) async fn note_failure(&self, error: &io::Error, peer: SocketAddr) {
+        let Some(why) = refused_certificate(error) else {
+            tracing::debug!(%error, %peer, "no handshake");
+            return;
+        };
+        let (source, now) = (peer.ip().to_canonical(), Now::read());
+        let note = match self.judge(source, &now) {
+            Verdict::Heard => why,
+            Verdict::Over { note: true, .. } => {
+                format!("{why}; more from there is not written down for a while")
+            }
+            Verdict::Over { note: false, .. } => return,
+        };
+        tracing::warn!(%source, "a client certificate was refused: {note}");
+        let mut row = AuditRow::of(Deed::HandshakeRefused, rfc3339(now.wall));
+        row.source = source.to_string();
+        row.note = note;
+        let shared = self.shared.clone();
+        let write = move || {
+            let ledger = shared.store.ledger()?;
+            ledger.audit(row)?;
+            ledger.commit()
+        };
+        let written = tokio::task::spawn_blocking(write).await;
+        let failed = match &written {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(fault) => fault.to_string(),
+        };
+        tracing::error!(error = failed, "a refusal could not be written to the audit log");
+    }
+
+    /// Counts a refused certificate.
+    fn judge(&self, source: IpAddr, now: &Now) -> Verdict {
+        let who = source.into();
+        // Each change of it is whole before the next can panic.
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        match limits.before(&who, now.clock) {
+            Verdict::Heard => limits.failed(&who, now.clock),
+            over @ Verdict::Over { .. } => over,
+        }
+    }
+
+    /// Waits until no root is left that the certificate leads to; for ever where none was shown.
+    pub(super) async fn root_gone(mut self, proof: Option<Arc<Proof>>) {
+        let Some(proof) = proof else {
+            return std::future::pending().await;
+        };
+        let gone = self.trusted.wait_for(|trusted| !trusted.has_any(&proof.roots));
+        if gone.await.is_err() {
+            // Whoever tells of the roots is gone, and the connection will be.
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Shakes hands. Gives the stream, and the certificate that the other end has shown.
@@ -101,21 +179,22 @@ impl Tls {
         &self,
         stream: TcpStream,
     ) -> io::Result<(TlsStream<TcpStream>, Option<Arc<Proof>>)> {
-        let config = self.current.borrow().clone();
-        let handshake = TlsAcceptor::from(config).accept(stream);
+        let current = self.current.borrow().clone();
+        let handshake = TlsAcceptor::from(current.config.clone()).accept(stream);
         let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no handshake in time");
         let stream = tokio::time::timeout(HANDSHAKE_WITHIN, handshake)
             .await
             .map_err(late)??;
         let shown = stream.get_ref().1.peer_certificates();
-        let proof = shown.and_then(proof).map(Arc::new);
+        let proof = shown.and_then(|chain| proof(chain, &current.roots));
+        let proof = proof.map(Arc::new);
         Ok((stream, proof))
     }
 }
 
 /// What a verified chain proves; nothing if its first certificate names not exactly one workload (X509-SVID, section 2),
 /// or another cannot be read.
-fn proof(chain: &[CertificateDer<'_>]) -> Option<Proof> {
+fn proof(chain: &[CertificateDer<'_>], roots: &[([u8; 32], Arc<dyn ClientCertVerifier>)]) -> Option<Proof> {
     let serial = |certificate: &X509Certificate<'_>| certificate.raw_serial_as_string().replace(':', "");
     let (certificate, others) = chain.split_first()?;
     let vouched_by = others
@@ -135,6 +214,15 @@ fn proof(chain: &[CertificateDer<'_>]) -> Option<Proof> {
         serial: serial(&parsed),
         vouched_by: vouched_by.collect::<Option<_>>()?,
         not_after: parsed.validity().not_after.to_datetime(),
+        sha256: sha256(certificate),
+        roots: roots
+            .iter()
+            .filter(|(_, root)| {
+                let verified = root.verify_client_cert(certificate, others, UnixTime::now());
+                verified.is_ok()
+            })
+            .map(|(sha256, _)| *sha256)
+            .collect(),
     })
 }
 
@@ -167,7 +255,7 @@ fn names(options: &TlsOptions, listen: SocketAddr) -> Result<Vec<SanType>, Start
 }
 
 /// A new key, its certificate, and the roots of today. Says also when the next is due.
-async fn make(shared: &Arc<Shared>, names: &[SanType]) -> Result<(Arc<ServerConfig>, Duration), CaError> {
+async fn make(shared: &Arc<Shared>, names: &[SanType]) -> Result<(Arc<Current>, Duration), CaError> {
     let (shared, names) = (shared.clone(), names.to_vec());
     let work = move || {
         let failed = |error: &dyn std::fmt::Display| CaError::Sign(error.to_string());
@@ -178,9 +266,11 @@ async fn make(shared: &Arc<Shared>, names: &[SanType]) -> Result<(Arc<ServerConf
         tracing::debug!(serial = signed.serial, "a certificate for the API itself");
         let read =
             |pem: &String| CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| failed(&error));
-        let mut roots = RootCertStore::empty();
+        let (mut together, mut roots) = (Vec::new(), Vec::new());
         for root in &shared.ca.bundle(&shared.store)? {
-            roots.add(read(root)?).map_err(|error| failed(&error))?;
+            let root = read(root)?;
+            roots.push((sha256(&root), verifier(std::slice::from_ref(&root))?));
+            together.push(root);
         }
         let chain = signed
             .certificates
@@ -189,22 +279,36 @@ async fn make(shared: &Arc<Shared>, names: &[SanType]) -> Result<(Arc<ServerConf
             .collect::<Result<Vec<_>, _>>()?;
         let key =
             PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).map_err(|error| failed(&error))?;
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-            .allow_unauthenticated()
-            .build()
-            .map_err(|error| failed(&error))?;
-        let mut config = ServerConfig::builder_with_provider(provider)
+        let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_protocol_versions(&[&version::TLS13])
             .map_err(|error| failed(&error))?
-            .with_client_cert_verifier(verifier)
+            .with_client_cert_verifier(verifier(&together)?)
             .with_single_cert(chain, key)
             .map_err(|error| failed(&error))?;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok((Arc::new(config), half.try_into().unwrap_or(AGAIN_AFTER)))
+        let config = Arc::new(config);
+        Ok((
+            Arc::new(Current { config, roots }),
+            half.try_into().unwrap_or(AGAIN_AFTER),
+        ))
     };
     let made = tokio::task::spawn_blocking(work).await;
     made.unwrap_or_else(|fault| Err(CaError::Sign(fault.to_string())))
+}
+
+/// What verifies that a client certificate leads to one of these roots, if one is shown.
+fn verifier(trusted: &[CertificateDer<'_>]) -> Result<Arc<dyn ClientCertVerifier>, CaError> {
+    let failed = |error: &dyn std::fmt::Display| CaError::Sign(error.to_string());
+    let mut roots = RootCertStore::empty();
+    for root in trusted {
+        let root = root.clone().into_owned();
+        roots.add(root).map_err(|error| failed(&error))?;
+    }
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+        .allow_unauthenticated()
+        .build()
+        .map_err(|error| failed(&error))
 }

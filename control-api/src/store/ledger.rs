@@ -6,6 +6,7 @@
 //!
 //! **Does not** judge tokens, make certificates or hold keys: [`crate::ca`] does; private keys are files beside the store.
 
+use std::collections::HashMap;
 use std::sync::PoisonError;
 
 use outrigger_config::join::RefusalReason;
@@ -24,6 +25,9 @@ const LEAVES: TableDefinition<'_, (u64, &str), &[u8]> = TableDefinition::new("ca
 const AUDIT: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("ca-audit");
 /// The refusals of the audit log, by number of the same count: kept apart, so that a flood of them pushes nothing else out.
 const REFUSALS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("ca-refusals");
+/// When the last certificate expires that a revoked serial number is about (milliseconds since 1970), by that number in the form
+/// in which it is compared. Rows go with the entry of the `Mesh` document, which has at most ten thousand.
+const REVOKED: TableDefinition<'_, &str, u64> = TableDefinition::new("ca-revoked");
 /// Words about the CA as a whole.
 const WORDS: TableDefinition<'_, &str, &str> = TableDefinition::new("ca-words");
 
@@ -125,6 +129,10 @@ pub struct Leaf {
     /// The id of the token that its bearer joined by.
     #[serde(default)]
     pub token: String,
+    /// SHA-256 of the certificate itself: who has the key of a root can repeat a number, and not this. Absent in a store of
+    /// before, until these have expired.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<[u8; 32]>,
 }
 
 /// What was done.
@@ -139,6 +147,8 @@ pub enum Deed {
     Refused,
     /// Somebody brought a wrong operator token.
     OperatorRefused,
+    /// A client certificate was refused in the handshake.
+    HandshakeRefused,
     /// A token was made.
     TokenCreated,
     /// A token was taken back.
@@ -272,6 +282,16 @@ impl Store {
         Ok(said.filter(|_| is_alive))
     }
 
+    /// When the last certificate expires that a revoked serial number is about, by that number; of those that were known when
+    /// they were revoked.
+    pub fn revoked_ends(&self) -> Result<HashMap<String, u64>, StoreError> {
+        let table = self.database.begin_read()?.open_table(REVOKED)?;
+        let row = |row: (redb::AccessGuard<'_, &str>, redb::AccessGuard<'_, u64>)| {
+            (row.0.value().to_owned(), row.1.value())
+        };
+        table.iter()?.map(|found| Ok(row(found?))).collect()
+    }
+
     /// The certificates that expire after `now_ms`, the first to expire first.
     pub fn leaves(&self, now_ms: u64) -> Result<Vec<Leaf>, StoreError> {
         let table = self.database.begin_read()?.open_table(LEAVES)?;
@@ -297,6 +317,7 @@ impl Ledger {
         transaction.open_table(LEAVES)?;
         transaction.open_table(AUDIT)?;
         transaction.open_table(REFUSALS)?;
+        transaction.open_table(REVOKED)?;
         transaction.open_table(WORDS)?;
         Ok(())
     }
@@ -399,6 +420,16 @@ impl Ledger {
         Ok(last.filter(|leaf| leaf.not_after_ms > now_ms))
     }
 
+    /// Keeps when the last certificate expires that a revoked serial number is about; with nothing, forgets it.
+    pub fn keep_revoked_end(&self, serial: &str, end_ms: Option<u64>) -> Result<(), StoreError> {
+        let mut table = self.transaction.open_table(REVOKED)?;
+        match end_ms {
+            Some(end_ms) => table.insert(serial, end_ms)?,
+            None => table.remove(serial)?,
+        };
+        Ok(())
+    }
+
     /// The trust domain, once a certificate was issued in it.
     pub fn trust_domain(&self) -> Result<Option<String>, StoreError> {
         let table = self.transaction.open_table(WORDS)?;
@@ -420,7 +451,10 @@ impl Ledger {
             Ok(table.last()?.map_or(0, |(number, _)| number.value()))
         };
         row.number = newest(&deeds)?.max(newest(&refusals)?) + 1;
-        let table = if matches!(row.deed, Deed::Refused | Deed::OperatorRefused) {
+        let table = if matches!(
+            row.deed,
+            Deed::Refused | Deed::OperatorRefused | Deed::HandshakeRefused
+        ) {
             &mut refusals
         } else {
             &mut deeds

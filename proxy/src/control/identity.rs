@@ -10,6 +10,7 @@ use anyhow::{anyhow, bail};
 use outrigger_config::Bootstrap;
 use outrigger_config::identity::{CertificateFiles, SpiffeId, WorkloadApi, workload_socket};
 use outrigger_config::join::JoinToken;
+use tokio::sync::watch;
 
 use crate::control::join::{Asker, JoinError, Joined, TokenSource};
 use crate::tls::identity::IdentityProblem;
@@ -85,6 +86,16 @@ impl IdentitySource {
             Self::Join(join) => Some(join.1.clone()),
             Self::Nothing | Self::Files(_) | Self::WorkloadApi(..) => None,
         }
+    }
+
+    /// Where to tell what the control API of the configuration calls its roots: if it is the one that the identity comes from.
+    pub(crate) fn hear_roots(&mut self, bootstrap: &Bootstrap) -> Option<watch::Sender<String>> {
+        let Self::Join(join) = self else { return None };
+        let other = bootstrap.identity.as_ref()?.join.as_ref()?.control.as_ref();
+        let own = bootstrap.config.control.as_ref()?;
+        other
+            .is_none_or(|other| other == own)
+            .then(|| join.0.hear_roots())
     }
 
     /// Keeps the identity current for as long as it is polled.

@@ -19,6 +19,7 @@ use outrigger_config::join::{
     IdentityAnswer, IdentityRefusal, IdentityRequest, JoinToken, RefusalReason, service_of,
 };
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::control::address::Address;
@@ -43,6 +44,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5 * 60);
 /// By how much the moment of renewal is drawn about half the life: sidecars that started together part.
 const JITTER: f64 = 0.1;
 
+/// Sidecars that are told at once that the roots have changed renew within so long, not all in one moment.
+const SPREAD: Duration = Duration::from_secs(5);
+
 /// After a refusal for good this long is waited: short enough for an operator who puts a new token in its file, and
 /// nothing to the control API's limits.
 const REFUSED_WAIT: Duration = Duration::from_secs(10);
@@ -56,6 +60,8 @@ pub struct Asker {
     address: Address,
     service: String,
     resolver: Resolver,
+    /// The roots of the mesh as the control API names them, told by whoever polls it; empty before it was polled.
+    told: Option<watch::Receiver<String>>,
 }
 
 /// Where the join token comes from.
@@ -97,6 +103,8 @@ pub struct Joined {
     pub key: String,
     /// The roots that are to be trusted.
     pub bundle: Vec<String>,
+    /// What the control API calls those roots and which of them signs.
+    pub roots: String,
     /// Our name.
     pub spiffe_id: String,
     /// When it was received.
@@ -178,7 +186,30 @@ impl Asker {
             address,
             service: service.to_owned(),
             resolver,
+            told: None,
         })
+    }
+
+    /// Lets it be told of the roots that the control API names with its answers to polls.
+    pub(crate) fn hear_roots(&mut self) -> watch::Sender<String> {
+        let (tell, told) = watch::channel(String::new());
+        self.told = Some(told);
+        tell
+    }
+
+    /// Waits until other roots were told of than those that came with what is held, and than those that were `heard` of:
+    /// each is worth one renewal.
+    async fn other_roots(&self, held: Option<&Joined>, heard: &mut String) {
+        let (Some(told), Some(held)) = (&self.told, held) else {
+            return std::future::pending().await;
+        };
+        let mut told = told.clone();
+        let others = |now: &String| !now.is_empty() && *now != held.roots && now != heard;
+        match told.wait_for(others).await.map(|now| now.clone()) {
+            Ok(now) => *heard = now,
+            // Nobody polls any more.
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// Joins by a token, with a new key.
@@ -225,20 +256,22 @@ impl Asker {
         self.ask(trust, Some(shown), (None, &new_key()?)).await
     }
 
-    /// Joins, hands over what it was given, and renews it at half its life for as long as it is polled. What failed is
-    /// handed over too, and tried again: the token may be another by then, or the control API be back.
+    /// Joins, hands over what it was given, and renews it at half its life, or at once where the roots are said to have
+    /// changed, for as long as it is polled. What failed is handed over too, and tried again: the token may be another by then, or the control API be back.
     pub async fn keep_current(
         &self,
         token: &TokenSource,
         mut put: impl FnMut(Result<&Joined, &JoinError>),
     ) -> std::convert::Infallible {
         let mut held: Option<Joined> = None;
-        let mut failures = 0;
+        let (mut failures, mut heard) = (0, String::new());
+        // What is held is not known there: a token may help, and if it does not, an operator may.
+        let mut is_unknown = false;
         // Kept while it is not known whether the token was spent for it.
         let mut key: Option<KeyPair> = None;
         loop {
             let now = SystemTime::now();
-            let alive = held.as_ref().filter(|held| held.not_after > now);
+            let alive = held.as_ref().filter(|held| held.not_after > now && !is_unknown);
             let asked = match (alive, token.read()) {
                 (Some(alive), _) => self.renew(alive).await,
                 (None, Ok(token)) => match key.take().map_or_else(new_key, Ok) {
@@ -251,6 +284,10 @@ impl Asker {
                 },
                 (None, Err(unreadable)) => Err(JoinError::Failed(unreadable)),
             };
+            is_unknown = matches!(
+                asked,
+                Err(JoinError::Refused(RefusalReason::CertificateUnknown, _))
+            );
             let wait = match asked {
                 Ok(joined) => {
                     failures = 0;
@@ -264,12 +301,20 @@ impl Asker {
                     failures += 1;
                     match error.is_passing() {
                         true => backoff(failures, BACKOFF_MAX, fastrand::f64()),
+                        // The token has not been tried yet.
+                        false if is_unknown => BACKOFF_FIRST,
                         // It takes somebody to change something.
                         false => REFUSED_WAIT,
                     }
                 }
             };
-            sleep(wait).await;
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = self.other_roots(held.as_ref(), &mut heard) => {
+                    tracing::info!("the roots of the mesh have changed: renewing the certificate");
+                    tokio::time::sleep(SPREAD.mul_f64(fastrand::f64())).await;
+                }
+            }
         }
     }
 
@@ -370,6 +415,7 @@ fn accept(answer: IdentityAnswer, key: &KeyPair, service: &str, now: SystemTime)
         certificates: answer.certificates,
         key: key.serialize_pem(),
         bundle: answer.bundle,
+        roots: answer.roots,
         spiffe_id,
         since: now,
     })

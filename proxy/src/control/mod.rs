@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
-use http::{Request, StatusCode, header};
+use http::{HeaderMap, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use outrigger_config::discovery::{
-    DiscoveryRequest, DiscoveryResponse, HOLD_DEFAULT, Node, Refusal, Shown, Versioned,
+    DiscoveryRequest, DiscoveryResponse, HOLD_DEFAULT, Node, ROOTS_HEADER, Refusal, Shown, Versioned,
 };
 use outrigger_config::{Document, Problem, units};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -59,6 +59,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One end of a connection to the control API.
 type Sender = http1::SendRequest<Full<Bytes>>;
+
+/// The head of an answer.
+type Head = http::response::Parts;
 
 /// The largest answer that is read: thousands of services fit; an endless one does not fill the memory.
 const ANSWER_MAX: usize = 64 * 1024 * 1024;
@@ -384,6 +387,7 @@ impl ControlApi {
             nonce: self.nonce.clone(),
             error: self.error.clone(),
             identity: self.known.shown(),
+            roots: self.known.roots_told(),
             notices: self.notices.tell(),
             hold: Some(hold),
         };
@@ -397,10 +401,11 @@ impl ControlApi {
         let answer = answer
             .await
             .map_err(|_| anyhow!("no answer within {within:?}"))??;
-        let Some((status, body)) = answer else {
+        let Some((head, body)) = answer else {
             return Ok(Reply::AskAgain);
         };
-        match status {
+        self.known.tell_roots(&head.headers);
+        match head.status {
             StatusCode::OK => Ok(Reply::Changes(
                 serde_json::from_slice(&body).context("the answer is not understood")?,
             )),
@@ -413,7 +418,7 @@ impl ControlApi {
     /// Asks, and gives the answer; none, if there is other to be told before it came, or the identity has been exchanged.
     /// Then there is a new connection, which shows the new one: what the control API knows of this sidecar, and how long it lets that connection go on, is by what
     /// was shown on it.
-    async fn exchange(&mut self, question: Bytes) -> anyhow::Result<Option<(StatusCode, Bytes)>> {
+    async fn exchange(&mut self, question: Bytes) -> anyhow::Result<Option<(Head, Bytes)>> {
         let identity = *self.exchanges.borrow_and_update();
         let connection = match self.connection.take() {
             Some((made_with, connection)) if made_with == identity && !connection.is_closed() => connection,
@@ -432,9 +437,9 @@ impl ControlApi {
             self.connection = Some((identity, self.connect().await?));
             return Ok(None);
         };
-        let (connection, status, body) = asked?;
+        let (connection, head, body) = asked?;
         self.connection = Some((identity, connection));
-        Ok(Some((status, body)))
+        Ok(Some((head, body)))
     }
 
     async fn connect(&self) -> anyhow::Result<Sender> {
@@ -455,7 +460,7 @@ async fn ask(
     mut connection: Sender,
     authority: String,
     question: Bytes,
-) -> anyhow::Result<(Sender, StatusCode, Bytes)> {
+) -> anyhow::Result<(Sender, Head, Bytes)> {
     connection.ready().await?;
     let request = Request::post("/v1/discovery")
         .header(header::HOST, authority)
@@ -473,7 +478,7 @@ async fn ask(
         .collect()
         .await
         .map_err(|error| anyhow!("{error}"))?;
-    Ok((connection, head.status, body.to_bytes()))
+    Ok((connection, head, body.to_bytes()))
 }
 
 async fn begin<S: AsyncRead + AsyncWrite + Unpin + 'static>(stream: S) -> anyhow::Result<Sender> {
@@ -492,9 +497,32 @@ pub(crate) struct Known {
     pub(crate) identities: Arc<Identities>,
     /// Until then, the root that its join token names.
     pub(crate) token: Option<join::TokenSource>,
+    /// Where to tell what it calls its roots, if this sidecar's identity comes from it.
+    pub(crate) roots: Option<watch::Sender<String>>,
 }
 
 impl Known {
+    /// The roots that were told of last.
+    fn roots_told(&self) -> String {
+        let told = self.roots.as_ref().map(|roots| roots.borrow().clone());
+        told.unwrap_or_default()
+    }
+
+    /// Tells of the roots that an answer names.
+    fn tell_roots(&self, answer: &HeaderMap) {
+        let named = answer.get(ROOTS_HEADER).and_then(|name| name.to_str().ok());
+        let (Some(roots), Some(named)) = (&self.roots, named) else {
+            return;
+        };
+        roots.send_if_modified(|told| {
+            let is_new = told != named;
+            if is_new {
+                named.clone_into(told);
+            }
+            is_new
+        });
+    }
+
     /// What the control API is told of this sidecar's identity.
     fn shown(&self) -> Option<Shown> {
         let identity = self.identities.current()?;

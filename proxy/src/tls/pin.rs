@@ -16,7 +16,7 @@ use rustls::client::{ResolvesClientCert, Resumption, verify_server_cert_signed_b
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::ParsedCertificate;
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme, version,
@@ -151,6 +151,12 @@ impl Pinned {
     }
 }
 
+/// Why the certificate of the other end was refused, if that is what ended a handshake.
+pub fn refused_certificate(error: &io::Error) -> Option<String> {
+    let error = error.get_ref()?.downcast_ref::<Error>()?;
+    matches!(error, Error::InvalidCertificate(_)).then(|| words::of(error))
+}
+
 /// Whether a chain of certificates leads to one of these roots today, and the SPIFFE ID of the first: its only URI name.
 ///
 /// # Errors
@@ -165,6 +171,26 @@ pub fn verify_chain(certificates: &[String], roots: &[String]) -> Result<String,
     verify(first, rest, &root_store(roots)?, UnixTime::now(), &provider)
         .map_err(|error| format!("the certificate does not lead to the root: {}", words::of(&error)))?;
     spiffe_id(first).ok_or_else(|| "the certificate has not exactly one URI name".to_owned())
+}
+
+/// Whether a chain would be taken at that moment by who trusts these roots, of a service as well as of a caller.
+///
+/// # Errors
+/// In words, at which end it would not.
+pub fn verify_both_ends(certificates: &[String], roots: &[String], now: SystemTime) -> Result<(), String> {
+    let chain = certificates.iter().map(|pem| certificate(pem));
+    let chain: Vec<CertificateDer<'static>> = chain.collect::<Result<_, _>>()?;
+    let (first, rest) = chain.split_first().ok_or("there is no certificate")?;
+    let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let now = UnixTime::since_unix_epoch(since);
+    let (provider, roots) = (Arc::new(provider::default_provider()), root_store(roots)?);
+    verify(first, rest, &roots, now, &provider)
+        .map_err(|error| format!("of a service: {}", words::of(&error)))?;
+    let callers = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+    let callers = callers.map_err(|error| error.to_string())?;
+    let verified = callers.verify_client_cert(first, rest, now);
+    verified.map_err(|error| format!("of a caller: {}", words::of(&error)))?;
+    Ok(())
 }
 
 /// The public key of a certificate in PEM, as SubjectPublicKeyInfo in DER.

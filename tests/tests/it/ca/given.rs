@@ -30,6 +30,20 @@ fn pki() -> tempfile::TempDir {
     let sign = "openssl x509 -req -in ca.csr -CA root.crt -CAkey root.key -CAcreateserial -days 20";
     ran(path, &format!("{sign} -extfile ext -out ca.crt"));
     ran(path, &format!("{sign} -out leaf.crt"));
+    for (name, further) in [
+        ("mail", "extendedKeyUsage=emailProtection"),
+        ("servers", "extendedKeyUsage=serverAuth"),
+        ("apart", "nameConstraints=critical,excluded;URI:mesh.local"),
+        // Sidecars do not read constraints on URIs, and so take nothing under them.
+        ("within", "nameConstraints=critical,permitted;URI:mesh.local"),
+    ] {
+        write("more", &(read("ext") + further + "\n"));
+        ran(path, &format!("{sign} -extfile more -out {name}.one"));
+        write(
+            &format!("{name}.crt"),
+            &(read(&format!("{name}.one")) + &read("root.crt")),
+        );
+    }
     write("chain.crt", &(read("ca.crt") + &read("root.crt")));
     write("bad.crt", &(read("leaf.crt") + &read("root.crt")));
     folder
@@ -72,6 +86,10 @@ async fn a_ca_that_cannot_sign_is_refused_with_the_file_and_what_is_wrong() {
             "the key is not the one of the first certificate",
         ),
         ("ca.crt", "ca.key", "is the last and is not a root"),
+        ("mail.crt", "ca.key", "extendedKeyUsage"),
+        ("servers.crt", "ca.key", "of a caller"),
+        ("apart.crt", "ca.key", "spiffe://mesh.local/"),
+        ("within.crt", "ca.key", "say nothing of URIs"),
         ("ca.key", "ca.crt", "it holds 0 certificates"),
         ("absent.crt", "ca.key", "No such file"),
     ] {

@@ -7,6 +7,7 @@ mod over_tls;
 mod polls;
 mod revocation;
 mod rotation;
+mod stolen_root;
 
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt as _;

@@ -6,7 +6,7 @@ use outrigger_tests::outrigger;
 use outrigger_tests::program::Program;
 use serde_json::json;
 
-use super::Desk;
+use super::{Desk, run};
 
 /// What curl is told to show the certificate that was kept.
 pub(super) const SHOWN: &str = "--cacert known.pem --cert chain.pem --key key.pem";
@@ -44,6 +44,45 @@ async fn a_certificate_renews_itself_and_nothing_else() {
     assert_eq!((status, &refused["reason"]), (401, &json!("no-credential")));
     let words = desk.audited().await;
     assert_eq!(super::times(&words, "renewed"), 1, "{words:?}");
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_refused_in_the_handshake_is_written_down_and_no_more_often_than_it_helps() {
+    let (desk, _) = joined().await;
+    let other = joined().await.0;
+    let stranger = other.path().display();
+    let shown = format!("--cacert known.pem --cert {stranger}/chain.pem --key {stranger}/key.pem");
+    let call = format!("curl -sS {shown} {}/live", desk.url);
+    for _ in 0..25 {
+        assert!(!run(desk.path(), &call).status.success());
+    }
+    let told = desk.api.logged("the refusal", |line| {
+        line["message"]
+            .as_str()
+            .is_some_and(|text| text.starts_with("a client certificate was refused"))
+    });
+    let told = told.await;
+    assert_eq!(
+        (&told["level"], &told["source"]),
+        (&json!("WARN"), &json!("127.0.0.1"))
+    );
+    let list = desk.run("audit --json").await.ok().json();
+    let rows = list["rows"].as_array().unwrap().iter();
+    let rows: Vec<_> = rows.filter(|row| row["deed"] == "handshake-refused").collect();
+    // As many as a source may have in a row, and few more for the time that it took.
+    assert!((20..25).contains(&rows.len()), "{rows:?}");
+    let note = rows[0]["note"].as_str().unwrap();
+    assert!(note.contains("none of the roots that are trusted here"), "{note}");
+    assert_eq!(rows[0]["source"], "127.0.0.1");
+    // Who is no client of TLS at all is no news.
+    let _ = run(
+        desk.path(),
+        &format!("curl -sS {}", desk.url.replace("https", "http")),
+    );
+    let words = desk.audited().await;
+    assert_eq!(super::times(&words, "handshake-refused"), rows.len());
+    let shown = desk.run("audit").await.ok().stdout;
+    assert!(shown.contains("handshake-refused"), "{shown}");
 }
 
 #[tokio::test]
