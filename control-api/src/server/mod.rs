@@ -31,6 +31,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use outrigger_proxy::browsers::OwnNames;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
@@ -79,6 +80,9 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The folder of the store.
     pub data: PathBuf,
+    /// DNS names and IP addresses by which the API is reached: those that its certificate shows, and that may be asked for
+    /// without the operator token on this machine.
+    pub names: Vec<String>,
     /// What the operator says of the CA.
     pub ca: ca::Options,
     /// Serve TLS, under a certificate of that CA. Absent: plaintext.
@@ -166,10 +170,16 @@ pub(crate) struct Peer {
 /// Opens the store, binds the address and serves until [`Handle::shutdown`].
 pub async fn start(config: Config) -> Result<Handle, StartError> {
     let (path, options) = (config.data.clone(), config.ca.clone());
+    let own = OwnNames::new(config.listen.ip(), &config.names).map_err(|name| {
+        CaError::Wrong(format!(
+            "--name `{}` is neither a DNS name nor an IP address",
+            name.escape_default()
+        ))
+    })?;
     let open = move || {
         let store = Store::open(&path)?;
         let ca = Ca::open(&store, &path, options, Now::read().wall)?;
-        let operators = Operators::open(&path, config.require_operator_token)?;
+        let operators = Operators::open(&path, config.require_operator_token, own)?;
         Ok((store, ca, operators))
     };
     let opened = tokio::task::spawn_blocking(open).await;
@@ -203,7 +213,7 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
     let announced = tokio::task::spawn_blocking(announce).await;
     let root = announced.unwrap_or_else(|fault| Err(CaError::Sign(fault.to_string())))?;
     let tls = match &config.tls {
-        Some(options) => Some(Tls::start(&shared, options, address, stop.clone()).await?),
+        Some(_) => Some(Tls::start(&shared, &config.names, address, stop.clone()).await?),
         None => None,
     };
     let sources = Arc::new(Sources::new(config.connections_per_source));
