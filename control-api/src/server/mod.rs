@@ -67,6 +67,10 @@ const BACKLOG: u32 = 8192;
 /// How long the head of a request may take, and how long a connection may be idle between two requests.
 const HEAD_WITHIN: Duration = Duration::from_secs(30);
 
+/// The longest head of a request, and as much as is read ahead of a body: whoever connects may make us keep it. That of a
+/// sidecar or the tool has some hundred bytes, a browser's some thousand.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+
 /// How long stopping waits for what was begun: shorter than the 30 s after which orchestrators kill.
 const STOP_WITHIN: Duration = Duration::from_secs(20);
 
@@ -153,6 +157,7 @@ pub(crate) struct Shared {
     /// Turns of making a certificate.
     joins: Semaphore,
     nodes: Arc<Nodes>,
+    long_polls: polls::LongPolls,
     fragments: polls::Fragments,
     standing: Standing,
     stop: CancellationToken,
@@ -204,6 +209,7 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
         ca,
         operators,
         joins: Semaphore::new(identity::JOINS_MAX),
+        long_polls: polls::LongPolls::new(),
         fragments: polls::Fragments::default(),
         standing: Standing::new(config.tls.as_ref().is_some_and(|tls| tls.require_identity)),
         stop: stop.clone(),
@@ -351,6 +357,7 @@ where
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_WITHIN)
+        .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {

@@ -171,7 +171,7 @@ pub(super) async fn only_operators(
             None
         }
     };
-    let _ = timeout(REST_WITHIN, forget(request.into_body())).await;
+    forget(request.into_body()).await;
     refusal(&verdict, retry_after)
 }
 
@@ -181,7 +181,7 @@ pub(super) async fn no_pages(request: Request, next: Next) -> Response {
     if !is_of_a_page(request.headers()) {
         return next.run(request).await;
     }
-    let _ = timeout(REST_WITHIN, forget(request.into_body())).await;
+    forget(request.into_body()).await;
     let sentence = "sidecars ask this, and this request comes of a web page in a browser (`Origin` or `Sec-Fetch-Site`): ask \
                     by a tool such as curl, without these fields";
     ApiError::Sentence(StatusCode::FORBIDDEN, sentence.to_owned()).into_response()
@@ -226,16 +226,19 @@ fn sha256(token: &str) -> [u8; 32] {
     hash
 }
 
-/// Reads a body no further than any request may be long, and keeps nothing of it.
-async fn forget(mut body: Body) {
-    let mut left = PUSH_BYTES_MAX;
-    while let Some(Ok(frame)) = body.frame().await {
-        let bytes = frame.data_ref().map_or(0, bytes::Bytes::len);
-        let Some(rest) = left.checked_sub(bytes) else {
-            return;
-        };
-        left = rest;
-    }
+/// Reads a body no further than any request may be long nor for longer than a moment, and keeps nothing of it.
+pub(super) async fn forget(mut body: Body) {
+    let all = async {
+        let mut left = PUSH_BYTES_MAX;
+        while let Some(Ok(frame)) = body.frame().await {
+            let bytes = frame.data_ref().map_or(0, bytes::Bytes::len);
+            let Some(rest) = left.checked_sub(bytes) else {
+                return;
+            };
+            left = rest;
+        }
+    };
+    let _ = timeout(REST_WITHIN, all).await;
 }
 
 fn refusal(verdict: &Verdict, retry_after: Option<Duration>) -> Response {

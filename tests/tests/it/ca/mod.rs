@@ -3,6 +3,7 @@
 mod abuse;
 mod given;
 mod joined;
+mod long_polls;
 mod over_tls;
 mod polls;
 mod revocation;
