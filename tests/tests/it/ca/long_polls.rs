@@ -50,7 +50,7 @@ async fn polls_of_who_has_proved_nothing_hold_little_memory_however_many_and_how
     const EACH: usize = 30;
     // Sixteen are read at a time, of a mebibyte, and of each is kept what it may say. Without bounds it was 400 MiB and more.
     const MEMORY_MAX: u64 = 128 * 1024 * 1024;
-    let mut desk = Desk::new(&[]).await;
+    let desk = Desk::new(&[]).await;
     let file = desk.path().join("reviews.yaml");
     let service = "kind: Service\nname: reviews\nbackends: [{ name: v1, discover: { static: [\"127.0.0.1:9080\"] } }]\n";
     std::fs::write(&file, service).unwrap();
