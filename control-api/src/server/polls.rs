@@ -102,6 +102,11 @@ pub(super) async fn discovery(
         let head = heads.borrow_and_update().clone();
         match decide(&request, &head, poll.refused()) {
             Decision::Respond(difference) => {
+                // Who was good when it began to wait may be revoked since, perhaps by this very push.
+                if let Err(refused) = standing::of(&shared, &peer, &request.node) {
+                    poll.end();
+                    return Err(refused);
+                }
                 let fragment = shared.fragments.of(&request, &head, &difference)?;
                 let nonce = poll.answer(head.revision);
                 return Ok(respond(&head, &nonce, fragment));
