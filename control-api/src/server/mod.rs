@@ -53,6 +53,8 @@ pub(crate) use answer::ErrorBody;
 pub(crate) use documents::{AUTHOR, PUSH_BYTES_MAX, WholeConfig, split_all};
 pub use documents::{PushBody, PushText};
 pub(crate) use identity::{AuditList, TokenList};
+#[cfg(any(test, fuzzing))]
+pub(crate) use operators::bearer as read_bearer;
 pub(crate) use operators::is_token as is_operator_token;
 pub use tls::TlsOptions;
 

@@ -215,7 +215,7 @@ fn by_token(headers: &HeaderMap, token_sha256: &[u8; 32]) -> Verdict {
 }
 
 /// The token of `Bearer …`; the scheme may be written in any case (RFC 9110, section 11.1).
-fn bearer(value: &HeaderValue) -> Option<&str> {
+pub(crate) fn bearer(value: &HeaderValue) -> Option<&str> {
     let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
