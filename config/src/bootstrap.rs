@@ -151,7 +151,7 @@ pub struct Source {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
     /// The services this sidecar calls, where its table should be small; gateways that it serves as `@NAME`, with their
-    /// services. Default: all.
+    /// services. At most 512; default: all.
     pub want: Vec<String>,
     /// Where the last good configuration is kept, for a start while the control API is away. Without it nothing
     /// is kept.

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::units::Duration;
-use crate::{Document, Problem};
+use crate::{Document, Problem, bounded};
 
 /// How long the control API holds a poll that has nothing to tell, unless the poll asks for less. Shorter than the
 /// 60 s at which load balancers commonly cut a quiet connection.
@@ -24,6 +24,19 @@ pub const NOTICES_MAX: usize = 16;
 
 /// The longest notice, in bytes: the longest name, and as much of a sentence. Longer ones are cut.
 pub const NOTICE_BYTES_MAX: usize = 512;
+
+/// The most names of `want`: more than any service calls, and where it calls more, `*` is told sooner.
+pub const WANTS_MAX: usize = 512;
+
+/// The most documents of `have`: as many as a mesh may hold.
+pub const HAVE_MAX: usize = 10_000;
+
+/// The longest name or version in a poll, in bytes: the longest host name.
+pub const NAME_BYTES_MAX: usize = 253;
+
+/// How many problems of a refusal are read: more than a person reads at once; the sidecar itself shows all. A sidecar
+/// tells a hundred, and one that says how many more there are.
+pub const PROBLEMS_MAX: usize = 101;
 
 /// As many of these notices as are kept of a poll, each as long as it may be.
 #[must_use]
@@ -69,15 +82,20 @@ pub struct Shown {
 pub struct DiscoveryRequest {
     /// Who polls.
     pub node: Node,
-    /// The services it wants to know, `*` for all. The `Mesh` document always comes along.
+    /// The services it wants to know, `*` for all; at most [`WANTS_MAX`]. The `Mesh` document always comes along.
+    #[serde(deserialize_with = "bounded::wants")]
     pub want: Vec<String>,
     /// The store that gave what it holds ([`DiscoveryResponse::store`]); empty when it holds nothing, and for one that
     /// does not mind which. Versions of different stores are never the same, whatever their numbers.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub store: String,
     /// What it holds: key of a document ([`Document::key`]) → version. Sent on the first poll and after any break,
-    /// when the two sides may disagree on what was received; left out otherwise.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// when the two sides may disagree on what was received; left out otherwise. At most [`HAVE_MAX`].
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "bounded::have"
+    )]
     pub have: Option<std::collections::BTreeMap<String, String>>,
     /// The last version that was applied whole; empty before the first.
     #[serde(default)]
@@ -97,7 +115,11 @@ pub struct DiscoveryRequest {
     pub roots: String,
     /// What the sidecar is worried about, in sentences for people, the oldest first: at most [`NOTICES_MAX`] of at most
     /// [`NOTICE_BYTES_MAX`] bytes are kept.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "bounded::notices"
+    )]
     pub notices: Vec<String>,
     /// How long the control API may hold the poll; [`HOLD_DEFAULT`] if absent, at most [`HOLD_MAX`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -107,7 +129,8 @@ pub struct DiscoveryRequest {
 /// Why a response was refused: every problem that was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
-    /// The problems, in the words of `outrigger check`.
+    /// The problems, in the words of `outrigger check`; at most [`PROBLEMS_MAX`] are read.
+    #[serde(deserialize_with = "bounded::problems")]
     pub problems: Vec<Problem>,
 }
 

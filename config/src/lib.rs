@@ -9,6 +9,7 @@
 
 pub mod actions;
 pub mod bootstrap;
+mod bounded;
 pub mod discover;
 pub mod discovery;
 pub mod endpoints;

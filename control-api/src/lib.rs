@@ -5,7 +5,7 @@
 //! push, [`nodes`] remembers who polls and what it answered, [`discovery`] decides what a poll is told,
 //! [`server`] is the edge where all of it meets HTTP, [`client`] speaks to that edge, [`demo`] runs all of it
 //! with sidecars and a shop to look at, and [`cli`] is what a person
-//! types. A module uses only those named before it.
+//! types. A module uses only those named before it. `fuzzing` is compiled for tests and fuzz targets only.
 //!
 //! **Does not** judge a document: `outrigger_config::check` does, and is asked here before anything is stored.
 
@@ -14,6 +14,9 @@ pub mod cli;
 pub mod client;
 mod demo;
 pub mod discovery;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod nodes;
 pub mod push;
 mod secrets;

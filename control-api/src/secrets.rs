@@ -1,4 +1,4 @@
-//! Files that hold a secret: written whole or not at all, for their owner alone.
+//! Files that hold a secret: for their owner alone, and where it is a key or a token written whole or not at all.
 //!
 //! **Does not** encrypt: the volume's encryption does.
 
@@ -28,6 +28,27 @@ pub(crate) fn write(folder: &Path, path: &Path, secret: &[u8]) -> io::Result<()>
 /// of its own, so that this is not refused.
 pub(crate) fn read(path: &Path, what: &str) -> io::Result<String> {
     let text = std::fs::read_to_string(path)?;
+    say_if_others_can_read(path, what);
+    Ok(text)
+}
+
+/// Opens a file to write to it, which is made for its owner alone if it is not there, in a folder that is made so too. Says
+/// in the log if others can read one that was there, as [`read`] does.
+pub(crate) fn open(folder: &Path, path: &Path, what: &str) -> io::Result<File> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)?;
+    say_if_others_can_read(path, what);
+    Ok(file)
+}
+
+/// Says in the log if others than its owner can read a file that holds a secret.
+pub(crate) fn say_if_others_can_read(path: &Path, what: &str) {
     let mode = std::fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
     if mode & 0o077 != 0 {
         tracing::warn!(
@@ -35,5 +56,4 @@ pub(crate) fn read(path: &Path, what: &str) -> io::Result<String> {
             "{what} can be read by others than its owner: `chmod 600` it"
         );
     }
-    Ok(text)
 }

@@ -38,6 +38,7 @@ impl Desk {
         let config = Config {
             listen: "127.0.0.1:0".parse().unwrap(),
             data: folder.path().to_owned(),
+            names: Vec::new(),
             ca: outrigger_control::ca::Options {
                 certificate_life,
                 ..outrigger_control::ca::Options::default()

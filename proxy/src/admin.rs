@@ -1,8 +1,9 @@
 //! Operators in: is it ready, what does it count, what does it run.
 //!
 //! Two addresses. The scrape address is open to the network and says nothing that is not meant for it: `/metrics`,
-//! `/stats/prometheus`, `/ready`, `/live`. The admin address is for this host alone and says all. Both stand on the
-//! control thread, so that a slow scrape costs no request anything.
+//! `/stats/prometheus`, `/ready`, `/live`. The admin address is for this host alone and says all, though not to web pages in
+//! a browser of this host ([`crate::browsers`]). Both stand on the control thread, so that a slow scrape costs no request
+//! anything.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -20,6 +21,7 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use tokio::net::TcpListener;
 
+use crate::browsers::OwnNames;
 use crate::drain::Drain;
 use crate::snapshot::{Origin, Refused, Snapshots};
 use crate::telemetry::metrics::Metrics;
@@ -50,17 +52,26 @@ pub(crate) struct Admin {
 }
 
 /// Which pages an address has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) enum Pages {
     /// Those for the network.
     Scrape,
-    /// All.
-    Admin,
+    /// All: to whoever asks by one of these names, where there are some, and is no web page of somebody else.
+    Admin(Option<OwnNames>),
+}
+
+impl Pages {
+    /// All, for who reaches this address. Beyond loopback nobody knows by what names that is.
+    pub(crate) fn admin(address: SocketAddr) -> Self {
+        let is_here = address.ip().to_canonical().is_loopback();
+        Self::Admin(OwnNames::new(address.ip(), &[]).ok().filter(|_| is_here))
+    }
 }
 
 /// Serves the pages until the process ends.
 pub(crate) async fn serve(admin: Rc<Admin>, listener: TcpListener, pages: Pages) {
     let places = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
+    let pages = Rc::new(pages);
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
             return;
@@ -70,10 +81,10 @@ pub(crate) async fn serve(admin: Rc<Admin>, listener: TcpListener, pages: Pages)
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             continue;
         };
-        let admin = Rc::clone(&admin);
+        let (admin, pages) = (Rc::clone(&admin), Rc::clone(&pages));
         tokio::task::spawn_local(async move {
             let service = service_fn(move |request: Request<Incoming>| {
-                let answer = admin.answer(&request, pages);
+                let answer = admin.answer(&request, &pages);
                 async move { Ok::<_, Infallible>(answer) }
             });
             // A probe that hangs up early is no news.
@@ -104,7 +115,7 @@ struct ConfigPage<'a> {
 }
 
 impl Admin {
-    fn answer(&self, request: &Request<Incoming>, pages: Pages) -> Response<Full<Bytes>> {
+    fn answer(&self, request: &Request<Incoming>, pages: &Pages) -> Response<Full<Bytes>> {
         if request.method() != Method::GET && request.method() != Method::HEAD {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n");
         }
@@ -115,14 +126,33 @@ impl Admin {
             },
             ("/ready", _) => self.ready(),
             ("/metrics" | "/stats/prometheus", _) => self.metrics(),
-            ("/config", Pages::Admin) => self.config(),
-            ("/clusters", Pages::Admin) => self.clusters(),
-            ("/certs", Pages::Admin) => self.certs(),
+            (path, Pages::Admin(own)) => match own
+                .as_ref()
+                .map(|own| own.judge(request.uri(), request.headers()))
+            {
+                Some(Err(foreign)) => text(
+                    StatusCode::FORBIDDEN,
+                    &format!(
+                        "this page is for who is on this machine, and not for web pages of others: {foreign}. Ask by a tool \
+                         such as curl, or by typing the address, by 127.0.0.1 or localhost\n"
+                    ),
+                ),
+                None | Some(Ok(())) => self.for_operators(path),
+            },
             (_, Pages::Scrape) => text(
                 StatusCode::NOT_FOUND,
                 "served here: /metrics /stats/prometheus /ready /live\n",
             ),
-            (_, Pages::Admin) => text(
+        }
+    }
+
+    /// What this host alone is told.
+    fn for_operators(&self, path: &str) -> Response<Full<Bytes>> {
+        match path {
+            "/config" => self.config(),
+            "/clusters" => self.clusters(),
+            "/certs" => self.certs(),
+            _ => text(
                 StatusCode::NOT_FOUND,
                 "served here: /metrics /stats/prometheus /ready /live /config /clusters /certs\n",
             ),

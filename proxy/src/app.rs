@@ -252,7 +252,8 @@ fn show(
     scrape: std::net::TcpListener,
     admin: std::net::TcpListener,
 ) -> anyhow::Result<()> {
-    for (socket, which) in [(scrape, Pages::Scrape), (admin, Pages::Admin)] {
+    let all = Pages::admin(admin.local_addr()?);
+    for (socket, which) in [(scrape, Pages::Scrape), (admin, all)] {
         let (socket, _) = admin::listener(socket)?;
         tokio::task::spawn_local(admin::serve(Rc::clone(pages), socket, which));
     }

@@ -258,15 +258,16 @@ pub fn config(text: &str) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
+#[path = "../../fuzz/corpus.rs"]
+mod corpus;
 
+#[cfg(test)]
+mod tests {
     use proptest::prelude::*;
     use proptest::sample::Index;
 
+    use super::corpus::{Target, change, corpus, has_each_target, make, text};
     use super::*;
-
-    type Target = fn(&[u8]);
 
     /// What is called, by the name of its target; text that is none is left out.
     const TARGETS: &[(&str, Target)] = &[
@@ -282,76 +283,9 @@ mod tests {
         ("config", |bytes| text(bytes, config)),
     ];
 
-    fn text(bytes: &[u8], target: fn(&str)) {
-        if let Ok(text) = std::str::from_utf8(bytes) {
-            target(text);
-        }
-    }
-
-    fn folder(name: &str) -> std::path::PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz").join(name)
-    }
-
-    fn corpus(target: &str) -> Vec<Vec<u8>> {
-        let files = std::fs::read_dir(folder("corpus").join(target)).unwrap();
-        let mut files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
-        // So that a seed means the same everywhere.
-        files.sort();
-        files.iter().map(|file| std::fs::read(file).unwrap()).collect()
-    }
-
-    /// One change to some bytes: one is another, one comes or goes, a part is said twice or left out.
-    #[derive(Clone, Debug)]
-    enum Change {
-        Byte(Index, u8),
-        Insert(Index, u8),
-        Remove(Index),
-        Repeat(Index, Index),
-        Leave(Index, Index),
-    }
-
-    fn change() -> impl Strategy<Value = Change> {
-        let index = any::<Index>;
-        prop_oneof![
-            (index(), any::<u8>()).prop_map(|(at, byte)| Change::Byte(at, byte)),
-            (index(), any::<u8>()).prop_map(|(at, byte)| Change::Insert(at, byte)),
-            index().prop_map(Change::Remove),
-            (index(), index()).prop_map(|(from, to)| Change::Repeat(from, to)),
-            (index(), index()).prop_map(|(from, to)| Change::Leave(from, to)),
-        ]
-    }
-
-    fn make(bytes: &mut Vec<u8>, change: &Change) {
-        if bytes.is_empty() {
-            return;
-        }
-        let length = bytes.len();
-        let part = |from: &Index, to: &Index| {
-            let (from, to) = (from.index(length), to.index(length));
-            from.min(to)..from.max(to)
-        };
-        match change {
-            Change::Byte(at, byte) => bytes[at.index(length)] = *byte,
-            Change::Insert(at, byte) => bytes.insert(at.index(length), *byte),
-            Change::Remove(at) => drop(bytes.remove(at.index(length))),
-            Change::Repeat(from, to) => bytes.extend_from_within(part(from, to)),
-            Change::Leave(from, to) => drop(bytes.drain(part(from, to))),
-        }
-    }
-
     #[test]
     fn every_target_has_a_file_and_a_corpus_and_holds_on_it() {
-        for (name, target) in TARGETS {
-            assert!(
-                folder("fuzz_targets").join(format!("{name}.rs")).is_file(),
-                "{name}"
-            );
-            let corpus = corpus(name);
-            assert!(!corpus.is_empty(), "{name}");
-            corpus.iter().for_each(|bytes| target(bytes));
-        }
-        let files = std::fs::read_dir(folder("fuzz_targets")).unwrap().count();
-        assert_eq!(files, TARGETS.len());
+        has_each_target("outrigger_proxy", TARGETS);
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //! * `arriving` is a body that comes in, whichever version of HTTP it comes by.
 //! * [`error`], [`drain`], `timer`, `pump`, `http1`, `http2` are the ground: the one table of reasons, how everything stops,
 //!   deadlines, HTTP/1.1 to endpoints as bytes, streams as bodies.
+//! * [`browsers`] tells requests of web pages from those of tools; beside the ground.
 //! * Under it, `frames` looks at the frames of HTTP/2 before `h2` does.
 //!
 //! `fuzzing` is compiled for tests and fuzz targets only.
@@ -21,6 +22,7 @@ mod admin;
 pub mod app;
 pub mod apply;
 mod arriving;
+pub mod browsers;
 pub mod control;
 pub mod drain;
 pub mod error;

@@ -36,6 +36,11 @@ impl ControlApi {
         format!("http://{}", self.address)
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// The process.
     pub fn program(&mut self) -> &mut Program {
         &mut self.program
@@ -83,7 +88,7 @@ impl ControlApi {
 
     /// A GET.
     pub async fn get(&self, path: &str) -> Reply {
-        self.client().get("api", path).await
+        self.client().get("localhost", path).await
     }
 
     /// What `GET /v1/nodes` says.

@@ -308,7 +308,7 @@ impl Sidecar {
 
     /// A GET of an admin page.
     pub async fn page(&self, path: &str) -> Reply {
-        Client::new(self.admin).get("admin", path).await
+        Client::new(self.admin).get("localhost", path).await
     }
 
     /// Its metrics.

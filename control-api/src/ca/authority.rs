@@ -128,6 +128,7 @@ impl Authority {
     ) -> Result<Self, Vec<String>> {
         let mut problems = Vec::new();
         let chain = read_chain(certificates, now, &mut problems);
+        crate::secrets::say_if_others_can_read(key, "the key of --ca-key");
         let key_pair = read_file(key).and_then(|text| {
             KeyPair::from_pem(&text).map_err(|error| {
                 format!(

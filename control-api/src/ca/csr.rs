@@ -14,7 +14,7 @@ use super::join::Refused;
 pub(super) const CSR_BYTES_MAX: usize = 8 * 1024;
 
 /// Reads the request and checks that it is signed by its own key.
-pub(super) fn public_key(pem: &str) -> Result<SubjectPublicKeyInfo, Refused> {
+pub(crate) fn public_key(pem: &str) -> Result<SubjectPublicKeyInfo, Refused> {
     let malformed = |what: &dyn std::fmt::Display| {
         let sentence = format!(
             "the signing request cannot be read: {what}; expected one in PEM, such as `openssl req -new` writes"

@@ -44,7 +44,7 @@ pub(crate) struct Limits {
     /// By the serial number that a bearer joined with. Each has a certificate that is alive, and these are bounded.
     renewals: HashMap<String, Bucket>,
     all: Bucket,
-    /// Whether it was written down that all sources together are over the limit.
+    /// Whether it was written down that all sources together are over the limit, since all that they spent was made good.
     all_told: bool,
 }
 
@@ -66,7 +66,7 @@ impl From<IpAddr> for Who {
 #[derive(Debug, Default)]
 struct Source {
     bucket: Bucket,
-    /// Whether it was written down that this source is over its limit.
+    /// Whether it was written down that this source is over its limit, since all that it spent was made good.
     told: bool,
 }
 
@@ -75,7 +75,7 @@ struct Source {
 pub(crate) enum Verdict {
     /// It is heard, and a failure is told and written down.
     Heard,
-    /// It is over the limit until then. The first of a row is written down.
+    /// It is over the limit until then. The first of a row is written down, if all together may have one more.
     Over {
         /// How long.
         retry_after: Duration,
@@ -104,6 +104,15 @@ impl Bucket {
         self.full_at = Some(from + every);
     }
 
+    /// Spends one if there is room; how long until there is, if not.
+    fn take(&mut self, burst: u32, every: Duration, now: Instant) -> Option<Duration> {
+        let wait = self.wait(burst, every, now);
+        if wait.is_none() {
+            self.spend(every, now);
+        }
+        wait
+    }
+
     fn is_full(&self, now: Instant) -> bool {
         self.full_at.is_none_or(|full_at| full_at <= now)
     }
@@ -127,7 +136,9 @@ impl Limits {
         match known.bucket.wait(SOURCE_BURST, SOURCE_EVERY, now) {
             None => Verdict::Heard,
             Some(retry_after) => {
-                let note = !std::mem::replace(&mut known.told, true);
+                let is_first = !std::mem::replace(&mut known.told, true);
+                // A row for each source would be as many as there are sources.
+                let note = is_first && self.all.take(ALL_BURST, ALL_EVERY, now).is_none();
                 Verdict::Over { retry_after, note }
             }
         }
@@ -140,16 +151,14 @@ impl Limits {
         }
         if self.sources.len() < SOURCES_MAX || self.sources.contains_key(source) {
             let known = self.sources.entry(source.clone()).or_default();
+            // One that fails whenever it is heard has not behaved in between.
+            known.told &= !known.bucket.is_full(now);
             known.bucket.spend(SOURCE_EVERY, now);
-            known.told = false;
         }
         // A source for which there is no room counts among all.
-        match self.all.wait(ALL_BURST, ALL_EVERY, now) {
-            None => {
-                self.all.spend(ALL_EVERY, now);
-                self.all_told = false;
-                Verdict::Heard
-            }
+        self.all_told &= !self.all.is_full(now);
+        match self.all.take(ALL_BURST, ALL_EVERY, now) {
+            None => Verdict::Heard,
             Some(retry_after) => {
                 let note = !std::mem::replace(&mut self.all_told, true);
                 Verdict::Over { retry_after, note }
@@ -168,11 +177,7 @@ impl Limits {
             self.renewals.retain(|_, bucket| !bucket.is_full(now));
         }
         let bucket = self.renewals.entry(joined.to_owned()).or_default();
-        let wait = bucket.wait(RENEWALS_BURST, every, now);
-        if wait.is_none() {
-            bucket.spend(every, now);
-        }
-        wait
+        bucket.take(RENEWALS_BURST, every, now)
     }
 }
 
@@ -226,7 +231,61 @@ mod tests {
         assert_eq!(limits.failed(&address(1_001), now), over(false));
         assert_eq!(limits.before(&address(1_002), now), Verdict::Heard);
         assert_eq!(limits.failed(&address(1_002), now + ALL_EVERY), Verdict::Heard);
-        assert_eq!(limits.failed(&address(1_003), now + ALL_EVERY), over(true));
+        assert_eq!(limits.failed(&address(1_003), now + ALL_EVERY), over(false));
+        // Once all of it is made good, another row begins.
+        let later = now + (ALL_BURST + 1) * ALL_EVERY;
+        for number in 0..ALL_BURST {
+            assert_eq!(limits.failed(&address(number), later), Verdict::Heard);
+        }
+        assert_eq!(limits.failed(&address(1_004), later), over(true));
+    }
+
+    #[test]
+    fn however_many_sources_fail_on_and_on_no_more_is_written_down_than_all_together_may() {
+        let (mut limits, start) = (Limits::new(), Instant::now());
+        let seconds = 60;
+        let mut written = 0;
+        for turn in 0..10 * seconds {
+            let now = start + turn * Duration::from_millis(100);
+            for source in (0..300).map(address) {
+                let mut verdict = limits.before(&source, now);
+                if verdict == Verdict::Heard {
+                    verdict = limits.failed(&source, now);
+                }
+                written += u32::from(matches!(
+                    verdict,
+                    Verdict::Heard | Verdict::Over { note: true, .. }
+                ));
+            }
+        }
+        // What they may in a row, two in a second from then on, and once that they are too many.
+        assert!(
+            (ALL_BURST..=ALL_BURST + 2 * seconds + 1).contains(&written),
+            "{written}"
+        );
+    }
+
+    #[test]
+    fn that_a_source_is_over_its_limit_is_written_down_once_until_it_has_behaved() {
+        let (mut limits, start) = (Limits::new(), Instant::now());
+        let mut notes = 0;
+        let mut attempt = |now| {
+            let verdict = limits.before(&address(1), now);
+            if verdict == Verdict::Heard {
+                limits.failed(&address(1), now);
+            }
+            notes += u32::from(matches!(verdict, Verdict::Over { note: true, .. }));
+            notes
+        };
+        for turn in 0..600 {
+            attempt(start + turn * Duration::from_millis(100));
+        }
+        assert_eq!(attempt(start + Duration::from_secs(60)), 1);
+        let later = start + Duration::from_secs(60) + (SOURCE_BURST + 1) * SOURCE_EVERY;
+        for _ in 0..SOURCE_BURST {
+            assert_eq!(attempt(later), 1);
+        }
+        assert_eq!(attempt(later), 2);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 
 mod authority;
 pub mod certificates;
-mod csr;
+pub(crate) mod csr;
 pub mod join;
 pub(crate) mod limits;
 pub(crate) mod random;

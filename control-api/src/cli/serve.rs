@@ -39,8 +39,9 @@ pub(super) struct Serve {
     /// Serve TLS 1.3 on --listen, under a certificate of this API's own CA. Without it: plaintext.
     #[arg(long, env = "OUTRIGGER_TLS")]
     tls: bool,
-    /// A DNS name or IP address by which the API is reached, for its certificate; may be given again.
-    #[arg(long, requires = "tls", value_name = "NAME")]
+    /// A DNS name or IP address by which the API is reached: for its certificate, and for operators who ask by it on this
+    /// machine; may be given again.
+    #[arg(long, value_name = "NAME")]
     name: Vec<String>,
     /// Tell sidecars their configuration only by a certificate of the mesh, not whoever reaches the API.
     #[arg(long, env = "OUTRIGGER_REQUIRE_IDENTITY", requires = "tls")]
@@ -95,8 +96,8 @@ impl Serve {
         let config = Config {
             listen: self.listen,
             data: self.data,
+            names: self.name,
             tls: self.tls.then_some(TlsOptions {
-                names: self.name,
                 require_identity: self.require_identity,
             }),
             require_operator_token: self.require_operator_token,

@@ -221,6 +221,7 @@ impl Mesh {
         let config = server::Config {
             listen: settings.api,
             data: data.join("control"),
+            names: Vec::new(),
             ca: crate::ca::Options::default(),
             tls: None,
             require_operator_token: false,

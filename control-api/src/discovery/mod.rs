@@ -131,6 +131,22 @@ pub fn decide(request: &DiscoveryRequest, head: &Head, refused: Option<u64>) -> 
     Decision::Respond(difference)
 }
 
+/// Lets go of what a poll need not keep while it is held at this head: it may be long, and is held for a minute. Whether the
+/// rest is enough to decide by at the next head; if not, the node has to say it again.
+pub fn settle(request: &mut DiscoveryRequest, head: &Head, refused: Option<u64>) -> bool {
+    // Then it holds what is current, as its version says by itself.
+    let is_current = !is_foreign(request, &head.store)
+        && request.version == head.revision.to_string()
+        && refused != Some(head.revision);
+    let has_said = request.have.take().is_some();
+    if request.want.iter().any(|name| name == "*") {
+        request.want = vec!["*".to_owned()];
+    }
+    request.want.shrink_to_fit();
+    (request.error, request.identity, request.notices) = (None, None, Vec::new());
+    !has_said || is_current
+}
+
 /// A node that just started, or comes back after a break: what an earlier run of it refused does not bind it.
 fn starts_anew(request: &DiscoveryRequest) -> bool {
     request.nonce.is_empty() && (request.have.is_some() || request.version.is_empty())

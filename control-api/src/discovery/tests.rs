@@ -277,3 +277,37 @@ fn a_node_that_is_older_than_what_is_forgotten_is_asked_for_what_it_has() {
         told(&["@mesh", "reviews"], &["older"])
     );
 }
+
+#[test]
+fn what_is_kept_of_a_held_poll_is_short_and_decides_as_the_whole_would() {
+    let head = head();
+    let held = [("@mesh", "2"), ("ratings", "3"), ("reviews", "7")];
+    let mut next = head.clone();
+    next.revision = 8;
+    next.documents.remove("ratings");
+    next.removed.insert("ratings".to_owned(), 8);
+    next.documents.get_mut("reviews").unwrap().version = 8;
+    let mut whole = having("7", &held);
+    whole.want.push("ratings".to_owned());
+    whole.notices = vec!["slow".to_owned()];
+    let mut kept = whole.clone();
+    assert_eq!(decide(&whole, &head, None), Decision::Hold);
+    assert!(settle(&mut kept, &head, None));
+    assert_eq!((&kept.have, kept.want.len(), kept.notices.len()), (&None, 1, 0));
+    assert_eq!(decide(&kept, &next, None), told(&["reviews"], &["ratings"]));
+    assert_eq!(decide(&whole, &next, None), decide(&kept, &next, None));
+
+    // One that refused what is current, and one whose store is another, have to say again what they hold, if they did.
+    let mut refused = DiscoveryRequest {
+        nonce: "n".into(),
+        ..having("7", &held)
+    };
+    assert_eq!(decide(&refused, &head, Some(7)), Decision::Hold);
+    assert!(!settle(&mut refused, &head, Some(7)));
+    assert!(settle(&mut answering("6", "n", true), &head, Some(7)));
+    let mut foreign = DiscoveryRequest {
+        store: "theirs".into(),
+        ..having("7", &held)
+    };
+    assert!(!settle(&mut foreign, &head, None));
+}

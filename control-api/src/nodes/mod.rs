@@ -6,6 +6,7 @@
 //!
 //! **Invariant:** every poll that [`Nodes::enter`] lets in ends by the drop of its [`Poll`], however it ends.
 
+mod problems;
 #[cfg(test)]
 mod tests;
 
@@ -15,11 +16,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use outrigger_config::Problem;
-use outrigger_config::discovery::{DiscoveryRequest, Node, Shown, bounded_notices};
+use outrigger_config::discovery::{DiscoveryRequest, NAME_BYTES_MAX, Node, Shown, bounded_notices};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use self::problems::bounded_problems;
 use crate::ca::revoked::RevokedSet;
 use crate::discovery::{Answer, Sent, answer, is_foreign};
 
@@ -31,13 +33,6 @@ const FORGET_AFTER: Duration = Duration::from_secs(600);
 
 /// How long a sidecar counts as connected between two polls: it applies what it was told before it asks again.
 const GRACE: Duration = Duration::from_secs(2);
-
-/// How many problems of a refusal are kept: more than a person reads at once; the sidecar itself shows all. A sidecar
-/// tells a hundred, and one that says how many more there are.
-const PROBLEMS_MAX: usize = 101;
-
-/// The longest id, service, version or zone, in bytes: the longest host name.
-const NAME_BYTES_MAX: usize = 253;
 
 /// A SPIFFE ID has at most so many (SPIFFE-ID, section 2.3).
 const SPIFFE_ID_BYTES_MAX: usize = 2048;
@@ -123,7 +118,8 @@ pub enum NodeError {
     Nameless,
     /// It says too much.
     #[error(
-        "a field of `node` is longer than {NAME_BYTES_MAX} bytes, or its SPIFFE ID than {SPIFFE_ID_BYTES_MAX}"
+        "a field of `node`, the version, the nonce or the store is longer than {NAME_BYTES_MAX} bytes, or its SPIFFE ID than \
+         {SPIFFE_ID_BYTES_MAX}"
     )]
     TooLong,
     /// There is no room.
@@ -259,7 +255,7 @@ impl Nodes {
             forget_unproven(&mut table, &key);
         }
         let entry = table.entry(key.clone()).or_insert_with(|| Entry::new(about));
-        let news = entry.take(request, certificate, &self.store) || !known;
+        let news = entry.take(request, certificate, (&self.store, key.is_verified())) || !known;
         let refused = entry.refused.clone().filter(|_| entry.answered);
         let twins = warn_of_twins(&mut table, &key);
         drop(table);
@@ -343,6 +339,7 @@ fn hold_lengths(request: &DiscoveryRequest) -> Result<(), NodeError> {
         &about.instance,
         &request.version,
         &request.store,
+        &request.nonce,
     ];
     let identity = request.identity.as_ref();
     if identity.is_some_and(|shown| shown.spiffe_id.len() > SPIFFE_ID_BYTES_MAX)
@@ -451,7 +448,12 @@ impl Entry {
     }
 
     /// Takes in a poll; true if it brings news.
-    fn take(&mut self, request: &DiscoveryRequest, certificate: Option<&Certificate>, store: &str) -> bool {
+    fn take(
+        &mut self,
+        request: &DiscoveryRequest,
+        certificate: Option<&Certificate>,
+        (store, verified): (&str, bool),
+    ) -> bool {
         let identity = certificate.map(|certificate| &certificate.shown);
         let identity = identity.or(request.identity.as_ref());
         let mut news = !self.connected() || self.about != request.node;
@@ -461,7 +463,7 @@ impl Entry {
         self.about.clone_from(&request.node);
         self.identity = identity.cloned();
         self.serial = certificate.map_or_else(String::new, |certificate| certificate.serial.clone());
-        self.answered = self.take_answer(request, store);
+        self.answered = self.take_answer(request, store, verified);
         self.open_polls += 1;
         self.cut = false;
         self.seen = Instant::now();
@@ -469,7 +471,7 @@ impl Entry {
     }
 
     /// Records what the poll says; true if that is news.
-    fn take_answer(&mut self, request: &DiscoveryRequest, store: &str) -> bool {
+    fn take_answer(&mut self, request: &DiscoveryRequest, store: &str, verified: bool) -> bool {
         let before = (self.holds.clone(), self.holds_store.clone(), self.refused.clone());
         let answer = answer(request, self.sent.as_ref(), store);
         if answer != Answer::Stale {
@@ -480,7 +482,7 @@ impl Entry {
             Answer::Applied(_) => self.refused = None,
             Answer::Refused(version) => {
                 let problems = request.error.iter().flat_map(|error| &error.problems);
-                let problems = problems.take(PROBLEMS_MAX).cloned().collect();
+                let problems = bounded_problems(problems, verified);
                 self.refused = Some(Refused { version, problems });
             }
             Answer::Holds => {

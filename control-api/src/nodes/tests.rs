@@ -1,3 +1,4 @@
+use super::problems::{PROBLEM_BYTES_MAX, UNPROVEN_PROBLEM_BYTES_MAX};
 use super::*;
 
 fn nodes() -> Arc<Nodes> {
@@ -36,6 +37,27 @@ fn only(nodes: &Nodes, head: u64) -> NodeView {
     let list = nodes.list(head, &RevokedSet::default());
     assert_eq!(list.nodes.len(), 1);
     list.nodes.into_iter().next().unwrap()
+}
+
+#[test]
+fn of_what_a_node_refused_so_much_is_kept_and_less_of_one_that_has_proved_nothing() {
+    let problem = |message: &str| Problem {
+        file: "reviews.yaml".into(),
+        message: message.into(),
+        ..Problem::default()
+    };
+    let bytes = |problems: &[Problem]| {
+        problems
+            .iter()
+            .map(|one| one.message.len() + one.file.len())
+            .sum::<usize>()
+    };
+    let many = vec![problem(&"é".repeat(50_000)); 101];
+    let kept = bounded_problems(many.iter(), false);
+    assert_eq!((kept.len(), bytes(&kept)), (1, UNPROVEN_PROBLEM_BYTES_MAX));
+    assert_eq!(bytes(&bounded_problems(many.iter(), true)), PROBLEM_BYTES_MAX);
+    let few = vec![problem("no"); 101];
+    assert_eq!(bounded_problems(few.iter(), false), few);
 }
 
 #[tokio::test(start_paused = true)]

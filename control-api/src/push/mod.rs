@@ -9,6 +9,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 
+use outrigger_config::discovery::HAVE_MAX;
 use outrigger_config::{Document, MESH_KEY, Mesh, Problem, check};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -18,8 +19,8 @@ use crate::ca::{self, fixed_trust_domain};
 use crate::store::{Change, Head, Store, StoreError};
 
 /// How many documents a mesh may hold: ten times the largest mesh that is planned for, and few enough that a push
-/// is still checked as one whole in seconds.
-pub const DOCUMENTS_MAX: usize = 10_000;
+/// is still checked as one whole in seconds. A poll can name as many.
+pub const DOCUMENTS_MAX: usize = HAVE_MAX;
 
 /// What is to be changed, by whom, on which condition.
 #[derive(Clone, Debug)]

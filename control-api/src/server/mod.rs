@@ -31,6 +31,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use outrigger_proxy::browsers::OwnNames;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
@@ -52,6 +53,8 @@ pub(crate) use answer::ErrorBody;
 pub(crate) use documents::{AUTHOR, PUSH_BYTES_MAX, WholeConfig, split_all};
 pub use documents::{PushBody, PushText};
 pub(crate) use identity::{AuditList, TokenList};
+#[cfg(any(test, fuzzing))]
+pub(crate) use operators::bearer as read_bearer;
 pub(crate) use operators::is_token as is_operator_token;
 pub use tls::TlsOptions;
 
@@ -66,6 +69,10 @@ const BACKLOG: u32 = 8192;
 /// How long the head of a request may take, and how long a connection may be idle between two requests.
 const HEAD_WITHIN: Duration = Duration::from_secs(30);
 
+/// The longest head of a request, and as much as is read ahead of a body: whoever connects may make us keep it. That of a
+/// sidecar or the tool has some hundred bytes, a browser's some thousand.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+
 /// How long stopping waits for what was begun: shorter than the 30 s after which orchestrators kill.
 const STOP_WITHIN: Duration = Duration::from_secs(20);
 
@@ -79,6 +86,9 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The folder of the store.
     pub data: PathBuf,
+    /// DNS names and IP addresses by which the API is reached: those that its certificate shows, and that may be asked for
+    /// without the operator token on this machine.
+    pub names: Vec<String>,
     /// What the operator says of the CA.
     pub ca: ca::Options,
     /// Serve TLS, under a certificate of that CA. Absent: plaintext.
@@ -149,6 +159,7 @@ pub(crate) struct Shared {
     /// Turns of making a certificate.
     joins: Semaphore,
     nodes: Arc<Nodes>,
+    long_polls: polls::LongPolls,
     fragments: polls::Fragments,
     standing: Standing,
     stop: CancellationToken,
@@ -166,10 +177,16 @@ pub(crate) struct Peer {
 /// Opens the store, binds the address and serves until [`Handle::shutdown`].
 pub async fn start(config: Config) -> Result<Handle, StartError> {
     let (path, options) = (config.data.clone(), config.ca.clone());
+    let own = OwnNames::new(config.listen.ip(), &config.names).map_err(|name| {
+        CaError::Wrong(format!(
+            "--name `{}` is neither a DNS name nor an IP address",
+            name.escape_default()
+        ))
+    })?;
     let open = move || {
         let store = Store::open(&path)?;
         let ca = Ca::open(&store, &path, options, Now::read().wall)?;
-        let operators = Operators::open(&path, config.require_operator_token)?;
+        let operators = Operators::open(&path, config.require_operator_token, own)?;
         Ok((store, ca, operators))
     };
     let opened = tokio::task::spawn_blocking(open).await;
@@ -194,6 +211,7 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
         ca,
         operators,
         joins: Semaphore::new(identity::JOINS_MAX),
+        long_polls: polls::LongPolls::new(),
         fragments: polls::Fragments::default(),
         standing: Standing::new(config.tls.as_ref().is_some_and(|tls| tls.require_identity)),
         stop: stop.clone(),
@@ -203,7 +221,7 @@ pub async fn start(config: Config) -> Result<Handle, StartError> {
     let announced = tokio::task::spawn_blocking(announce).await;
     let root = announced.unwrap_or_else(|fault| Err(CaError::Sign(fault.to_string())))?;
     let tls = match &config.tls {
-        Some(options) => Some(Tls::start(&shared, options, address, stop.clone()).await?),
+        Some(_) => Some(Tls::start(&shared, &config.names, address, stop.clone()).await?),
         None => None,
     };
     let sources = Arc::new(Sources::new(config.connections_per_source));
@@ -347,6 +365,7 @@ async fn serve<S>(
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_WITHIN)
+        .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {

@@ -1,6 +1,9 @@
 //! Who may do what operators do: whoever is on this machine, unless that was forbidden at the start, and whoever brings the
 //! operator token.
 //!
+//! A browser on this machine asks what pages of anybody tell it to. So without the token a request must be one that no such
+//! page can send: see [`outrigger_proxy::browsers`]. Nor are pages sidecars, by whose routes all documents can be read.
+//!
 //! Where a peer is, is the address of its connection and nothing that it says: `X-Forwarded-For` and its like are never
 //! looked at. So whatever passes requests on from this machine passes them on as an operator's, unless loopback has to
 //! bring the token too.
@@ -24,8 +27,9 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::header::{AUTHORIZATION, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use http_body_util::BodyExt;
+use outrigger_proxy::browsers::{Foreign, OwnNames, is_of_a_page};
 use subtle::ConstantTimeEq;
 use tokio::time::timeout;
 
@@ -58,11 +62,13 @@ pub(super) struct Operators {
     path: PathBuf,
     /// Loopback has to bring the token too.
     everywhere: bool,
+    /// By what names a request from loopback may ask without it.
+    own: OwnNames,
     limits: Mutex<Limits>,
 }
 
 /// What a request shows of its sender.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Verdict {
     /// It is an operator's.
     Operator,
@@ -70,11 +76,13 @@ enum Verdict {
     Missing,
     /// What it brings is not the token.
     Wrong,
+    /// It comes from this machine, and may be sent by a browser for a page of somebody else.
+    Foreign(Foreign),
 }
 
 impl Operators {
     /// Reads the token of the folder of `--data`; at the first start it is made.
-    pub(super) fn open(data: &Path, everywhere: bool) -> Result<Self, StartError> {
+    pub(super) fn open(data: &Path, everywhere: bool, own: OwnNames) -> Result<Self, StartError> {
         let path = data.join(FILE);
         let refused = |cause: String| StartError::OperatorToken {
             path: path.clone(),
@@ -98,6 +106,7 @@ impl Operators {
             token_sha256: sha256(token.trim()),
             path,
             everywhere,
+            own,
             limits: Mutex::new(Limits::new()),
         })
     }
@@ -105,6 +114,21 @@ impl Operators {
     /// Where the token is.
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Decides by the address of the connection and what the request says of the page that it comes of, and by the token
+    /// if that is not enough.
+    fn judge(&self, peer: IpAddr, uri: &Uri, headers: &HeaderMap) -> Verdict {
+        let by_token = by_token(headers, &self.token_sha256);
+        // An IPv4 peer of a socket of both families is `::ffff:127.0.0.1`.
+        let has_to_bring_it = self.everywhere || !peer.to_canonical().is_loopback();
+        if has_to_bring_it || by_token == Verdict::Operator {
+            return by_token;
+        }
+        match self.own.judge(uri, headers) {
+            Ok(()) => Verdict::Operator,
+            Err(foreign) => Verdict::Foreign(foreign),
+        }
     }
 
     /// Counts a wrong token. How long until one is heard again if there were too many, and whether to write it down.
@@ -136,35 +160,49 @@ pub(super) async fn only_operators(
     request: Request,
     next: Next,
 ) -> Response {
-    let (operators, source) = (&shared.operators, peer.address.ip().to_canonical());
-    let everywhere = operators.everywhere;
-    let verdict = judge(source, everywhere, request.headers(), &operators.token_sha256);
-    let retry_after = match verdict {
+    let source = peer.address.ip().to_canonical();
+    let verdict = shared.operators.judge(source, request.uri(), request.headers());
+    let retry_after = match &verdict {
         Verdict::Operator => return next.run(request).await,
         Verdict::Missing => None,
-        Verdict::Wrong => {
-            let now = Now::read();
-            let (retry_after, note) = operators.failed(source, &now);
-            if note {
-                let shared = shared.clone();
-                let noted = tokio::task::spawn_blocking(move || note_refusal(&shared, source, &now)).await;
-                if let Err(error) = noted {
-                    tracing::error!(%error, "noting a wrong operator token ended by a fault of this program");
-                }
-            }
-            retry_after
+        Verdict::Wrong => refused(&shared, source, "a wrong operator token".to_owned()).await,
+        Verdict::Foreign(foreign) => {
+            refused(&shared, source, format!("no operator's request: {foreign}")).await;
+            None
         }
     };
-    let _ = timeout(REST_WITHIN, forget(request.into_body())).await;
-    refusal(verdict, retry_after)
+    forget(request.into_body()).await;
+    refusal(&verdict, retry_after)
 }
 
-/// Decides by the address of the connection, and by the token if that is not enough.
-fn judge(peer: IpAddr, everywhere: bool, headers: &HeaderMap, token_sha256: &[u8; 32]) -> Verdict {
-    // An IPv4 peer of a socket of both families is `::ffff:127.0.0.1`.
-    if !everywhere && peer.to_canonical().is_loopback() {
-        return Verdict::Operator;
+/// Refuses whatever a browser sends for a page, of whatever origin: pages are no sidecars. Stands before the routes that are
+/// for sidecars alone, which are asked by whatever name leads here.
+pub(super) async fn no_pages(request: Request, next: Next) -> Response {
+    if !is_of_a_page(request.headers()) {
+        return next.run(request).await;
     }
+    forget(request.into_body()).await;
+    let sentence = "sidecars ask this, and this request comes of a web page in a browser (`Origin` or `Sec-Fetch-Site`): ask \
+                    by a tool such as curl, without these fields";
+    ApiError::Sentence(StatusCode::FORBIDDEN, sentence.to_owned()).into_response()
+}
+
+/// Counts a refusal, and writes it down if not too many were. How long until a token is heard again if there were.
+async fn refused(shared: &Arc<Shared>, source: IpAddr, why: String) -> Option<Duration> {
+    let now = Now::read();
+    let (retry_after, note) = shared.operators.failed(source, &now);
+    if note {
+        let shared = shared.clone();
+        let noted = tokio::task::spawn_blocking(move || note_refusal(&shared, source, why, &now)).await;
+        if let Err(error) = noted {
+            tracing::error!(%error, "noting that no operator asked ended by a fault of this program");
+        }
+    }
+    retry_after
+}
+
+/// Decides by the token alone.
+fn by_token(headers: &HeaderMap, token_sha256: &[u8; 32]) -> Verdict {
     let mut given = headers.get_all(AUTHORIZATION).iter();
     let token = match (given.next(), given.next()) {
         (None, _) => return Verdict::Missing,
@@ -177,7 +215,7 @@ fn judge(peer: IpAddr, everywhere: bool, headers: &HeaderMap, token_sha256: &[u8
 }
 
 /// The token of `Bearer …`; the scheme may be written in any case (RFC 9110, section 11.1).
-fn bearer(value: &HeaderValue) -> Option<&str> {
+pub(crate) fn bearer(value: &HeaderValue) -> Option<&str> {
     let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
@@ -188,19 +226,25 @@ fn sha256(token: &str) -> [u8; 32] {
     hash
 }
 
-/// Reads a body no further than any request may be long, and keeps nothing of it.
-async fn forget(mut body: Body) {
-    let mut left = PUSH_BYTES_MAX;
-    while let Some(Ok(frame)) = body.frame().await {
-        let bytes = frame.data_ref().map_or(0, bytes::Bytes::len);
-        let Some(rest) = left.checked_sub(bytes) else {
-            return;
-        };
-        left = rest;
-    }
+/// Reads a body no further than any request may be long nor for longer than a moment, and keeps nothing of it.
+pub(super) async fn forget(mut body: Body) {
+    let all = async {
+        let mut left = PUSH_BYTES_MAX;
+        while let Some(Ok(frame)) = body.frame().await {
+            let bytes = frame.data_ref().map_or(0, bytes::Bytes::len);
+            let Some(rest) = left.checked_sub(bytes) else {
+                return;
+            };
+            left = rest;
+        }
+    };
+    let _ = timeout(REST_WITHIN, all).await;
 }
 
-fn refusal(verdict: Verdict, retry_after: Option<Duration>) -> Response {
+fn refusal(verdict: &Verdict, retry_after: Option<Duration>) -> Response {
+    if let Verdict::Foreign(foreign) = verdict {
+        return ApiError::Sentence(StatusCode::FORBIDDEN, for_foreign(foreign)).into_response();
+    }
     if let Some(wait) = retry_after {
         // Whole seconds (RFC 9110, section 10.2.3), rounded up: never too early.
         let seconds = wait.as_secs() + 1;
@@ -213,7 +257,7 @@ fn refusal(verdict: Verdict, retry_after: Option<Duration>) -> Response {
             .insert(RETRY_AFTER, HeaderValue::from(seconds));
         return response;
     }
-    let what = if verdict == Verdict::Missing {
+    let what = if *verdict == Verdict::Missing {
         "this is for operators, and the request brings no operator token"
     } else {
         "the operator token is wrong"
@@ -230,12 +274,28 @@ fn refusal(verdict: Verdict, retry_after: Option<Duration>) -> Response {
     response
 }
 
-/// Writes a wrong token into the audit log. That it cannot be written changes nothing for the asker.
-fn note_refusal(shared: &Shared, source: IpAddr, now: &Now) {
-    tracing::warn!(%source, "a wrong operator token");
+/// What is said to who may be a browser, in which a person may read it.
+fn for_foreign(foreign: &Foreign) -> String {
+    let instead = match foreign {
+        Foreign::Host(host) => format!(
+            "Ask by 127.0.0.1 or localhost, or, if the name is one of this control API, start `outrigger serve` with \
+             --name {host}"
+        ),
+        Foreign::Origin(_) => "Ask by a tool, such as `outrigger` or curl".to_owned(),
+        Foreign::Site(_) => "Ask by a tool, such as `outrigger` or curl, or type the address".to_owned(),
+    };
+    format!(
+        "whoever is on this machine is an operator, and web pages of others are not: {foreign}. Nothing was done. {instead}; \
+         the operator token is heard in any case (`Authorization: Bearer {PREFIX}…`)"
+    )
+}
+
+/// Writes a refusal into the audit log. That it cannot be written changes nothing for the asker.
+fn note_refusal(shared: &Shared, source: IpAddr, why: String, now: &Now) {
+    tracing::warn!(%source, "{why}");
     let mut row = AuditRow::of(Deed::OperatorRefused, rfc3339(now.wall));
     row.source = source.to_string();
-    "a wrong operator token".clone_into(&mut row.note);
+    row.note = why;
     let written = shared.store.ledger().and_then(|ledger| {
         ledger.audit(row)?;
         ledger.commit()
@@ -248,6 +308,21 @@ fn note_refusal(shared: &Shared, source: IpAddr, now: &Now) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn own() -> OwnNames {
+        OwnNames::new("127.0.0.1".parse().unwrap(), &[]).unwrap()
+    }
+
+    /// Who know the token `oro1.right`.
+    fn operators(everywhere: bool) -> Operators {
+        Operators {
+            token_sha256: sha256("oro1.right"),
+            path: PathBuf::new(),
+            everywhere,
+            own: own(),
+            limits: Mutex::new(Limits::new()),
+        }
+    }
 
     fn headers(values: &[&str]) -> HeaderMap {
         let value = |text: &&str| (AUTHORIZATION, HeaderValue::from_str(text).unwrap());
@@ -265,7 +340,8 @@ mod tests {
     fn loopback_is_an_operator_unless_told_otherwise_and_others_bring_the_token() {
         use Verdict::{Missing, Operator, Wrong};
         let (right, wrong) = ("Bearer oro1.right", "Bearer oro1.wrong");
-        let hash = sha256("oro1.right");
+        let (asked_here, asked_everywhere) = (operators(false), operators(true));
+        let uri = Uri::from_static("/v1/ca");
         let here = ["127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1"];
         let away = [
             "10.0.0.1",
@@ -294,38 +370,63 @@ mod tests {
         for (values, expected) in cases {
             let headers = headers(values);
             for peer in here.map(|peer| peer.parse().unwrap()) {
-                assert_eq!(judge(peer, false, &headers, &hash), Operator, "{peer} {values:?}");
-                assert_eq!(judge(peer, true, &headers, &hash), expected, "{peer} {values:?}");
+                let judged = asked_here.judge(peer, &uri, &headers);
+                assert_eq!(judged, Operator, "{peer} {values:?}");
+                let judged = asked_everywhere.judge(peer, &uri, &headers);
+                assert_eq!(judged, expected, "{peer} {values:?}");
             }
             for peer in away.map(|peer| peer.parse().unwrap()) {
-                assert_eq!(judge(peer, false, &headers, &hash), expected, "{peer} {values:?}");
-                assert_eq!(judge(peer, true, &headers, &hash), expected, "{peer} {values:?}");
+                for operators in [&asked_here, &asked_everywhere] {
+                    let judged = operators.judge(peer, &uri, &headers);
+                    assert_eq!(judged, expected, "{peer} {values:?}");
+                }
             }
         }
+    }
+
+    #[test]
+    fn a_page_of_another_is_no_operator_on_this_machine_but_by_the_token() {
+        let (right, wrong) = ("Bearer oro1.right", "Bearer oro1.wrong");
+        let uri = Uri::from_static("/v1/ca");
+        let judged = |everywhere, peer: &str, values: &[&str]| {
+            let mut headers = headers(values);
+            headers.insert("host", HeaderValue::from_static("evil.example"));
+            operators(everywhere).judge(peer.parse().unwrap(), &uri, &headers)
+        };
+        let foreign = Verdict::Foreign(Foreign::Host("evil.example".to_owned()));
+        for values in [[].as_slice(), &[wrong]] {
+            assert_eq!(judged(false, "127.0.0.1", values), foreign);
+        }
+        assert_eq!(judged(false, "127.0.0.1", &[right]), Verdict::Operator);
+        // Where the token decides, no page has it, and people ask by whatever name leads here.
+        assert_eq!(judged(true, "127.0.0.1", &[]), Verdict::Missing);
+        assert_eq!(judged(false, "10.0.0.1", &[right]), Verdict::Operator);
     }
 
     #[test]
     fn a_token_is_made_once_for_its_owner_alone_and_one_that_is_cut_short_is_said() {
         use std::os::unix::fs::PermissionsExt as _;
         let folder = tempfile::tempdir().unwrap();
-        let first = Operators::open(folder.path(), false).unwrap();
+        let first = Operators::open(folder.path(), false, own()).unwrap();
         let text = std::fs::read_to_string(first.path()).unwrap();
         assert!(is_token(text.trim()), "not a token");
         assert_eq!(
             std::fs::metadata(first.path()).unwrap().permissions().mode() & 0o777,
             0o600
         );
-        let again = Operators::open(folder.path(), false).unwrap();
+        let again = Operators::open(folder.path(), false, own()).unwrap();
         assert_eq!(again.token_sha256, first.token_sha256);
         assert_eq!(first.token_sha256, sha256(text.trim()));
         let other = tempfile::tempdir().unwrap();
         assert_ne!(
-            Operators::open(other.path(), false).unwrap().token_sha256,
+            Operators::open(other.path(), false, own()).unwrap().token_sha256,
             first.token_sha256
         );
         for broken in ["", "\n", "oro1.", &text[..20]] {
             std::fs::write(first.path(), broken).unwrap();
-            let error = Operators::open(folder.path(), false).unwrap_err().to_string();
+            let error = Operators::open(folder.path(), false, own())
+                .unwrap_err()
+                .to_string();
             assert!(
                 error.contains("operator.token") && error.contains("take it away"),
                 "{error}"

@@ -18,24 +18,73 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, StatusCode};
-use http_body::{Frame, SizeHint};
-use outrigger_config::discovery::{DiscoveryRequest, HOLD_DEFAULT, HOLD_MAX, ROOTS_HEADER};
+use http_body::{Body as _, Frame, SizeHint};
+use outrigger_config::discovery::{DiscoveryRequest, HOLD_DEFAULT, HOLD_MAX, Node, ROOTS_HEADER};
 use outrigger_config::{Document, units};
 use serde::{Deserialize, Serialize};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 
 use super::answer::ApiError;
+use super::operators::forget;
 use super::routes::read_body;
+use super::standing::Ahead;
 use super::{Peer, Shared, standing};
-use crate::discovery::{Base, Decision, Difference, base, decide};
+use crate::discovery::{Base, Decision, Difference, base, decide, settle};
 use crate::nodes::NodeList;
 use crate::store::Head;
 
-/// The longest poll: what a sidecar of ten thousand services has (`have`), or a hundred long problems.
-const POLL_BYTES_MAX: usize = 1024 * 1024;
+/// The longest poll that is read without a turn. Most have some hundred bytes; one with every notice has 8 KiB, and what a
+/// sidecar of some hundred services has (`have`) fits too. As many as there may be connections are 190 MiB.
+const SHORT_BYTES_MAX: usize = 16 * 1024;
+
+/// The longest poll: what a sidecar of ten thousand services has, or a hundred long problems.
+const LONG_BYTES_MAX: usize = 1024 * 1024;
+
+/// Long polls that are read and decided at a time: 16 MiB, and about as much again for what is read of them. Each takes
+/// milliseconds, so that after a restart of the API ten thousand sidecars have their turn within a minute.
+const LONG_POLLS_MAX: usize = 16;
+
+/// How long a long poll waits for its turn.
+const TURN_WITHIN: Duration = Duration::from_secs(20);
 
 /// How long the body of a poll may take to arrive.
 const BODY_WITHIN: Duration = Duration::from_secs(10);
+
+/// The turns of long polls. Who has proved who it is does not wait for who has not.
+#[derive(Debug)]
+pub(super) struct LongPolls {
+    proven: Semaphore,
+    unproven: Semaphore,
+}
+
+impl LongPolls {
+    pub(super) fn new() -> Self {
+        Self {
+            proven: Semaphore::new(LONG_POLLS_MAX),
+            unproven: Semaphore::new(LONG_POLLS_MAX),
+        }
+    }
+
+    async fn turn(&self, ahead: Ahead) -> Result<SemaphorePermit<'_>, ApiError> {
+        let turns = if ahead == Ahead::Proven {
+            &self.proven
+        } else {
+            &self.unproven
+        };
+        match timeout(TURN_WITHIN, turns.acquire()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            // Nobody closes it.
+            Err(_) | Ok(Err(_)) => {
+                let sentence = format!(
+                    "{LONG_POLLS_MAX} polls of more than {} KiB are being read already: try again in a moment",
+                    SHORT_BYTES_MAX / 1024
+                );
+                Err(ApiError::Sentence(StatusCode::SERVICE_UNAVAILABLE, sentence))
+            }
+        }
+    }
+}
 
 /// `POST /v1/discovery`
 pub(super) async fn discovery(
@@ -43,7 +92,7 @@ pub(super) async fn discovery(
     Extension(peer): Extension<Peer>,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let request = read_poll(body).await?;
+    let (mut request, mut turn) = read_poll(&shared, &peer, body).await?;
     let mut heads = shared.store.subscribe();
     let mut roots = shared.ca.trusted();
     let certificate = standing::of(&shared, &peer, &request.node)?;
@@ -55,6 +104,11 @@ pub(super) async fn discovery(
         let trusted = roots.borrow_and_update().name.clone();
         match decide(&request, &head, poll.refused()) {
             Decision::Respond(difference) => {
+                // Who was good when it began to wait may be revoked since, perhaps by this very push.
+                if let Err(refused) = standing::of(&shared, &peer, &request.node) {
+                    poll.end();
+                    return Err(refused);
+                }
                 let fragment = shared.fragments.of(&request, &head, &difference)?;
                 let nonce = poll.answer(head.revision);
                 return Ok(naming(&trusted, respond(&head, &nonce, fragment)));
@@ -67,10 +121,12 @@ pub(super) async fn discovery(
             Decision::Hold if !request.roots.is_empty() && request.roots != trusted => break,
             Decision::Hold => {}
         }
+        let is_enough = settle(&mut request, &head, poll.refused());
+        drop(turn.take());
         tokio::select! {
             _ = roots.changed() => {}
             // The store lives as long as the handler, so its news never ends before.
-            _ = heads.changed() => {}
+            _ = heads.changed() => if !is_enough { break },
             () = tokio::time::sleep_until(end) => break,
             () = shared.stop.cancelled() => break,
         }
@@ -89,8 +145,32 @@ fn naming(trusted: &str, mut response: Response) -> Response {
     response
 }
 
-async fn read_poll(body: Body) -> Result<DiscoveryRequest, ApiError> {
-    let bytes = timeout(BODY_WITHIN, read_body(body, POLL_BYTES_MAX)).await;
+/// Reads a poll. A long one waits for its turn, which ends when it is let go of, or is not read at all if it is refused in
+/// any case.
+async fn read_poll<'a>(
+    shared: &'a Shared,
+    peer: &Peer,
+    body: Body,
+) -> Result<(DiscoveryRequest, Option<SemaphorePermit<'a>>), ApiError> {
+    let most = body.size_hint().upper();
+    if most.is_some_and(|most| most <= SHORT_BYTES_MAX as u64) {
+        return Ok((parse(body, SHORT_BYTES_MAX).await?, None));
+    }
+    let ahead = standing::ahead(shared, peer);
+    if ahead == Ahead::Refused {
+        forget(body).await;
+        // Who it is said to be stays unread.
+        standing::of(shared, peer, &Node::default())?;
+        return Err(ApiError::bad_request(
+            "what refused this poll is over: poll again",
+        ));
+    }
+    let turn = shared.long_polls.turn(ahead).await?;
+    Ok((parse(body, LONG_BYTES_MAX).await?, Some(turn)))
+}
+
+async fn parse(body: Body, bytes_max: usize) -> Result<DiscoveryRequest, ApiError> {
+    let bytes = timeout(BODY_WITHIN, read_body(body, bytes_max)).await;
     let bytes = bytes.unwrap_or_else(|_| {
         let sentence = format!("the body did not arrive within {}s", BODY_WITHIN.as_secs());
         Err(ApiError::Sentence(StatusCode::REQUEST_TIMEOUT, sentence))

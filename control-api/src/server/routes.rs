@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::error_handling::HandleErrorLayer;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{delete, get, post};
 use bytes::Bytes;
 use http::{Method, StatusCode, Uri};
@@ -19,7 +19,7 @@ use tower::timeout::error::Elapsed;
 use tower::{BoxError, ServiceBuilder};
 
 use super::answer::ApiError;
-use super::operators::only_operators;
+use super::operators::{no_pages, only_operators};
 use super::{Shared, documents, identity, polls};
 
 /// Operators' requests at a time: pushes come one after another anyway, and more than this is a loop gone wrong.
@@ -62,7 +62,8 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
     // These wait on purpose too. Sidecars need them, and those that join have nothing yet to show for themselves.
     let sidecars = Router::new()
         .route("/v1/discovery", post(polls::discovery))
-        .route("/v1/identity", post(identity::identity));
+        .route("/v1/identity", post(identity::identity))
+        .route_layer(from_fn(no_pages));
     let alive = Router::new()
         .route("/live", get(async || "live\n"))
         .route("/ready", get(async || "ready\n"));

@@ -53,6 +53,43 @@ impl Standing {
     }
 }
 
+/// What can be said of a poll before it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ahead {
+    /// It comes by a certificate that counts.
+    Proven,
+    /// It comes without one, and is answered all the same.
+    Unproven,
+    /// It is refused, whatever it says.
+    Refused,
+}
+
+/// What can be said of a poll over the connection of `peer` before it is read: so much of it may be long.
+pub(super) fn ahead(shared: &Shared, peer: &Peer) -> Ahead {
+    let counts = peer.proof.as_deref();
+    let counts = counts.is_some_and(|proof| lapse(shared, proof, &Now::read()).is_none());
+    match (counts, shared.standing.required) {
+        (true, _) => Ahead::Proven,
+        (false, false) => Ahead::Unproven,
+        (false, true) => Ahead::Refused,
+    }
+}
+
+/// Why a certificate proves nothing today, if so.
+fn lapse(shared: &Shared, proof: &Proof, now: &Now) -> Option<&'static str> {
+    if proof.not_after <= now.wall {
+        return Some("has expired while the connection was open");
+    }
+    if !shared.ca.trusted().borrow().has_any(&proof.roots) {
+        return Some("leads to a root that was taken away while the connection was open");
+    }
+    let words = shared.ca.mesh_words(&shared.store.head());
+    let mut serials = std::iter::once(&proof.serial).chain(&proof.vouched_by);
+    let is_revoked = words.revoked.has_identity(&proof.spiffe_id)
+        || serials.any(|serial| words.revoked.has_serial(serial));
+    is_revoked.then_some("is revoked")
+}
+
 /// The certificate by which `node` polls over the connection of `peer`, if it has shown one.
 ///
 /// # Errors
@@ -63,19 +100,7 @@ pub(super) fn of(shared: &Shared, peer: &Peer, node: &Node) -> Result<Option<Cer
     let judged = match peer.proof.as_deref() {
         None => judge_none(required),
         Some(proof) => {
-            let words = shared.ca.mesh_words(&shared.store.head());
-            let mut serials = std::iter::once(&proof.serial).chain(&proof.vouched_by);
-            let lapse = if proof.not_after <= now.wall {
-                Some("has expired while the connection was open")
-            } else if !shared.ca.trusted().borrow().has_any(&proof.roots) {
-                Some("leads to a root that was taken away while the connection was open")
-            } else if words.revoked.has_identity(&proof.spiffe_id)
-                || serials.any(|serial| words.revoked.has_serial(serial))
-            {
-                Some("is revoked")
-            } else {
-                None
-            };
+            let lapse = lapse(shared, proof, &now);
             let domain = shared.ca.trust_domain_now(&shared.store, now.wall)?;
             judge(proof, &domain, lapse, required, node)
         }

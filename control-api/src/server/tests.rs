@@ -32,6 +32,7 @@ impl Running {
         let config = Config {
             listen: "127.0.0.1:0".parse().unwrap(),
             data: folder.path().to_owned(),
+            names: Vec::new(),
             ca: ca::Options::default(),
             tls: None,
             require_operator_token: false,
@@ -384,6 +385,7 @@ async fn a_second_server_on_the_same_store_says_what_to_do() {
     let config = Config {
         listen: "127.0.0.1:0".parse().unwrap(),
         data: running.folder.path().to_owned(),
+        names: Vec::new(),
         ca: ca::Options::default(),
         tls: None,
         require_operator_token: false,

@@ -45,8 +45,6 @@ const LOOK_AT_CLOCK: Duration = Duration::from_secs(60);
 /// What the operator says of it.
 #[derive(Clone, Debug, Default)]
 pub struct TlsOptions {
-    /// DNS names and IP addresses by which the API is reached, for clients that verify such names.
-    pub names: Vec<String>,
     /// Sidecars are told configurations only by a certificate of the mesh.
     pub require_identity: bool,
 }
@@ -73,11 +71,11 @@ impl Tls {
     /// Makes the first certificate, and sees to it that another follows in time and whenever the roots change.
     pub(super) async fn start(
         shared: &Arc<Shared>,
-        options: &TlsOptions,
+        further: &[String],
         listen: SocketAddr,
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
-        let names = names(options, listen)?;
+        let names = names(further, listen)?;
         let (mut changes, trusted) = (shared.ca.changes(), shared.ca.trusted());
         let (first, mut renew_in) = make(shared, &names).await?;
         let (sender, current) = watch::channel(first);
@@ -227,8 +225,8 @@ fn proof(chain: &[CertificateDer<'_>], roots: &[([u8; 32], Arc<dyn ClientCertVer
 }
 
 /// The names of the certificate: what the operator says, where it listens, and this machine for itself.
-fn names(options: &TlsOptions, listen: SocketAddr) -> Result<Vec<SanType>, StartError> {
-    let mut all: Vec<String> = options.names.clone();
+fn names(further: &[String], listen: SocketAddr) -> Result<Vec<SanType>, StartError> {
+    let mut all: Vec<String> = further.to_vec();
     if !listen.ip().is_unspecified() {
         all.push(listen.ip().to_string());
     }

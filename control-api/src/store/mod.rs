@@ -18,9 +18,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use outrigger_config::Document;
+use redb::backends::FileBackend;
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+
+use crate::secrets;
 
 /// What is current, one row a key; a row whose document is absent is a tombstone.
 const CURRENT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("current");
@@ -150,14 +153,16 @@ struct Row {
 }
 
 impl Store {
-    /// Opens the store in `folder`, which is made if it is not there.
+    /// Opens the store in `folder`; either is made if it is not there, for its owner alone: documents say what a mesh is, and
+    /// the audit log who did what.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
         let path = folder.join("store.redb");
-        std::fs::create_dir_all(folder).map_err(|error| StoreError::Open {
-            path: folder.to_owned(),
+        let file = secrets::open(folder, &path, "the store").map_err(|error| StoreError::Open {
+            path: path.clone(),
             cause: error.to_string(),
         })?;
-        let database = Database::create(&path).map_err(|error| match error {
+        let opened = FileBackend::new(file).and_then(|file| Database::builder().create_with_backend(file));
+        let database = opened.map_err(|error| match error {
             DatabaseError::DatabaseAlreadyOpen => StoreError::Locked { path: path.clone() },
             other => StoreError::Open {
                 path: path.clone(),

@@ -5,6 +5,7 @@
 //! served by others. Three files cannot be replaced at one moment, so a set that does not fit
 //! together is nothing but the middle of a change: the one before goes on, and the next look decides.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -31,6 +32,9 @@ pub(crate) async fn keep_current(files: CertificateFiles, identities: Arc<Identi
     loop {
         let contents = [&files.certificate, &files.key, &files.roots].map(|path| read(path));
         // What was refused may be good by now: its time may have come.
+        if seen.as_ref().is_none_or(|[_, key, _]| *key != contents[1]) {
+            say_if_everybody_can_read(&files.key);
+        }
         if refused.is_some() || seen.as_ref() != Some(&contents) {
             match load(&contents, identities.revocations()) {
                 Ok(identity) => {
@@ -54,6 +58,18 @@ pub(crate) async fn keep_current(files: CertificateFiles, identities: Arc<Identi
 fn load([chain, key, roots]: &Contents, revocations: &Arc<Revocations>) -> Result<Identity, IdentityProblem> {
     let [chain, key, roots] = [chain, key, roots].map(|part| part.as_ref().map_err(Clone::clone));
     Identity::from_pem(chain?, key?, roots?, revocations, SystemTime::now())
+}
+
+/// Says in the log if everybody on this machine can read a key. It is used all the same: a volume may be mounted with rights
+/// of its own. Its group may read it, as Kubernetes' `fsGroup` has it.
+pub(super) fn say_if_everybody_can_read(key: &Path) {
+    let mode = std::fs::metadata(key).map_or(0, |found| found.permissions().mode());
+    if mode & 0o007 != 0 {
+        tracing::warn!(
+            path = %key.display(), mode = format!("{:o}", mode & 0o777),
+            "the key can be read by everybody on this machine: `chmod 600` it"
+        );
+    }
 }
 
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, IdentityProblem> {

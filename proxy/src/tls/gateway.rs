@@ -92,6 +92,8 @@ impl Server {
                 metrics.files(FileSet::Gateway, true);
                 metrics.gateway_not_after(gateway, not_after);
                 tracing::info!(gateway, count, not_after, "the certificates of the gateway serve");
+                let pairs = self.files.certificates.iter();
+                pairs.for_each(|pair| files::say_if_everybody_can_read(&pair.key));
                 last.refused = None;
                 self.current.store(Some(Arc::new(loaded)));
             }

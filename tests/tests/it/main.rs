@@ -11,6 +11,7 @@ mod actions;
 mod bad_push;
 mod balancing;
 mod bootstrap;
+mod browsers;
 mod ca;
 mod chaos;
 mod cli;

@@ -1,9 +1,11 @@
 //! Certificates come and go while requests run.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use outrigger_tests::metrics::Metrics;
 use outrigger_tests::{IdentityFiles, Leaf, Load, LoadSpec, Pki, Sidecar, SidecarSpec, Upstream};
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::mtls::{HANDSHAKES, STRICT, caller, file, server};
@@ -107,6 +109,29 @@ impl Rotating {
 
 /// Whose certificates are exchanged: the service's, the caller's.
 const NAMES: [&str; 2] = ["reviews", "productpage"];
+
+#[tokio::test]
+async fn a_key_that_everybody_can_read_is_used_and_said_once() {
+    let files = Pki::new().files("reviews");
+    let key = files.path("key.pem");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let text = file("127.0.0.1:9".parse().unwrap(), STRICT).to_string();
+    let mut sidecar = Sidecar::launch(SidecarSpec::text("reviews-1", &text).identity(&files)).await;
+    has_loaded(&sidecar, 1.0).await;
+    let is_it = |line: &Value| {
+        let path = line["path"].as_str().unwrap_or_default();
+        path.ends_with("key.pem") && line["message"].as_str().unwrap_or_default().contains("chmod 600")
+    };
+    let said = sidecar
+        .program()
+        .logged("that everybody can read it", is_it)
+        .await;
+    assert_eq!(
+        (&said["level"], &said["mode"]),
+        (&json!("WARN"), &json!("644")),
+        "{said}"
+    );
+}
 
 #[tokio::test]
 async fn certificates_and_the_root_are_exchanged_under_load_without_a_failed_request() {

@@ -168,7 +168,7 @@ async fn the_scrape_address_serves_what_scrapers_need_and_nothing_else() {
     for path in ["/config", "/", "/metrics/x", "/nothing"] {
         assert_eq!(scrape.get("x", path).await.status(), 404, "{path}");
     }
-    assert_eq!(admin.get("x", "/nothing").await.status(), 404);
+    assert_eq!(admin.get("localhost", "/nothing").await.status(), 404);
     let config = sidecar.config().await;
     assert_eq!(config["source"], "file");
     assert_eq!(config["refused"], Value::Null);

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 /// know one another. A new module gets its place here, in the same change.
 const FLOORS: &[&[&str]] = &[
     &["frames"],
-    &["error", "drain", "timer", "pump", "http1", "http2", "interim"],
+    &[
+        "error", "drain", "timer", "pump", "http1", "http2", "interim", "browsers",
+    ],
     &["arriving"],
     &["telemetry"],
     &["tls"],

@@ -7,6 +7,7 @@ use super::super::node::{Fault, shown};
 use super::names::{gateway_name, host, service_name};
 use super::{At, dns};
 use crate::bootstrap::{Bootstrap, Listeners, Source};
+use crate::discovery::WANTS_MAX;
 use crate::identity::{IdentitySource, workload_socket};
 use crate::units::Duration;
 
@@ -115,6 +116,14 @@ fn source(at: &At<'_>, source: &Source, faults: &mut Vec<Fault>) {
     }
     if let (Some(at), Some(control)) = (at.field("control"), &source.control) {
         faults.extend(control_address(control).map(|why| at.fault(why)));
+    }
+    if let Some(at) = at.field("want")
+        && source.want.len() > WANTS_MAX
+    {
+        let given = source.want.len();
+        faults.push(at.fault(format!(
+            "{given} services; at most {WANTS_MAX} can be asked for by name: leave it out to be told of all"
+        )));
     }
     for (at, want) in at.items_of("want").iter().zip(&source.want) {
         faults.extend(

@@ -521,3 +521,21 @@ fn a_file_full_of_mistakes_is_refused_as_quickly_as_another() {
         problems[0]
     );
 }
+
+#[test]
+fn a_sidecar_asks_for_so_many_services_by_name_and_no_more() {
+    let read = |count: usize| {
+        let names: Vec<String> = (0..count).map(|number| format!("s{number}")).collect();
+        let text = format!(
+            "config: {{ control: \"http://127.0.0.1:9900\", want: [{}] }}\n",
+            names.join(", ")
+        );
+        read_bootstrap("p.yaml", &text).map_err(|problems| lines(&problems))
+    };
+    assert_eq!(read(512).unwrap().config.want.len(), 512);
+    let found = read(513).unwrap_err();
+    assert!(
+        found.contains("config.want: 513 services; at most 512"),
+        "{found:?}"
+    );
+}

@@ -1,5 +1,6 @@
 //! A CA that the operator gives: an intermediate signs, and one that cannot is refused with all that is wrong.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -72,6 +73,15 @@ async fn an_intermediate_of_the_operator_signs_and_its_chain_comes_along() {
         desk.path(),
         "openssl verify -CAfile roots.pem -untrusted chain.pem chain.pem",
     );
+}
+
+#[tokio::test]
+async fn a_key_of_the_operator_that_others_can_read_is_used_and_said() {
+    let pki = pki();
+    let (chain, key) = (file(pki.path(), "chain.crt"), file(pki.path(), "ca.key"));
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let desk = Desk::new(&["--ca-cert", &chain, "--ca-key", &key]).await;
+    super::is_said(&desk.api, "ca.key").await;
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 mod abuse;
 mod given;
 mod joined;
+mod long_polls;
 mod over_tls;
 mod polls;
 mod revocation;
@@ -372,6 +373,36 @@ async fn a_restart_keeps_the_root_the_tokens_and_the_log_and_the_key_is_for_its_
         ended.stderr.contains("restore it from a backup"),
         "{}",
         ended.stderr
+    );
+}
+
+#[tokio::test]
+async fn the_data_folder_and_the_store_are_for_their_owner_alone_and_a_store_that_is_not_is_said() {
+    let mut desk = Desk::new(&[]).await;
+    let (data, store) = (desk.data(), desk.data().join("store.redb"));
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&data), mode(&store)), (0o700, 0o600));
+    desk.api.kill();
+    for (path, mode) in [(&data, 0o755), (&store, 0o644)] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    (desk.api, desk.url) = serve(&data, "127.0.0.1:0", &[]).await;
+    is_said(&desk.api, "store.redb").await;
+    // What somebody has set is left as it is.
+    assert_eq!((mode(&data), mode(&store)), (0o755, 0o644));
+}
+
+/// Waits until it says in its log that others can read this file.
+async fn is_said(program: &Program, file: &str) {
+    let said = program.logged("that others can read it", |line| {
+        let path = line["path"].as_str().unwrap_or_default();
+        path.ends_with(file) && line["message"].as_str().unwrap_or_default().contains("chmod 600")
+    });
+    let said = said.await;
+    assert_eq!(
+        (&said["level"], &said["mode"]),
+        (&json!("WARN"), &json!("644")),
+        "{said}"
     );
 }
 

@@ -1,7 +1,7 @@
 //! Who may poll for a configuration over TLS: whoever its certificate says, and nobody else in its name.
 
 use outrigger_tests::pki::Issued;
-use outrigger_tests::{IdentityFiles, Sidecar, SidecarSpec};
+use outrigger_tests::{IdentityFiles, Sidecar, SidecarSpec, within};
 use serde_json::{Value, json};
 
 use super::over_tls::{SHOWN, joined};
@@ -92,6 +92,41 @@ async fn where_identity_is_required_nobody_without_a_certificate_is_told_the_con
         (&seen[0]["id"], &seen[0]["verified"]),
         (&json!("reviews-1"), &json!(true))
     );
+}
+
+#[tokio::test]
+async fn a_poll_that_is_held_is_not_answered_to_who_is_revoked_meanwhile() {
+    let desk = Desk::over_tls(&["--require-identity"]).await;
+    let roots = desk.run("ca bundle").await.ok().stdout;
+    std::fs::write(desk.path().join("known.pem"), &roots).unwrap();
+    let body = json!({ "csr": desk.csr(), "token": desk.token("reviews", 1, "1h").await });
+    let (status, answer) = desk.post(&body, "--cacert known.pem");
+    assert_eq!(status, 200, "{answer}");
+    desk.keep(&answer);
+    // It holds the version that there is, so that the next news is its own revocation.
+    let body =
+        json!({ "node": { "id": "a", "service": "reviews" }, "want": ["*"], "version": "0", "hold": "50s" });
+    let poll = format!(
+        "-sS -w \\n%{{http_code}} --data {body} {SHOWN} {}/v1/discovery",
+        desk.url
+    );
+    let mut curl = tokio::process::Command::new("curl");
+    curl.args(poll.split(' '))
+        .current_dir(desk.path())
+        .kill_on_drop(true);
+    let held = tokio::spawn(async move { curl.output().await.unwrap() });
+    eventually("the poll to be held", async || {
+        let seen = nodes(&desk).await;
+        seen.iter().any(|node| node["connected"] == true).then_some(())
+    })
+    .await;
+    let serial = answer["serial"].as_str().unwrap();
+    desk.run(&format!("revoke --serial {serial}")).await.ok();
+    let answer = within("the answer", held).await.unwrap();
+    let answer = String::from_utf8(answer.stdout).unwrap();
+    let (said, status) = answer.rsplit_once('\n').unwrap();
+    assert_eq!(status, "403", "{said}");
+    assert!(said.contains("is revoked") && !said.contains("changed"), "{said}");
 }
 
 #[tokio::test]

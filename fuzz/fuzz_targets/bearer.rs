@@ -1,0 +1,6 @@
+//! What stands in `Authorization`.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| outrigger_control::fuzzing::bearer(bytes));
