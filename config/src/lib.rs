@@ -31,7 +31,7 @@ pub use bootstrap::Bootstrap;
 pub use gateway::Gateway;
 pub use mesh::Mesh;
 pub use problem::Problem;
-pub use read::{check, check_bootstrap, is_bootstrap, read_bootstrap, split};
+pub use read::{check, check_bootstrap, check_within, is_bootstrap, read_bootstrap, split};
 pub use service::Service;
 
 use serde::{Deserialize, Serialize};

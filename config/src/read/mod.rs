@@ -58,11 +58,20 @@ pub fn split(file: &str, text: &str) -> Result<Vec<Document>, Vec<Problem>> {
     if !lost {
         return Ok(documents);
     }
-    Err(judge(&sheets).1)
+    Err(judge(&sheets, None).1)
 }
 
 /// Decodes and checks a whole configuration.
 pub fn check(documents: &[Document]) -> Result<Config, Vec<Problem>> {
+    check_whole(documents, None)
+}
+
+/// The same for whoever knows of which trust domain the mesh is where its document says none.
+pub fn check_within(trust_domain: &str, documents: &[Document]) -> Result<Config, Vec<Problem>> {
+    check_whole(documents, Some(trust_domain))
+}
+
+fn check_whole(documents: &[Document], trust_domain: Option<&str>) -> Result<Config, Vec<Problem>> {
     let sheets: Vec<Sheet<'_>> = documents
         .iter()
         .map(|document| Sheet {
@@ -72,7 +81,7 @@ pub fn check(documents: &[Document]) -> Result<Config, Vec<Problem>> {
             kept_as: Some((document.kind, &document.name)),
         })
         .collect();
-    let (config, problems) = judge(&sheets);
+    let (config, problems) = judge(&sheets, trust_domain);
     if problems.is_empty() {
         Ok(config)
     } else {
@@ -157,8 +166,8 @@ struct Taken {
     callers: Callers,
 }
 
-/// Reads and checks all documents together.
-fn judge(sheets: &[Sheet<'_>]) -> (Config, Vec<Problem>) {
+/// Reads and checks all documents together. `trust_domain`: that of the mesh where its document says none, if it is known.
+fn judge(sheets: &[Sheet<'_>], trust_domain: Option<&str>) -> (Config, Vec<Problem>) {
     let mut config = Config::default();
     let mut taken = Taken::default();
     let mut problems = Vec::new();
@@ -171,7 +180,7 @@ fn judge(sheets: &[Sheet<'_>]) -> (Config, Vec<Problem>) {
         );
     }
     taken.exposures.judge(&config, &mut problems);
-    taken.callers.judge(&config.mesh, &mut problems);
+    taken.callers.judge(&config.mesh, trust_domain, &mut problems);
     config.services.sort_by(|left, right| left.name.cmp(&right.name));
     config.gateways.sort_by(|left, right| left.name.cmp(&right.name));
     (config, problems)
@@ -233,12 +242,16 @@ fn judge_one(sheet: &Sheet<'_>, config: &mut Config, taken: &mut Taken) -> Vec<F
             }
             taken.mesh.get_or_insert(here);
             let read: Option<Mesh> = decode(&mut root, true, &mut faults);
+            taken.callers.is_blind |= read.is_none() || !At::root(&root).is_whole();
             if let Some(read) = read {
                 semantic::mesh(&At::root(&root), &read, &mut faults);
                 config.mesh = read;
             }
         }
-        None => taken.exposures.is_blind = true,
+        None => {
+            taken.exposures.is_blind = true;
+            taken.callers.is_blind = true;
+        }
     }
     faults
 }
