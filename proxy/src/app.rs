@@ -190,12 +190,7 @@ impl Sidecar {
             bootstrap.identity.is_some(),
             Arc::clone(metrics.tls()),
         ));
-        let workers = Workers::start(
-            (worker_count(&bootstrap), Silence::of(&bootstrap.listeners)),
-            (&snapshots, &identities),
-            &logger,
-            (&drain, &metrics.lost_workers()),
-        )?;
+        // A mistake in what was given is told before there are workers, which would end with this and call that a death.
         let resolver = resolver(names.as_ref(), &dns, system_files)?;
         let identity = IdentitySource::of(&bootstrap, token, &resolver)?;
         let known = Known {
@@ -203,6 +198,12 @@ impl Sidecar {
             token: identity.token(),
         };
         let source = source(&bootstrap, known, &resolver)?;
+        let workers = Workers::start(
+            (worker_count(&bootstrap), Silence::of(&bootstrap.listeners)),
+            (&snapshots, &identities),
+            &logger,
+            (&drain, &metrics.lost_workers()),
+        )?;
         let doors = listeners.iter();
         let standing = Standing {
             service: bootstrap.node.service.clone(),
