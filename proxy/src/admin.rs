@@ -155,6 +155,9 @@ impl Admin {
         if self.servers.iter().any(|server| server.is_awaited()) {
             return text(
                 StatusCode::SERVICE_UNAVAILABLE,
+        if let Some(why) = self.identities.foreign() {
+            return text(StatusCode::SERVICE_UNAVAILABLE, &format!("not ready: {why}\n"));
+        }
                 "not ready: no certificate of a gateway has been loaded yet; /certs says why\n",
             );
         }

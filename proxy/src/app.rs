@@ -186,10 +186,10 @@ impl Sidecar {
         let snapshots = Arc::new(Snapshots::new(compile::nothing(&metrics)));
         let (logger, writing) =
             AccessLogger::start(bootstrap.access_log, metrics.lost_lines(), drain.clone())?;
-        let identities = Arc::new(Identities::new(
-            bootstrap.identity.is_some(),
-            Arc::clone(metrics.tls()),
-        ));
+        let identities = Arc::new(
+            Identities::new(bootstrap.identity.is_some(), Arc::clone(metrics.tls()))
+                .beside(bootstrap.node.service.clone()),
+        );
         // A mistake in what was given is told before there are workers, which would end with this and call that a death.
         let resolver = resolver(names.as_ref(), &dns, system_files)?;
         let identity = IdentitySource::of(&bootstrap, token, &resolver)?;

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use outrigger_config::identity::CertificateFiles;
 
 use crate::tls::Identities;
-use crate::tls::identity::{Identity, IdentityProblem};
+use crate::tls::identity::{CERTIFICATE, Identity, IdentityProblem, KEY};
 use crate::tls::revoked::Revocations;
 
 /// How often the files are looked at. They change every few hours and have a few kilobytes.
@@ -32,7 +32,8 @@ pub(crate) async fn keep_current(files: CertificateFiles, identities: Arc<Identi
         let contents = [&files.certificate, &files.key, &files.roots].map(|path| read(path));
         // What was refused may be good by now: its time may have come.
         if refused.is_some() || seen.as_ref() != Some(&contents) {
-            match load(&contents, identities.revocations()) {
+            let loaded = load(&contents, identities.revocations()).map_err(|problem| placed(&files, problem));
+            match loaded.and_then(|identity| identities.fitting(identity)) {
                 Ok(identity) => {
                     identities.put(identity);
                     refused = None;
@@ -54,6 +55,25 @@ pub(crate) async fn keep_current(files: CertificateFiles, identities: Arc<Identi
 fn load([chain, key, roots]: &Contents, revocations: &Arc<Revocations>) -> Result<Identity, IdentityProblem> {
     let [chain, key, roots] = [chain, key, roots].map(|part| part.as_ref().map_err(Clone::clone));
     Identity::from_pem(chain?, key?, roots?, revocations, SystemTime::now())
+}
+
+/// A problem with the file that it is about.
+fn placed(files: &CertificateFiles, problem: IdentityProblem) -> IdentityProblem {
+    let key = files.key.display();
+    match problem {
+        IdentityProblem::NotPem(what, why) => {
+            let path = match what {
+                KEY => key,
+                CERTIFICATE => files.certificate.display(),
+                _ => files.roots.display(),
+            };
+            IdentityProblem::NotPem(what, format!("{path}: {why}"))
+        }
+        IdentityProblem::Key(why) => {
+            IdentityProblem::Key(format!("{key} for {}: {why}", files.certificate.display()))
+        }
+        other => other,
+    }
 }
 
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, IdentityProblem> {

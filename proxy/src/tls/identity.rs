@@ -13,7 +13,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
 use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
-use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use serde::Serialize;
 use x509_parser::extensions::GeneralName;
@@ -29,6 +29,10 @@ use crate::tls::words;
 /// The most certificates in one file: a chain has three or four, a bundle two or three roots. Past this it is a file of
 /// something else, such as all the roots of the web, which a mesh must not trust.
 const CERTIFICATES_MAX: usize = 32;
+
+/// What the parts of an identity are called.
+pub(super) const CERTIFICATE: &str = "the certificate";
+pub(super) const KEY: &str = "the key";
 
 /// Who this sidecar is, and whom it trusts.
 #[derive(Debug)]
@@ -68,6 +72,8 @@ pub enum IdentityProblem {
     Chain(String),
     /// rustls takes none of it.
     Unusable(String),
+    /// It is another's than the good one that is held.
+    Other(String),
     /// The control API has issued none.
     NotIssued(String),
     /// The agent of SPIFFE has given none.
@@ -91,10 +97,15 @@ impl fmt::Display for IdentityProblem {
             ),
             Self::Expired(why) => write!(f, "the certificate has expired: {why}"),
             Self::NotYetValid(why) => {
-                write!(f, "the certificate is not valid yet: {why}; is the clock right?")
+                write!(f, "the certificate is not valid yet: {why}")
             }
             Self::Chain(why) => write!(f, "the certificate does not lead to one of the roots: {why}"),
             Self::Unusable(why) => write!(f, "it cannot be used: {why}"),
+            Self::Other(why) => write!(
+                f,
+                "the certificate is another's: {why}; the one that is held is kept, so if this is meant start the sidecar again, \
+                 with its name in --service"
+            ),
             Self::NotIssued(why) => write!(f, "the control API has issued no certificate: {why}"),
             Self::NotGiven(why) => write!(f, "the SPIFFE Workload API has given no certificate: {why}"),
         }
@@ -126,9 +137,9 @@ impl Identity {
         now: SystemTime,
     ) -> Result<Self, IdentityProblem> {
         let parts = Parts {
-            chain: certificates("the certificate", chain)?,
+            chain: certificates(CERTIFICATE, chain)?,
             key: PrivateKeyDer::from_pem_slice(key)
-                .map_err(|error| IdentityProblem::NotPem("the key", error.to_string()))?,
+                .map_err(|error| IdentityProblem::NotPem(KEY, no_pem(&error)))?,
             roots: certificates("the roots", bundle)?,
         };
         Self::checked(parts, revocations, now)
@@ -147,7 +158,7 @@ impl Identity {
         now: SystemTime,
     ) -> Result<Self, IdentityProblem> {
         let parts = Parts {
-            chain: der_certificates("the certificate", chain)?,
+            chain: der_certificates(CERTIFICATE, chain)?,
             key: PrivatePkcs8KeyDer::from(key.to_vec()).into(),
             roots: der_certificates("the roots", bundle)?,
         };
@@ -356,7 +367,7 @@ pub(super) fn certificates(
         if found.len() == CERTIFICATES_MAX {
             return Err(IdentityProblem::TooMany(what));
         }
-        found.push(certificate.map_err(|error| IdentityProblem::NotPem(what, error.to_string()))?);
+        found.push(certificate.map_err(|error| IdentityProblem::NotPem(what, no_pem(&error)))?);
     }
     if found.is_empty() {
         return Err(IdentityProblem::NotPem(
@@ -371,6 +382,25 @@ pub(super) fn certificates(
 fn der_certificates(
     what: &'static str,
     mut der: &[u8],
+/// Why a text is not the PEM that was expected, in words.
+fn no_pem(error: &pem::Error) -> String {
+    match error {
+        pem::Error::MissingSectionEnd { end_marker } => format!(
+            "it breaks off before its line -----END {}-----",
+            String::from_utf8_lossy(end_marker).trim_end()
+        ),
+        pem::Error::IllegalSectionStart { line } => format!(
+            "the line `{}` begins nothing",
+            String::from_utf8_lossy(line).trim_end().escape_debug()
+        ),
+        pem::Error::Base64Decode(why) => {
+            format!("what stands between its first line and its last is no base64 ({why})")
+        }
+        pem::Error::NoItemsFound => "there is none in it".to_owned(),
+        other => other.to_string(),
+    }
+}
+
 ) -> Result<Vec<CertificateDer<'static>>, IdentityProblem> {
     let mut found = Vec::new();
     while !der.is_empty() {

@@ -73,6 +73,10 @@ pub struct Identities {
     began: Instant,
     /// What the mesh has revoked. One writer: `apply`.
     revocations: Arc<Revocations>,
+    /// The service that this sidecar stands beside, if it does.
+    service: Option<String>,
+    /// The trust domain of the mesh, where that says one. One writer: `apply`.
+    trust_domain: Mutex<Option<String>>,
     metrics: Arc<TlsMetrics>,
 }
 
@@ -91,8 +95,15 @@ impl Identities {
             told: std::array::from_fn(|_| AtomicU64::new(0)),
             began: Instant::now(),
             revocations: Arc::default(),
+            service: None,
+            trust_domain: Mutex::default(),
             metrics,
         }
+    }
+
+    /// The same, of a sidecar that stands beside this service.
+    pub(crate) fn beside(self, service: Option<String>) -> Self {
+        Self { service, ..self }
     }
 
     /// Whether this sidecar is to have an identity.
@@ -103,6 +114,63 @@ impl Identities {
     /// Whether it is to have one and has none yet.
     pub(crate) fn is_awaited(&self) -> bool {
         self.configured && self.current.load().is_none()
+    }
+
+    /// Why the one that it has is none of the mesh, if so.
+    pub(crate) fn foreign(&self) -> Option<String> {
+        let identity = self.current()?;
+        let known = self.trust_domain.lock().unwrap_or_else(PoisonError::into_inner);
+        let (own, mesh) = (identity.id().trust_domain(), known.as_deref()?);
+        (own != mesh).then(|| {
+            format!("this sidecar's certificate is of the trust domain `{own}`, the mesh's is `{mesh}`")
+        })
+    }
+
+    /// This is the trust domain of the mesh from now on.
+    pub(crate) fn belong(&self, trust_domain: Option<&str>) {
+        let mut known = self.trust_domain.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.as_deref() == trust_domain {
+            return;
+        }
+        *known = trust_domain.map(str::to_owned);
+        drop(known);
+        self.tell_if_foreign();
+    }
+
+    fn tell_if_foreign(&self) {
+        if let Some(why) = self.foreign() {
+            tracing::error!(
+                why,
+                "this sidecar has no identity of the mesh: no mTLS is spoken by it, and it is not ready; give it a certificate \
+                 of the mesh's trust domain, or name the right one in `trust_domain` of the Mesh document"
+            );
+        }
+    }
+
+    /// An identity, if it fits better than the one that is held: a good one of the service is not given up for one of another
+    /// service, or of another mesh.
+    pub(crate) fn fitting(&self, identity: Identity) -> Result<Identity, IdentityProblem> {
+        let held = self
+            .current()
+            .filter(|held| held.not_after() > seconds(SystemTime::now()));
+        let known = self.trust_domain.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_of_mesh = |of: &Identity| known.as_deref().is_none_or(|mesh| mesh == of.id().trust_domain());
+        let is_own = |of: &Identity| {
+            let name = self.service.as_deref();
+            let own = name.and_then(|name| SpiffeId::of_service(of.id().trust_domain(), name).ok());
+            name.is_none() || own.as_ref() == Some(of.id())
+        };
+        let Some(held) = held.filter(|held| is_of_mesh(held) && is_own(held)) else {
+            return Ok(identity);
+        };
+        if is_of_mesh(&identity) && is_own(&identity) {
+            return Ok(identity);
+        }
+        Err(IdentityProblem::Other(format!(
+            "it is of {}, and {} is held",
+            identity.id(),
+            held.id()
+        )))
     }
 
     /// The one that serves, if there is one.
@@ -134,6 +202,7 @@ impl Identities {
         self.exchanges.send_modify(|count| *count += 1);
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.tell_if_revoked();
+        self.tell_if_foreign();
     }
 
     /// Word of each exchange of the identity, the first included; the number counts them.
@@ -189,7 +258,13 @@ impl Identities {
             }
             _ => tracing::error!(%problem, kept, "the identity cannot be used"),
         }
-        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(problem.to_string());
+    }
+
+    /// When the identity that is held ends, if one is, and whether it has.
+    fn end(&self) -> Option<(SystemTime, bool)> {
+        let end = u64::try_from(self.current()?.not_after()).unwrap_or_default();
+        let end = SystemTime::UNIX_EPOCH + Duration::from_secs(end);
+        Some((end, end <= SystemTime::now()))
     }
 
     /// Why the last word of the source was not taken, if it was not.
@@ -219,6 +294,7 @@ impl Identities {
         if identity.not_after() <= seconds(SystemTime::now()) {
             return Err(Failure::new(
                 Reason::IdentityExpired,
+        // By the configuration that this handshake began under, which may not be the newest.
                 format!(
                     "the certificate of {} has expired and no other has come",
                     identity.id()
