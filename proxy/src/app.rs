@@ -229,6 +229,7 @@ impl Sidecar {
         listener::start_accepting(listeners, &workers, &metrics, &drain)?;
         let service = bootstrap.node.service.clone();
         tokio::task::spawn_local(tell_if_other(Arc::clone(&identities), service));
+        tokio::task::spawn_local(tls::tell_when_ended(Arc::clone(&identities)));
         tokio::task::spawn_local(identity.keep_current(identities));
         tokio::task::spawn_local(bury(applier.retired.clone()));
         tokio::task::spawn_local(keep_configured(applier, source));

@@ -251,12 +251,20 @@ impl Identities {
     /// What the source has now cannot be used; the one before goes on.
     pub(crate) fn refuse(&self, problem: &IdentityProblem) {
         self.metrics.load_refused();
-        let kept = self.current.load().is_some();
+        let held = self.current();
+        let kept = held.is_some();
+        let has_ended = held.is_some_and(|held| held.not_after() <= seconds(SystemTime::now()));
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = refused.replace(problem.to_string()) != Some(problem.to_string());
         match problem {
-            IdentityProblem::NotIssued(why) if kept => {
+            IdentityProblem::NotIssued(why) if kept && !has_ended => {
                 tracing::warn!(why, "no new certificate yet; the one before serves until its end");
             }
-            _ => tracing::error!(%problem, kept, "the identity cannot be used"),
+            // The same each time would be an error every few seconds.
+            IdentityProblem::NotIssued(why) if kept && !is_news => {
+                tracing::warn!(why, "no new certificate yet, and the one before has ended");
+            }
+            _ => tracing::error!(%problem, kept, has_ended, "the identity cannot be used"),
         }
     }
 
@@ -286,6 +294,7 @@ impl Identities {
             }));
         };
         let own = identity.id().trust_domain();
+        // By the configuration that this handshake began under, which may not be the newest.
         if let Some(other) = trust_domain.filter(|other| *other != own) {
             return Err(missing(format!(
                 "this sidecar's certificate is of the trust domain `{own}`, the mesh's is `{other}`"
@@ -294,7 +303,6 @@ impl Identities {
         if identity.not_after() <= seconds(SystemTime::now()) {
             return Err(Failure::new(
                 Reason::IdentityExpired,
-        // By the configuration that this handshake began under, which may not be the newest.
                 format!(
                     "the certificate of {} has expired and no other has come",
                     identity.id()
@@ -398,6 +406,35 @@ impl Identities {
                 "a TLS handshake failed"
             );
         }
+    }
+}
+
+/// The longest time between two looks at the wall clock, by which certificates end: the clock of timers stands still while a
+/// machine sleeps.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(60);
+
+/// Says, once for each certificate, that it has ended and that no other has come. Never ends.
+pub(crate) async fn tell_when_ended(identities: Arc<Identities>) {
+    let mut exchanges = identities.exchanges();
+    // The sender is among what is held here, so that waiting for it does not fail.
+    loop {
+        let left = match identities.end() {
+            Some((end, false)) => end.duration_since(SystemTime::now()).unwrap_or_default(),
+            ended => {
+                if ended.is_some() {
+                    tracing::error!(
+                        "this sidecar's certificate has ended and no other has come: no mTLS is spoken, in or out, until one \
+                         does; /certs says why none came. A sidecar that joined by a token joins again by it: if it is used up or has \
+                         expired, start this one again with another, or put another into its file"
+                    );
+                }
+                let _ = exchanges.changed().await;
+                continue;
+            }
+        };
+        // A breath more: the end is told in whole seconds.
+        let nap = (left + Duration::from_millis(10)).min(LOOK_AT_CLOCK);
+        let _ = tokio::time::timeout(nap, exchanges.changed()).await;
     }
 }
 

@@ -128,7 +128,7 @@ async fn certificates_are_renewed_under_load_while_the_root_is_replaced_and_no_r
 async fn without_a_control_api_everything_serves_until_the_certificates_end_and_then_says_so() {
     let mut desk = Desk::over_tls(&["--certificate-ttl", "1m"]).await;
     let app = Upstream::start("a").await;
-    let (server, caller) = pair(&desk, &app).await;
+    let (mut server, mut caller) = pair(&desk, &app).await;
     desk.api.kill();
     let ends = certificate(&caller).await["certificate"]["not_after"]
         .as_i64()
@@ -172,6 +172,29 @@ async fn without_a_control_api_everything_serves_until_the_certificates_end_and_
     let listen = desk.url.trim_start_matches("https://").to_owned();
     let (api, _) = serve(&desk.data(), &listen, &["--tls", "--certificate-ttl", "1m"]).await;
     desk.api = api;
+    for sidecar in [&mut server, &mut caller] {
+        let is_error = |line: &Value| line["level"] == "ERROR";
+        sidecar
+            .program()
+            .logged("what is to be done", |line| {
+                let problem = line["problem"].as_str().unwrap_or_default();
+                is_error(line) && line["has_ended"] == true && problem.contains("(token-used-up)")
+            })
+            .await;
+        let lines = sidecar.program().log();
+        let ends = lines
+            .iter()
+            .filter(|line| line.contains("certificate has ended and no other has come"));
+        assert_eq!(ends.count(), 1, "{lines:#?}");
+        let wrong = "serves until its end";
+        let end = lines
+            .iter()
+            .position(|line| line.contains("has ended and no other"));
+        let after = &lines[end.unwrap()..];
+        assert!(!after.iter().any(|line| line.contains(wrong)), "{after:#?}");
+        // It serves what needs no certificate; one that is started again would have to join all the same.
+        sidecar.is_ready().await;
+    }
     let file = desk.path().join("another.yaml");
     std::fs::write(&file, "kind: Mesh\ndefault_policy: deny\n").unwrap();
     desk.run(&format!("push {}", file.display())).await.ok();
