@@ -290,9 +290,13 @@ impl Identity {
     }
 
     /// What an operator sees of it.
-    pub(crate) fn report(&self) -> serde_json::Value {
+    pub(crate) fn report(&self, now: SystemTime) -> serde_json::Value {
         let roots: Vec<&Certificate> = self.roots.iter().map(|(_, root)| root).collect();
-        serde_json::json!({ "spiffe_id": self.id.as_str(), "certificate": self.leaf, "roots": roots })
+        serde_json::json!({
+            "spiffe_id": self.id.as_str(),
+            "certificate": self.leaf.report(now),
+            "roots": roots.iter().map(|root| root.report(now)).collect::<Vec<_>>(),
+        })
     }
 }
 
@@ -378,10 +382,6 @@ pub(super) fn certificates(
     Ok(found)
 }
 
-/// Certificates in DER, one behind the other.
-fn der_certificates(
-    what: &'static str,
-    mut der: &[u8],
 /// Why a text is not the PEM that was expected, in words.
 fn no_pem(error: &pem::Error) -> String {
     match error {
@@ -401,6 +401,10 @@ fn no_pem(error: &pem::Error) -> String {
     }
 }
 
+/// Certificates in DER, one behind the other.
+fn der_certificates(
+    what: &'static str,
+    mut der: &[u8],
 ) -> Result<Vec<CertificateDer<'static>>, IdentityProblem> {
     let mut found = Vec::new();
     while !der.is_empty() {
@@ -455,6 +459,20 @@ impl Certificate {
             not_after: certificate.validity().not_after.timestamp(),
             is_ca: certificate.is_ca(),
         })
+    }
+
+    /// What an operator sees of it: the moment of its end for people too.
+    fn report(&self, now: SystemTime) -> serde_json::Value {
+        let mut said = serde_json::to_value(self).unwrap_or_default();
+        let end = u64::try_from(self.not_after).unwrap_or_default();
+        let now = u64::try_from(super::seconds(now)).unwrap_or_default();
+        let left = match end.saturating_sub(now) {
+            0 => "none".to_owned(),
+            left => words::whole(left),
+        };
+        said["expires"] = words::date(end).into();
+        said["left"] = left.into();
+        said
     }
 
     /// Its SPIFFE ID. The standard for X.509 (X509-SVID section 2) allows exactly one URI, so that nobody can be two.

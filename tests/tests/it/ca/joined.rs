@@ -269,3 +269,20 @@ async fn a_damaged_token_is_refused_without_being_repeated() {
         assert!(!ended.stderr.contains(&secret), "{}", ended.stderr);
     }
 }
+
+#[tokio::test]
+async fn a_sidecar_that_is_told_no_configuration_for_want_of_an_identity_says_so_where_it_is_asked() {
+    let desk = Desk::over_tls(&["--require-identity"]).await;
+    let token = desk.token("ratings", 1, "10m").await;
+    let mut sidecar =
+        Sidecar::launch(joining(&desk, "a", "reviews").environment("OUTRIGGER_TOKEN", &token)).await;
+    sidecar
+        .program()
+        .logged("the refusal", |line| {
+            line["message"] == "the identity cannot be used"
+        })
+        .await;
+    let ready = sidecar.page("/ready").await;
+    let said = "no configuration has been applied yet, and no identity has been loaded; /certs says why";
+    assert!(ready.status() == 503 && ready.text().contains(said), "{}", ready.text());
+}
