@@ -121,9 +121,14 @@ impl Authority {
         let chain = read_chain(certificates, now, &mut problems);
         let key_pair = read_file(key).and_then(|text| {
             KeyPair::from_pem(&text).map_err(|error| {
+                // What `openssl ecparam -genkey` writes before the key is what is read then.
+                let hint = match text.contains("BEGIN EC PARAMETERS") {
+                    true => "; take out its block EC PARAMETERS, which `openssl ecparam -genkey -noout` does not write",
+                    false => "",
+                };
                 format!(
                     "{}: not a private key that can be read ({error}): expected PKCS#8, SEC1 or PKCS#1 in PEM, without \
-                     a passphrase",
+                     a passphrase{hint}",
                     key.display()
                 )
             })

@@ -106,7 +106,7 @@ impl Output {
 
     /// Prints a table.
     pub(super) fn table(&mut self, header: &[&str], rows: Vec<Vec<String>>) {
-        for line in table_lines(header, &rows) {
+        for line in table_lines(header, rows) {
             self.line(line);
         }
     }
@@ -171,7 +171,7 @@ impl Output {
 }
 
 /// The lines of a table. What a cell has of colours takes no room: it is laid out without them and painted after.
-fn table_lines(header: &[&str], rows: &[Vec<String>]) -> Vec<String> {
+fn table_lines(header: &[&str], rows: Vec<Vec<String>>) -> Vec<String> {
     let plain: Vec<Vec<String>> = rows
         .iter()
         .map(|row| row.iter().map(|cell| plain(cell)).collect())
@@ -182,12 +182,12 @@ fn table_lines(header: &[&str], rows: &[Vec<String>]) -> Vec<String> {
         .set_header(header.iter().copied());
     table.add_rows(plain.clone());
     let text = table.to_string();
-    let (mut cells, mut plain) = (rows.iter(), plain.iter());
+    let (mut cells, mut plain) = (rows.into_iter(), plain.iter());
     let mut lines = text.lines().map(str::trim_end);
     let head = lines.next().map(str::to_owned);
     // No cell holds a line break (see `harmless`), so that a row is a line.
     let rest = lines.map(|line| match (cells.next(), plain.next()) {
-        (Some(cells), Some(plain)) => painted(line, cells, plain),
+        (Some(cells), Some(plain)) => painted(line, &cells, plain),
         _ => line.to_owned(),
     });
     head.into_iter().chain(rest).collect()
@@ -265,12 +265,12 @@ mod tests {
                     left,
                 ]
             };
-            let rows = [
+            let rows = vec![
                 row("a", Tone::Good, "in sync", "1h"),
                 row("reviews-é", Tone::Bad, "a", "expired"),
                 row("a", Tone::Strong, "", "-"),
             ];
-            table_lines(&["NODE", "STATE", "IDENTITY", "LEFT"], &rows)
+            table_lines(&["NODE", "STATE", "IDENTITY", "LEFT"], rows)
         };
         let (coloured, without) = (table(true), table(false));
         assert_ne!(coloured, without);

@@ -97,9 +97,9 @@ fn a_caller_of_another_trust_domain_is_refused_where_no_mesh_document_names_one(
         trust_domain: "shop".into(),
         ..put(&[of_domain("shop")])
     };
-    push(&store, said.clone()).unwrap();
+    push(&store, said).unwrap();
     let mesh = "kind: Mesh\ntrust_domain: other\n".to_owned();
-    let refused = push(&store, put(&[mesh.clone()])).unwrap_err();
+    let refused = push(&store, put(std::slice::from_ref(&mesh))).unwrap_err();
     assert!(matches!(refused, PushError::Refused(_)), "{refused}");
     push(&store, put(&[mesh, of_domain("other")])).unwrap();
     // Without the document the mesh would be of the default again.

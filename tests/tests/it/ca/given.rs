@@ -64,6 +64,10 @@ async fn an_intermediate_of_the_operator_signs_and_its_chain_comes_along() {
 async fn a_ca_that_cannot_sign_is_refused_with_the_file_and_what_is_wrong() {
     let pki = pki();
     let data = tempfile::tempdir().unwrap();
+    ran(
+        pki.path(),
+        "openssl ecparam -name prime256v1 -genkey -out parameters.key",
+    );
     for (certificate, key, said) in [
         ("bad.crt", "ca.key", "does not say CA:TRUE"),
         (
@@ -74,6 +78,7 @@ async fn a_ca_that_cannot_sign_is_refused_with_the_file_and_what_is_wrong() {
         ("ca.crt", "ca.key", "is the last and is not a root"),
         ("ca.key", "ca.crt", "it holds 0 certificates"),
         ("absent.crt", "ca.key", "No such file"),
+        ("chain.crt", "parameters.key", "`openssl ecparam -genkey -noout`"),
     ] {
         let mut command = Command::new(binary("outrigger"));
         command

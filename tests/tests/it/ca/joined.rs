@@ -124,6 +124,28 @@ async fn certificates_are_renewed_under_load_while_the_root_is_replaced_and_no_r
     assert!(requests > 1_000, "{requests}");
 }
 
+/// Waits until the log has said that the certificate has ended, once, and that the token brings no other.
+async fn says_once_that_its_certificate_has_ended(sidecar: &mut Sidecar) {
+    sidecar
+        .program()
+        .logged("what is to be done", |line| {
+            let problem = line["problem"].as_str().unwrap_or_default();
+            line["level"] == "ERROR" && line["has_ended"] == true && problem.contains("(token-used-up)")
+        })
+        .await;
+    let lines = sidecar.program().log();
+    let end = "certificate has ended and no other has come";
+    let ends = lines.iter().filter(|line| line.contains(end));
+    assert_eq!(ends.count(), 1, "{lines:#?}");
+    let after = lines.iter().skip_while(|line| !line.contains(end));
+    let wrong: Vec<_> = after
+        .filter(|line| line.contains("serves until its end"))
+        .collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    // It serves what needs no certificate; one that is started again would have to join all the same.
+    sidecar.is_ready().await;
+}
+
 #[tokio::test]
 async fn without_a_control_api_everything_serves_until_the_certificates_end_and_then_says_so() {
     let mut desk = Desk::over_tls(&["--certificate-ttl", "1m"]).await;
@@ -173,27 +195,7 @@ async fn without_a_control_api_everything_serves_until_the_certificates_end_and_
     let (api, _) = serve(&desk.data(), &listen, &["--tls", "--certificate-ttl", "1m"]).await;
     desk.api = api;
     for sidecar in [&mut server, &mut caller] {
-        let is_error = |line: &Value| line["level"] == "ERROR";
-        sidecar
-            .program()
-            .logged("what is to be done", |line| {
-                let problem = line["problem"].as_str().unwrap_or_default();
-                is_error(line) && line["has_ended"] == true && problem.contains("(token-used-up)")
-            })
-            .await;
-        let lines = sidecar.program().log();
-        let ends = lines
-            .iter()
-            .filter(|line| line.contains("certificate has ended and no other has come"));
-        assert_eq!(ends.count(), 1, "{lines:#?}");
-        let wrong = "serves until its end";
-        let end = lines
-            .iter()
-            .position(|line| line.contains("has ended and no other"));
-        let after = &lines[end.unwrap()..];
-        assert!(!after.iter().any(|line| line.contains(wrong)), "{after:#?}");
-        // It serves what needs no certificate; one that is started again would have to join all the same.
-        sidecar.is_ready().await;
+        says_once_that_its_certificate_has_ended(sidecar).await;
     }
     let file = desk.path().join("another.yaml");
     std::fs::write(&file, "kind: Mesh\ndefault_policy: deny\n").unwrap();
@@ -284,5 +286,9 @@ async fn a_sidecar_that_is_told_no_configuration_for_want_of_an_identity_says_so
         .await;
     let ready = sidecar.page("/ready").await;
     let said = "no configuration has been applied yet, and no identity has been loaded; /certs says why";
-    assert!(ready.status() == 503 && ready.text().contains(said), "{}", ready.text());
+    assert!(
+        ready.status() == 503 && ready.text().contains(said),
+        "{}",
+        ready.text()
+    );
 }

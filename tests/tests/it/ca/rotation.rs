@@ -105,7 +105,7 @@ async fn while_two_roots_overlap_who_knows_either_joins_and_afterwards_the_new_o
     assert!(held.stderr.contains(id), "{held:?}");
     desk.run(&format!("token revoke {id}")).await.ok();
     let finished = desk.run("ca rotate finish").await.ok().stdout;
-    let known_by = format!("\nexport OUTRIGGER_CA_FINGERPRINT={}\n", of_new);
+    let known_by = format!("\nexport OUTRIGGER_CA_FINGERPRINT={of_new}\n");
     assert!(finished.contains(&known_by), "{finished}");
     assert_eq!(desk.states().await, ["active"]);
     assert!(!desk.data().join("ca/root-1.key").exists());
