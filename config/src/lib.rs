@@ -32,7 +32,9 @@ pub use bootstrap::Bootstrap;
 pub use gateway::Gateway;
 pub use mesh::Mesh;
 pub use problem::Problem;
-pub use read::{Known, check, check_after, check_bootstrap, is_bootstrap, read_bootstrap, split};
+pub use read::{
+    Known, check, check_after, check_bootstrap, check_within, is_bootstrap, read_bootstrap, split,
+};
 pub use service::Service;
 
 use std::sync::Arc;

@@ -98,6 +98,17 @@ pub enum ClientError {
         /// What happened.
         what: String,
     },
+    /// Somebody answered, who is another.
+    #[error(
+        "what answers at {url} is not the control API that was meant: {what}. --ca-fingerprint or --api-ca say by what it is \
+         known, OUTRIGGER_CA_FINGERPRINT or OUTRIGGER_API_CA too"
+    )]
+    NotMeant {
+        /// Where.
+        url: String,
+        /// Why it is not.
+        what: String,
+    },
     /// The documents are wrong.
     #[error("the control API refused the documents")]
     Problems(Vec<Problem>),
@@ -319,8 +330,9 @@ impl Api {
         let stream = timeout(CONNECT_WITHIN, tls.connect(self.host(), stream))
             .await
             .map_err(|_| self.unreachable(format!("no TLS within {}s", CONNECT_WITHIN.as_secs())))?
-            .map_err(|error| {
-                self.unreachable(format!("it is not the control API that was meant ({error})"))
+            .map_err(|error| ClientError::NotMeant {
+                url: self.url.clone(),
+                what: error.to_string(),
             })?;
         self.ask_over(stream, request).await
     }

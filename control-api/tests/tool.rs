@@ -314,6 +314,26 @@ fn diff_get_and_delete_tell_what_is_stored() {
 }
 
 #[test]
+fn slips_of_names_and_times_are_told_with_what_is_meant() {
+    let ended = run(
+        "http://127.0.0.1:1",
+        &["serve", "--tls", "--name", "https://control.shop.internal"],
+        "",
+    );
+    expect(
+        &ended,
+        2,
+        &["neither a DNS name nor an IP address", "without https://"],
+    );
+    let ended = run(
+        "http://127.0.0.1:1",
+        &["token", "create", "--service", "reviews", "--ttl", "90d"],
+        "",
+    );
+    expect(&ended, 2, &["days are written in hours", "720h is the longest"]);
+}
+
+#[test]
 fn an_api_that_is_not_there_is_named_with_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let mut served = Served::new(&folder);

@@ -9,7 +9,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -171,16 +171,22 @@ impl Admin {
             return text(StatusCode::SERVICE_UNAVAILABLE, &why);
         }
         if self.snapshots.load().origin == Origin::Nothing {
-            return text(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "not ready: no configuration has been applied yet\n",
-            );
+            // A control API may want an identity before it tells the configuration.
+            let why = if self.identities.is_awaited() {
+                "not ready: no configuration has been applied yet, and no identity has been loaded; /certs says why\n"
+            } else {
+                "not ready: no configuration has been applied yet\n"
+            };
+            return text(StatusCode::SERVICE_UNAVAILABLE, why);
         }
         if self.identities.is_awaited() {
             return text(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "not ready: no identity has been loaded yet; /certs says why\n",
             );
+        }
+        if let Some(why) = self.identities.foreign() {
+            return text(StatusCode::SERVICE_UNAVAILABLE, &format!("not ready: {why}\n"));
         }
         if self.servers.iter().any(|server| server.is_awaited()) {
             return text(
@@ -227,7 +233,7 @@ impl Admin {
         let gateways: Vec<_> = self.servers.iter().map(|server| server.report()).collect();
         let page = serde_json::json!({
             "configured": self.identities.is_configured(),
-            "identity": self.identities.current().map(|identity| identity.report()),
+            "identity": self.identities.current().map(|identity| identity.report(SystemTime::now())),
             "refused": self.identities.refused(),
             "outside": outside,
             "gateways": gateways,

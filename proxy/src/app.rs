@@ -190,16 +190,11 @@ impl Sidecar {
         let snapshots = Arc::new(Snapshots::new(compile::nothing(&metrics)));
         let (logger, writing) =
             AccessLogger::start(bootstrap.access_log, metrics.lost_lines(), drain.clone())?;
-        let identities = Arc::new(Identities::new(
-            bootstrap.identity.is_some(),
-            Arc::clone(metrics.tls()),
-        ));
-        let workers = Workers::start(
-            (worker_count(&bootstrap), Silence::of(&bootstrap.listeners)),
-            (&snapshots, &identities),
-            &logger,
-            (&drain, &metrics.lost_workers()),
-        )?;
+        let identities = Arc::new(
+            Identities::new(bootstrap.identity.is_some(), Arc::clone(metrics.tls()))
+                .beside(bootstrap.node.service.clone()),
+        );
+        // A mistake in what was given is told before there are workers, which would end with this and call that a death.
         let resolver = resolver(names.as_ref(), &dns, system_files)?;
         let mut identity = IdentitySource::of(&bootstrap, token, &resolver)?;
         let known = Known {
@@ -208,6 +203,12 @@ impl Sidecar {
             roots: identity.hear_roots(&bootstrap),
         };
         let source = source(&bootstrap, known, &resolver)?;
+        let workers = Workers::start(
+            (worker_count(&bootstrap), Silence::of(&bootstrap.listeners)),
+            (&snapshots, &identities),
+            &logger,
+            (&drain, &metrics.lost_workers()),
+        )?;
         let doors = listeners.iter();
         let standing = Standing {
             service: bootstrap.node.service.clone(),
@@ -234,6 +235,7 @@ impl Sidecar {
         stand_back();
         let service = bootstrap.node.service.clone();
         tokio::task::spawn_local(tell_if_other(Arc::clone(&identities), service));
+        tokio::task::spawn_local(tls::tell_when_ended(Arc::clone(&identities)));
         tokio::task::spawn_local(identity.keep_current(identities));
         tokio::task::spawn_local(bury(applier.retired.clone()));
         tokio::task::spawn_local(keep_configured(applier, source));

@@ -112,6 +112,7 @@ pub(crate) async fn apply(to: &mut Applier, push: Push) -> Verdict {
     };
     // Nothing refuses it any more: who is shut out does not stay for as long as a name server takes.
     to.standing.identities.deny(&next.denied);
+    to.standing.identities.belong(config.mesh.trust_domain.as_deref());
     warm(to, &next, &current).await;
     to.metrics.config_serves(&next.version, next.origin.word());
     to.metrics.pushed(if unchanged {

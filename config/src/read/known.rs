@@ -12,7 +12,7 @@ use crate::{Document, Gateway, Kind, Mesh, Service};
 /// The fields of a document that are judged beside other documents: who has a name, who has a host, who may call, what a gateway
 /// leads to. A field that such a check asks for and that is not here is missed in documents that are not read again; a test has one
 /// of each kind of fault between documents.
-const BESIDE_OTHERS: [&str; 4] = ["name", "hosts", "allow", "services"];
+const BESIDE_OTHERS: [&str; 5] = ["name", "hosts", "allow", "tls", "services"];
 
 /// What is known of the documents of a configuration that was found good, in their order.
 #[derive(Clone, Debug, Default)]

@@ -62,7 +62,7 @@ pub fn split(file: &str, text: &str) -> Result<Vec<Document>, Vec<Problem>> {
     if !lost {
         return Ok(documents);
     }
-    Err(judge(&sheets, &HashMap::new()).2)
+    Err(judge(&sheets, &HashMap::new(), None).2)
 }
 
 /// Decodes and checks a whole configuration.
@@ -70,15 +70,26 @@ pub fn check(documents: &[Document]) -> Result<Config, Vec<Problem>> {
     check_after(documents, (&[], &Known::default())).map(|(config, _)| config)
 }
 
-/// The same, after another that was found good: its documents and what is known of them. A document that is still the same, place
-/// and text, is not read again, which is most of the work where one of thousands has changed; what documents say of one another
-/// is judged anew. The answer is that of [`check`].
+/// The same for whoever knows of which trust domain the mesh is where its document says none.
+pub fn check_within(trust_domain: &str, documents: &[Document]) -> Result<Config, Vec<Problem>> {
+    let sheets: Vec<Sheet<'_>> = documents.iter().map(Sheet::of).collect();
+    let (config, _, problems) = judge(&sheets, &HashMap::new(), Some(trust_domain));
+    if problems.is_empty() {
+        Ok(config)
+    } else {
+        Err(problems)
+    }
+}
+
+/// The same as [`check`], after another that was found good: its documents and what is known of them. A document that is still the
+/// same, place and text, is not read again, which is most of the work where one of thousands has changed; what documents say of one
+/// another is judged anew. The answer is that of [`check`].
 pub fn check_after(
     documents: &[Document],
     (before, known): (&[Document], &Known),
 ) -> Result<(Config, Known), Vec<Problem>> {
     let sheets: Vec<Sheet<'_>> = documents.iter().map(Sheet::of).collect();
-    let (config, known, problems) = judge(&sheets, &known.of(before));
+    let (config, known, problems) = judge(&sheets, &known.of(before), None);
     if problems.is_empty() {
         Ok((config, known))
     } else {
@@ -175,8 +186,13 @@ struct Taken {
     callers: Callers,
 }
 
-/// Reads and checks all documents together, those excepted that were read before.
-fn judge(sheets: &[Sheet<'_>], before: &ByName<'_>) -> (Config, Known, Vec<Problem>) {
+/// Reads and checks all documents together, those excepted that were read before. `trust_domain`: that of the mesh where its
+/// document says none, if it is known.
+fn judge(
+    sheets: &[Sheet<'_>],
+    before: &ByName<'_>,
+    trust_domain: Option<&str>,
+) -> (Config, Known, Vec<Problem>) {
     let mut config = Config::default();
     let mut taken = Taken::default();
     let (mut known, mut problems) = (Vec::new(), Vec::new());
@@ -185,7 +201,7 @@ fn judge(sheets: &[Sheet<'_>], before: &ByName<'_>) -> (Config, Known, Vec<Probl
         let same = sheet.kept_as.and_then(|name| before.get(&name));
         let good = match same.filter(|(as_written, _)| as_written == sheet) {
             Some((_, good)) => Some(Good::clone(good)),
-            None => read(sheet, &mut taken.exposures.is_blind, &mut faults),
+            None => read(sheet, &mut taken, &mut faults),
         };
         if let Some(good) = good {
             judge_beside(&good, sheet, &mut config, &mut taken, &mut faults);
@@ -198,15 +214,15 @@ fn judge(sheets: &[Sheet<'_>], before: &ByName<'_>) -> (Config, Known, Vec<Probl
         );
     }
     taken.exposures.judge(&config, &mut problems);
-    taken.callers.judge(&config.mesh, &mut problems);
+    taken.callers.judge(&config.mesh, trust_domain, &mut problems);
     config.services.sort_by(|left, right| left.name.cmp(&right.name));
     config.gateways.sort_by(|left, right| left.name.cmp(&right.name));
     (config, Known(known), problems)
 }
 
-/// Reads a document and checks it by itself. Where what it says cannot be read and may have been a service, those that miss one are
-/// blind.
-fn read(sheet: &Sheet<'_>, is_blind: &mut bool, faults: &mut Vec<Fault>) -> Option<Good> {
+/// Reads a document and checks it by itself. Where what it says cannot be read and may have been what others miss, they
+/// are blind.
+fn read(sheet: &Sheet<'_>, taken: &mut Taken, faults: &mut Vec<Fault>) -> Option<Good> {
     let parsed = parse(sheet.text, sheet.line);
     faults.extend(parsed.faults);
     let Some(mut root) = parsed.root else {
@@ -236,12 +252,13 @@ fn read(sheet: &Sheet<'_>, is_blind: &mut bool, faults: &mut Vec<Fault>) -> Opti
     let kind = document_kind(&mut root, faults);
     let said = match kind {
         None => {
-            *is_blind = true;
+            taken.exposures.is_blind = true;
+            taken.callers.is_blind = true;
             return None;
         }
         Some(Kind::Service) => {
             let service: Option<Service> = decode(&mut root, true, faults);
-            *is_blind |= service.is_none();
+            taken.exposures.is_blind |= service.is_none();
             let service = service?;
             semantic::service(&At::root(&root), &service, faults);
             Said::Service(Arc::new(service))
@@ -253,6 +270,7 @@ fn read(sheet: &Sheet<'_>, is_blind: &mut bool, faults: &mut Vec<Fault>) -> Opti
         }
         Some(Kind::Mesh) => {
             let mesh: Option<Mesh> = decode(&mut root, true, faults);
+            taken.callers.is_blind |= mesh.is_none() || !At::root(&root).is_whole();
             if let Some(mesh) = &mesh {
                 semantic::mesh(&At::root(&root), mesh, faults);
             }

@@ -131,9 +131,14 @@ impl Authority {
         crate::secrets::say_if_others_can_read(key, "the key of --ca-key");
         let key_pair = read_file(key).and_then(|text| {
             KeyPair::from_pem(&text).map_err(|error| {
+                // What `openssl ecparam -genkey` writes before the key is what is read then.
+                let hint = match text.contains("BEGIN EC PARAMETERS") {
+                    true => "; take out its block EC PARAMETERS, which `openssl ecparam -genkey -noout` does not write",
+                    false => "",
+                };
                 format!(
                     "{}: not a private key that can be read ({error}): expected PKCS#8, SEC1 or PKCS#1 in PEM, without \
-                     a passphrase",
+                     a passphrase{hint}",
                     key.display()
                 )
             })

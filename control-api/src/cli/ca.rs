@@ -77,6 +77,7 @@ struct Finish {
 
 impl Ca {
     pub(super) async fn run(self, api: &Api, output: &mut Output) -> Result<Exit, CliError> {
+        let mut is_finished = false;
         let (ask, json) = match self.command {
             Command::Bundle => {
                 let status: Status = api.json(Ask::get("/v1/ca")).await?;
@@ -98,6 +99,7 @@ impl Ca {
                     format.json,
                 ),
                 Step::Finish(finish) => {
+                    is_finished = true;
                     let force = if finish.force { "?force=1" } else { "" };
                     (Ask::delete(format!("/v1/ca/rotation{force}")), finish.format.json)
                 }
@@ -106,8 +108,16 @@ impl Ca {
         let status: Status = api.json(ask).await?;
         if json {
             output.json(&status);
-        } else {
-            show(&status, output);
+            return Ok(Exit::Done);
+        }
+        show(&status, output);
+        let active = status.roots.iter().find(|root| root.state == RootState::Active);
+        if let Some(root) = active.filter(|_| is_finished) {
+            output.line("\nwho knew the API by the old root knows it by this from now on:");
+            output.line(format!(
+                "export OUTRIGGER_CA_FINGERPRINT={}",
+                harmless(&root.fingerprint)
+            ));
         }
         Ok(Exit::Done)
     }

@@ -106,14 +106,8 @@ impl Output {
 
     /// Prints a table.
     pub(super) fn table(&mut self, header: &[&str], rows: Vec<Vec<String>>) {
-        let mut table = Table::new();
-        table
-            .load_style(presets::NOTHING)
-            .set_header(header.iter().copied());
-        table.add_rows(rows);
-        let lines = table.to_string();
-        for line in lines.lines() {
-            self.line(line.trim_end());
+        for line in table_lines(header, rows) {
+            self.line(line);
         }
     }
 
@@ -176,6 +170,52 @@ impl Output {
     }
 }
 
+/// The lines of a table. What a cell has of colours takes no room: it is laid out without them and painted after.
+fn table_lines(header: &[&str], rows: Vec<Vec<String>>) -> Vec<String> {
+    let plain: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| row.iter().map(|cell| plain(cell)).collect())
+        .collect();
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_header(header.iter().copied());
+    table.add_rows(plain.clone());
+    let text = table.to_string();
+    let (mut cells, mut plain) = (rows.into_iter(), plain.iter());
+    let mut lines = text.lines().map(str::trim_end);
+    let head = lines.next().map(str::to_owned);
+    // No cell holds a line break (see `harmless`), so that a row is a line.
+    let rest = lines.map(|line| match (cells.next(), plain.next()) {
+        (Some(cells), Some(plain)) => painted(line, &cells, plain),
+        _ => line.to_owned(),
+    });
+    head.into_iter().chain(rest).collect()
+}
+
+/// A line of a table with its cells as they are painted: from the end of one to the next there is nothing but spaces.
+fn painted(mut line: &str, cells: &[String], plain: &[String]) -> String {
+    let mut painted = String::new();
+    for (cell, plain) in cells.iter().zip(plain) {
+        if let Some((before, after)) = line.split_once(plain.trim_end()) {
+            painted.push_str(before);
+            painted.push_str(cell);
+            line = after;
+        }
+    }
+    painted + line
+}
+
+/// A text without the colours that [`Output::paint`] gives it.
+fn plain(painted: &str) -> String {
+    let mut parts = painted.split('\x1b');
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        plain.push_str(part.split_once('m').map_or(part, |(_, rest)| rest));
+    }
+    plain
+}
+
 /// So many of something: `1 problem`, `2 problems`.
 pub(super) fn count(number: usize, noun: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
@@ -201,4 +241,46 @@ fn source_lines(sources: &[PushText]) -> HashMap<(&str, usize), &str> {
         lines.map(move |(index, line)| ((source.file.as_str(), source.line + index), line))
     });
     numbered.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colours_take_no_room_in_a_table() {
+        let table = |colours: bool| {
+            let output = Output {
+                terminal: colours,
+                colours,
+                bar: false,
+            };
+            let row = |id: &str, tone: Tone, state: &str, left: &str| {
+                let mark = output.paint(Tone::Attention, "unverified");
+                let left = output.paint(Tone::Quiet, left);
+                vec![
+                    id.to_owned(),
+                    output.paint(tone, state),
+                    format!("{id} {mark}"),
+                    left,
+                ]
+            };
+            let rows = vec![
+                row("a", Tone::Good, "in sync", "1h"),
+                row("reviews-é", Tone::Bad, "a", "expired"),
+                row("a", Tone::Strong, "", "-"),
+            ];
+            table_lines(&["NODE", "STATE", "IDENTITY", "LEFT"], rows)
+        };
+        let (coloured, without) = (table(true), table(false));
+        assert_ne!(coloured, without);
+        let stripped: Vec<String> = coloured.iter().map(|line| plain(line)).collect();
+        assert_eq!(stripped, without);
+        let column = without[0].find("LEFT");
+        assert_eq!(column, without[1].find("1h"), "{without:#?}");
+        assert_eq!(
+            coloured.join("\n").matches("\x1b[33munverified\x1b[0m").count(),
+            3
+        );
+    }
 }

@@ -6,7 +6,8 @@
 use std::collections::HashSet;
 
 use clap::Args;
-use outrigger_config::join::Revoked;
+use outrigger_config::identity::SpiffeId;
+use outrigger_config::join::{Revoked, service_of};
 use outrigger_config::{MESH_KEY, Mesh, check, split};
 use serde_json::Value;
 
@@ -15,6 +16,7 @@ use super::output::{Output, count, harmless};
 use super::{CliError, Exit};
 use crate::ca::certificates::{CertificateView, Which};
 use crate::ca::revoked::digits;
+use crate::ca::rotation::Status;
 use crate::ca::tokens::TokenView;
 use crate::client::{Api, Ask, ClientError, escape};
 use crate::push::Outcome;
@@ -88,8 +90,11 @@ impl Revoke {
         (edit, first): (Edit, bool),
         output: &mut Output,
     ) -> Result<Option<Outcome>, CliError> {
-        let telling = first && !self.undo && !self.json;
-        let serials = self.serials(api, telling.then_some(&mut *output)).await?;
+        let mut unknown = Vec::new();
+        let serials = self.serials(api, &mut unknown).await?;
+        if first && !self.undo {
+            self.hold_identities(api, &mut unknown).await?;
+        }
         let path = format!("/v1/services/{MESH_KEY}");
         let (text, version) = match api.json::<Value>(Ask::get(path.clone())).await {
             Ok(stored) => (text_of(&stored, "text")?, Some(text_of(&stored, "version")?)),
@@ -109,7 +114,13 @@ impl Revoke {
             text.into_bytes(),
         );
         match api.json(ask.if_match(version)).await {
-            Ok(outcome) => Ok(Some(outcome)),
+            Ok(outcome) => {
+                // Only now is it so.
+                for unknown in unknown.iter().filter(|_| first && !self.undo && !self.json) {
+                    output.line(format!("{unknown}; it is denied all the same"));
+                }
+                Ok(Some(outcome))
+            }
             Err(ClientError::Problems(problems)) => {
                 output.problems(&problems, &[]);
                 Ok(None)
@@ -120,7 +131,8 @@ impl Revoke {
 
     /// The serial numbers that are meant: those that were given, and of each the certificates that came of the same join;
     /// those that came of the tokens, which are taken back first, so that none is added meanwhile.
-    async fn serials(&self, api: &Api, mut output: Option<&mut Output>) -> Result<Vec<String>, CliError> {
+    /// Says in `unknown` what no certificate is found by.
+    async fn serials(&self, api: &Api, unknown: &mut Vec<String>) -> Result<Vec<String>, CliError> {
         let mut all = Vec::new();
         for serial in &self.serial {
             let serial = serial.replace(':', "").to_ascii_lowercase();
@@ -129,9 +141,9 @@ impl Revoke {
                 ..Which::default()
             };
             let found = came_of(api, &which).await?;
-            if let Some(output) = output.as_deref_mut().filter(|_| found.is_empty()) {
-                output.line(format!(
-                    "no certificate that is alive has the serial number {}; it is denied all the same",
+            if found.is_empty() {
+                unknown.push(format!(
+                    "no certificate that is alive has the serial number {}",
                     harmless(&serial)
                 ));
             }
@@ -154,6 +166,44 @@ impl Revoke {
             all.extend(came_of(api, &which).await?);
         }
         Ok(all)
+    }
+}
+
+impl Revoke {
+    /// Refuses identities that nobody of the mesh can have, and says in `unknown` which ones nobody has now.
+    async fn hold_identities(&self, api: &Api, unknown: &mut Vec<String>) -> Result<(), CliError> {
+        if self.identity.is_empty() {
+            return Ok(());
+        }
+        let ca: Status = api.json(Ask::get("/v1/ca")).await?;
+        for identity in &self.identity {
+            // What is no SPIFFE ID at all is refused with the push, with what one looks like.
+            let Ok(id) = SpiffeId::parse(identity) else {
+                continue;
+            };
+            if id.trust_domain() != ca.trust_domain {
+                return Err(CliError::Sentence(format!(
+                    "`{}` can be nobody: it is of the trust domain `{}`, and the mesh's is `{}`; expected spiffe://{}/…, and \
+                     nothing was changed",
+                    harmless(identity),
+                    id.trust_domain(),
+                    harmless(&ca.trust_domain),
+                    harmless(&ca.trust_domain)
+                )));
+            }
+            let which = Which {
+                service: service_of(identity, &ca.trust_domain).map(str::to_owned),
+                ..Which::default()
+            };
+            let is_held = which.service.is_some() && certificates(api, &which).await?.total > 0;
+            if !is_held {
+                unknown.push(format!(
+                    "no certificate of this CA that is alive has the identity {}",
+                    harmless(identity)
+                ));
+            }
+        }
+        Ok(())
     }
 }
 

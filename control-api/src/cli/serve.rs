@@ -1,6 +1,6 @@
 //! `outrigger serve`: the control API, until a signal ends it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
@@ -41,7 +41,7 @@ pub(super) struct Serve {
     tls: bool,
     /// A DNS name or IP address by which the API is reached: for its certificate, and for operators who ask by it on this
     /// machine; may be given again.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = name)]
     name: Vec<String>,
     /// Tell sidecars their configuration only by a certificate of the mesh, not whoever reaches the API.
     #[arg(long, env = "OUTRIGGER_REQUIRE_IDENTITY", requires = "tls")]
@@ -126,6 +126,24 @@ impl Serve {
         }
         Ok(Exit::Done)
     }
+}
+
+/// A name for the certificate: the host alone, since that is what clients compare.
+fn name(text: &str) -> Result<String, String> {
+    let is_label = |label: &str| {
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        (1..=63).contains(&label.len()) && label.bytes().all(fits)
+    };
+    // A wildcard stands for the first label (RFC 9525, section 6.3).
+    let rest = text.strip_prefix("*.").unwrap_or(text);
+    if text.parse::<IpAddr>().is_ok() || rest.split('.').all(is_label) {
+        return Ok(text.to_owned());
+    }
+    Err(
+        "it is neither a DNS name nor an IP address: expected the host alone, such as control.shop.internal, without \
+         https:// and without a port"
+            .to_owned(),
+    )
 }
 
 /// Takes as many open files as the system allows: each sidecar is a connection, and many systems start a process

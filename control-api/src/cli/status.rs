@@ -32,13 +32,14 @@ impl Status {
         }
         let mut header = vec!["NODE", "SERVICE", "VERSION", "ZONE", "HOLDS", "STATE"];
         let mut rows: Vec<Vec<String>> = list.nodes.iter().map(|node| row(node, output)).collect();
-        if list.nodes.iter().any(|node| node.identity.is_some()) {
+        let is_secure = api.url().starts_with("https://");
+        if is_secure || list.nodes.iter().any(|node| node.identity.is_some()) {
             header.extend(["IDENTITY", "LEFT"]);
             let now = time::OffsetDateTime::now_utc().unix_timestamp();
             // In plaintext nobody proves anything, and nobody has to be told so with every line.
-            let some_are_verified = list.nodes.iter().any(|node| node.verified);
+            let is_proved = is_secure || list.nodes.iter().any(|node| node.verified);
             for (row, node) in rows.iter_mut().zip(&list.nodes) {
-                row.extend(identity(node, now, some_are_verified, output));
+                row.extend(identity(node, now, is_proved, output));
             }
         }
         output.table(&header, rows);
@@ -77,26 +78,35 @@ impl Status {
     }
 }
 
-/// Whom a sidecar shows itself as, and how long its certificate is good still. `now`: seconds since 1970;
-/// `some_are_verified`: whether it is worth a word that this one is not.
-fn identity(node: &NodeView, now: i64, some_are_verified: bool, output: &Output) -> [String; 2] {
-    let Some(shown) = &node.identity else {
-        return ["-".to_owned(), "-".to_owned()];
-    };
-    let left = shown.not_after - now;
-    let tone = match left {
-        ..=0 => Tone::Bad,
-        1..LEFT_SCANT => Tone::Attention,
-        _ => Tone::Quiet,
-    };
-    let mut id = harmless(&shown.spiffe_id);
+/// Whom a sidecar shows itself as, and how long its certificate is good still. `now`: seconds since 1970; `is_proved`:
+/// whether it is worth a word that this one has proved nothing.
+fn identity(node: &NodeView, now: i64, is_proved: bool, output: &Output) -> [String; 2] {
+    let mut words = Vec::new();
+    if let Some(shown) = &node.identity {
+        words.push(harmless(&shown.spiffe_id));
+    }
     if node.revoked {
-        id = format!("{id} {}", output.paint(Tone::Bad, "revoked"));
+        words.push(output.paint(Tone::Bad, "revoked"));
     }
-    if some_are_verified && !node.verified {
-        id = format!("{id} {}", output.paint(Tone::Attention, "unverified"));
+    if is_proved && !node.verified {
+        words.push(output.paint(Tone::Attention, "unverified"));
     }
-    [id, output.paint(tone, left_in_words(left))]
+    if words.is_empty() {
+        words.push("-".to_owned());
+    }
+    let left = node.identity.as_ref().map_or_else(
+        || "-".to_owned(),
+        |shown| {
+            let left = shown.not_after - now;
+            let tone = match left {
+                ..=0 => Tone::Bad,
+                1..LEFT_SCANT => Tone::Attention,
+                _ => Tone::Quiet,
+            };
+            output.paint(tone, left_in_words(left))
+        },
+    );
+    [words.join(" "), left]
 }
 
 /// A certificate that should have been renewed by now, if it is one of 24 hours: it is renewed at half its life.

@@ -31,8 +31,8 @@ struct Create {
     /// The service whose instances may join by it.
     #[arg(long, value_name = "NAME")]
     service: String,
-    /// How long it is good: from 1s to 720h.
-    #[arg(long, default_value = "1h", value_name = "DURATION")]
+    /// How long it is good: from 1s to 720h, which is 30 days.
+    #[arg(long, default_value = "1h", value_name = "DURATION", value_parser = ttl)]
     ttl: units::Duration,
     /// How often it may be used: once for each instance that starts.
     #[arg(long, default_value_t = 1, value_name = "COUNT")]
@@ -126,6 +126,12 @@ impl Revoke {
         }
         Ok(Exit::Done)
     }
+}
+
+/// How long a token is to be good. Days are what people think in here, and no unit: it is said what they are in hours.
+fn ttl(text: &str) -> Result<units::Duration, String> {
+    text.parse::<units::Duration>()
+        .map_err(|why| format!("{why}; days are written in hours, and 720h is the longest"))
 }
 
 fn row(token: &TokenView, output: &Output) -> Vec<String> {

@@ -10,7 +10,7 @@ mod tests;
 use std::collections::BTreeSet;
 
 use outrigger_config::discovery::HAVE_MAX;
-use outrigger_config::{Document, MESH_KEY, Mesh, Problem, check};
+use outrigger_config::{Document, MESH_KEY, Mesh, Problem, check_within};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
@@ -35,6 +35,8 @@ pub struct Push {
     pub dry_run: bool,
     /// What is revoked may be trusted again by it.
     pub restore: bool,
+    /// Of which trust domain the mesh is where nothing else says it: no certificate that is alive, no document.
+    pub trust_domain: String,
 }
 
 /// What a push changes.
@@ -113,9 +115,11 @@ pub fn push(store: &Store, push: Push) -> Result<Outcome, PushError> {
     if whole.len() > DOCUMENTS_MAX {
         return Err(PushError::TooMany(whole.len()));
     }
-    let config = check(&whole).map_err(PushError::Refused)?;
-    hold_trust_domain(store, &config.mesh, &whole)?;
     let now = OffsetDateTime::now_utc();
+    let fixed = store.fixed_trust_domain(ca::millis(now))?;
+    let trust_domain = fixed.as_ref().unwrap_or(&push.trust_domain);
+    let config = check_within(trust_domain, &whole).map_err(PushError::Refused)?;
+    hold_trust_domain(store, &config.mesh, &whole)?;
     let revocations = Revocations::between(&ca::mesh(&head), &config.mesh);
     if !push.restore {
         revocations.hold(store, &head, &whole, now)?;

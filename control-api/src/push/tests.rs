@@ -17,6 +17,7 @@ fn of(edit: Edit) -> Push {
         unless_changed_since: None,
         dry_run: false,
         restore: false,
+        trust_domain: "mesh.local".into(),
     }
 }
 
@@ -69,6 +70,43 @@ fn a_document_is_checked_together_with_what_is_stored() {
     let thief = service("ratings", 1).replace("name: ratings", "name: ratings\nhosts: [reviews]");
     let refused = push(&store, put(&[thief])).unwrap_err();
     assert!(matches!(refused, PushError::Refused(_)), "{refused}");
+}
+
+#[test]
+fn a_caller_of_another_trust_domain_is_refused_where_no_mesh_document_names_one() {
+    let (_folder, store) = open();
+    let of_domain = |domain: &str| {
+        let fields =
+            format!("tls: {{ mode: strict }}\nallow: [{{ from: [\"spiffe://{domain}/productpage\"] }}]");
+        format!("{}{fields}\n", service("reviews", 1))
+    };
+    let refused = push(&store, put(&[of_domain("shop")])).unwrap_err();
+    let PushError::Refused(problems) = refused else {
+        panic!("{refused}")
+    };
+    let said = problems[0].to_string();
+    assert!(
+        said.contains("test.yaml:7:18: allow[0].from[0]: `spiffe://shop/productpage` can never call"),
+        "{said}"
+    );
+    assert!(
+        said.contains("this mesh is `mesh.local`; expected spiffe://mesh.local/…"),
+        "{said}"
+    );
+    push(&store, put(&[of_domain("mesh.local")])).unwrap();
+    // What the operator said at the start counts as the default does, and a document before both.
+    let said = Push {
+        trust_domain: "shop".into(),
+        ..put(&[of_domain("shop")])
+    };
+    push(&store, said).unwrap();
+    let mesh = "kind: Mesh\ntrust_domain: other\n".to_owned();
+    let refused = push(&store, put(std::slice::from_ref(&mesh))).unwrap_err();
+    assert!(matches!(refused, PushError::Refused(_)), "{refused}");
+    push(&store, put(&[mesh, of_domain("other")])).unwrap();
+    // Without the document the mesh would be of the default again.
+    let deleted = push(&store, of(Edit::Delete("@mesh".into()))).unwrap_err();
+    assert!(matches!(deleted, PushError::Refused(_)), "{deleted}");
 }
 
 #[test]

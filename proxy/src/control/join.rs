@@ -41,6 +41,10 @@ const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 /// of its life.
 const BACKOFF_MAX: Duration = Duration::from_secs(5 * 60);
 
+/// The longest wait after an attempt that failed while there is no certificate that is good: nothing by mTLS is served until
+/// there is one.
+const BACKOFF_WITHOUT: Duration = Duration::from_secs(10);
+
 /// By how much the moment of renewal is drawn about half the life: sidecars that started together part.
 const JITTER: f64 = 0.1;
 
@@ -300,7 +304,7 @@ impl Asker {
                     put(Err(&error));
                     failures += 1;
                     match error.is_passing() {
-                        true => backoff(failures, BACKOFF_MAX, fastrand::f64()),
+                        true => wait_without(failures, held.as_ref().map(|held| held.not_after)),
                         // The token has not been tried yet.
                         false if is_unknown => BACKOFF_FIRST,
                         // It takes somebody to change something.
@@ -454,6 +458,16 @@ fn nap(wait: Duration, by_timers: Duration, by_the_wall: Duration) -> Option<Dur
     (!left.is_zero()).then(|| left.min(LOOK_AT_CLOCK))
 }
 
+/// How long is waited after so many failures in a row by who holds a certificate to this moment: not past its end, and less
+/// after it.
+fn wait_without(failures: u32, not_after: Option<SystemTime>) -> Duration {
+    let left = not_after.and_then(|end| end.duration_since(SystemTime::now()).ok());
+    match left.filter(|left| !left.is_zero()) {
+        Some(left) => backoff(failures, BACKOFF_MAX, fastrand::f64()).min(left),
+        None => backoff(failures, BACKOFF_WITHOUT, fastrand::f64()),
+    }
+}
+
 /// How long is waited after so many failures in a row, `max` at the most: half fixed, half drawn by `draw` of 0 to 1.
 pub(super) fn backoff(failures: u32, max: Duration, draw: f64) -> Duration {
     let wait = BACKOFF_FIRST
@@ -500,6 +514,21 @@ mod tests {
         assert_eq!(backoff(4, max, 1.0), BACKOFF_FIRST * 8);
         for failures in [20, 40, u32::MAX] {
             assert_eq!(backoff(failures, max, 1.0), max);
+        }
+    }
+
+    #[test]
+    fn who_holds_no_good_certificate_asks_again_soon_and_who_holds_one_at_its_end() {
+        let now = SystemTime::now();
+        let seconds = Duration::from_secs;
+        for (not_after, longest) in [
+            (None, BACKOFF_WITHOUT),
+            (Some(now - seconds(1)), BACKOFF_WITHOUT),
+            (Some(now + seconds(20)), seconds(20)),
+            (Some(now + seconds(3600)), BACKOFF_MAX),
+        ] {
+            let wait = wait_without(40, not_after);
+            assert!(wait <= longest && wait > longest / 3, "{not_after:?}: {wait:?}");
         }
     }
 

@@ -57,6 +57,10 @@ const ANSWER_BEFORE_DISK: Duration = Duration::from_secs(2);
 /// How long a TLS handshake with the control API may take: it may be far away, and busy with a thousand others.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// So many reasons for which polls fail are told in one outage, each once: a new one, such as that TLS is spoken there now,
+/// says what to do, and reasons that take turns must not fill the log.
+const REASONS_TOLD_MAX: usize = 8;
+
 /// One end of a connection to the control API.
 type Sender = http1::SendRequest<Full<Bytes>>;
 
@@ -148,6 +152,8 @@ pub(crate) struct ControlApi {
     /// What serves came from disk, or nothing serves yet.
     origin: Origin,
     failures: u32,
+    /// The reasons of this outage that were told.
+    told: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -204,6 +210,7 @@ impl ControlApi {
             pending: None,
             origin: Origin::Nothing,
             failures: 0,
+            told: Vec::new(),
         }
     }
 
@@ -215,6 +222,7 @@ impl ControlApi {
                         tracing::info!(control = self.authority, "the control API answers again");
                     }
                     self.failures = 0;
+                    self.told.clear();
                     if let Some(push) = self.read(reply) {
                         return push;
                     }
@@ -223,14 +231,7 @@ impl ControlApi {
                     self.connection = None;
                     self.say_it_all();
                     self.failures += 1;
-                    if self.failures == 1 {
-                        let what = if error.is::<TurnedAway>() {
-                            "the control API refuses this sidecar; going on with what is known and asking again"
-                        } else {
-                            "the control API does not answer; going on with what is known and asking again"
-                        };
-                        tracing::warn!(control = self.authority, error = %format!("{error:#}"), "{what}");
-                    }
+                    self.tell(&error);
                     if self.origin == Origin::Nothing
                         && let Some(push) = self.read_last_good()
                     {
@@ -240,6 +241,21 @@ impl ControlApi {
                 }
             }
         }
+    }
+
+    /// Says why a poll failed, unless this outage has said so already.
+    fn tell(&mut self, error: &anyhow::Error) {
+        let words = format!("{error:#}");
+        if self.told.len() == REASONS_TOLD_MAX || self.told.contains(&words) {
+            return;
+        }
+        let what = if error.is::<TurnedAway>() {
+            "the control API refuses this sidecar; going on with what is known and asking again"
+        } else {
+            "the control API does not answer; going on with what is known and asking again"
+        };
+        tracing::warn!(control = self.authority, error = words, "{what}");
+        self.told.push(words);
     }
 
     /// The next poll says what is held and answers nothing: what the answer to the last response was worth is not

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use outrigger_config::identity::CertificateFiles;
 
 use crate::tls::Identities;
-use crate::tls::identity::{Identity, IdentityProblem};
+use crate::tls::identity::{CERTIFICATE, Identity, IdentityProblem, KEY};
 use crate::tls::revoked::Revocations;
 
 /// How often the files are looked at. They change every few hours and have a few kilobytes.
@@ -36,7 +36,8 @@ pub(crate) async fn keep_current(files: CertificateFiles, identities: Arc<Identi
             say_if_everybody_can_read(&files.key);
         }
         if refused.is_some() || seen.as_ref() != Some(&contents) {
-            match load(&contents, identities.revocations()) {
+            let loaded = load(&contents, identities.revocations()).map_err(|problem| placed(&files, problem));
+            match loaded.and_then(|identity| identities.fitting(identity)) {
                 Ok(identity) => {
                     identities.put(identity);
                     refused = None;
@@ -69,6 +70,25 @@ pub(super) fn say_if_everybody_can_read(key: &Path) {
             path = %key.display(), mode = format!("{:o}", mode & 0o777),
             "the key can be read by everybody on this machine: `chmod 600` it"
         );
+    }
+}
+
+/// A problem with the file that it is about.
+fn placed(files: &CertificateFiles, problem: IdentityProblem) -> IdentityProblem {
+    let key = files.key.display();
+    match problem {
+        IdentityProblem::NotPem(what, why) => {
+            let path = match what {
+                KEY => key,
+                CERTIFICATE => files.certificate.display(),
+                _ => files.roots.display(),
+            };
+            IdentityProblem::NotPem(what, format!("{path}: {why}"))
+        }
+        IdentityProblem::Key(why) => {
+            IdentityProblem::Key(format!("{key} for {}: {why}", files.certificate.display()))
+        }
+        other => other,
     }
 }
 

@@ -13,7 +13,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
 use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
-use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use serde::Serialize;
 use x509_parser::extensions::GeneralName;
@@ -30,6 +30,10 @@ use crate::tls::{Alpn, seconds};
 /// The most certificates in one file: a chain has three or four, a bundle two or three roots. Past this it is a file of
 /// something else, such as all the roots of the web, which a mesh must not trust.
 const CERTIFICATES_MAX: usize = 32;
+
+/// What the parts of an identity are called.
+pub(super) const CERTIFICATE: &str = "the certificate";
+pub(super) const KEY: &str = "the key";
 
 /// Who this sidecar is, and whom it trusts.
 #[derive(Debug)]
@@ -73,6 +77,8 @@ pub enum IdentityProblem {
     Chain(String),
     /// rustls takes none of it.
     Unusable(String),
+    /// It is another's than the good one that is held.
+    Other(String),
     /// The control API has issued none.
     NotIssued(String),
     /// The agent of SPIFFE has given none.
@@ -100,10 +106,15 @@ impl fmt::Display for IdentityProblem {
             ),
             Self::Expired(why) => write!(f, "the certificate has expired: {why}"),
             Self::NotYetValid(why) => {
-                write!(f, "the certificate is not valid yet: {why}; is the clock right?")
+                write!(f, "the certificate is not valid yet: {why}")
             }
             Self::Chain(why) => write!(f, "the certificate does not lead to one of the roots: {why}"),
             Self::Unusable(why) => write!(f, "it cannot be used: {why}"),
+            Self::Other(why) => write!(
+                f,
+                "the certificate is another's: {why}; the one that is held is kept, so if this is meant start the sidecar again, \
+                 with its name in --service"
+            ),
             Self::NotIssued(why) => write!(f, "the control API has issued no certificate: {why}"),
             Self::NotGiven(why) => write!(f, "the SPIFFE Workload API has given no certificate: {why}"),
         }
@@ -135,9 +146,9 @@ impl Identity {
         now: SystemTime,
     ) -> Result<Self, IdentityProblem> {
         let parts = Parts {
-            chain: certificates("the certificate", chain)?,
+            chain: certificates(CERTIFICATE, chain)?,
             key: PrivateKeyDer::from_pem_slice(key)
-                .map_err(|error| IdentityProblem::NotPem("the key", error.to_string()))?,
+                .map_err(|error| IdentityProblem::NotPem(KEY, no_pem(&error)))?,
             roots: certificates("the roots", bundle)?,
         };
         Self::checked(parts, revocations, now)
@@ -156,7 +167,7 @@ impl Identity {
         now: SystemTime,
     ) -> Result<Self, IdentityProblem> {
         let parts = Parts {
-            chain: der_certificates("the certificate", chain)?,
+            chain: der_certificates(CERTIFICATE, chain)?,
             key: PrivatePkcs8KeyDer::from(key.to_vec()).into(),
             roots: der_certificates("the roots", bundle)?,
         };
@@ -294,13 +305,13 @@ impl Identity {
     }
 
     /// What an operator sees of it.
-    pub(crate) fn report(&self) -> serde_json::Value {
+    pub(crate) fn report(&self, now: SystemTime) -> serde_json::Value {
         let roots: Vec<&Certificate> = self.roots.iter().map(|(_, root)| root).collect();
         serde_json::json!({
             "spiffe_id": self.id.as_str(),
             "not_after": self.end,
-            "certificate": self.leaf,
-            "roots": roots,
+            "certificate": self.leaf.report(now),
+            "roots": roots.iter().map(|root| root.report(now)).collect::<Vec<_>>(),
         })
     }
 }
@@ -376,7 +387,7 @@ pub(super) fn certificates(
         if found.len() == CERTIFICATES_MAX {
             return Err(IdentityProblem::TooMany(what));
         }
-        found.push(certificate.map_err(|error| IdentityProblem::NotPem(what, error.to_string()))?);
+        found.push(certificate.map_err(|error| IdentityProblem::NotPem(what, no_pem(&error)))?);
     }
     if found.is_empty() {
         return Err(IdentityProblem::NotPem(
@@ -385,6 +396,25 @@ pub(super) fn certificates(
         ));
     }
     Ok(found)
+}
+
+/// Why a text is not the PEM that was expected, in words.
+fn no_pem(error: &pem::Error) -> String {
+    match error {
+        pem::Error::MissingSectionEnd { end_marker } => format!(
+            "it breaks off before its line -----END {}-----",
+            String::from_utf8_lossy(end_marker).trim_end()
+        ),
+        pem::Error::IllegalSectionStart { line } => format!(
+            "the line `{}` begins nothing",
+            String::from_utf8_lossy(line).trim_end().escape_debug()
+        ),
+        pem::Error::Base64Decode(why) => {
+            format!("what stands between its first line and its last is no base64 ({why})")
+        }
+        pem::Error::NoItemsFound => "there is none in it".to_owned(),
+        other => other.to_string(),
+    }
 }
 
 /// Certificates in DER, one behind the other.
@@ -451,6 +481,20 @@ impl Certificate {
             not_after: certificate.validity().not_after.timestamp(),
             is_ca: certificate.is_ca(),
         })
+    }
+
+    /// What an operator sees of it: the moment of its end for people too.
+    fn report(&self, now: SystemTime) -> serde_json::Value {
+        let mut said = serde_json::to_value(self).unwrap_or_default();
+        let end = u64::try_from(self.not_after).unwrap_or_default();
+        let now = u64::try_from(seconds(now)).unwrap_or_default();
+        let left = match end.saturating_sub(now) {
+            0 => "none".to_owned(),
+            left => words::whole(left),
+        };
+        said["expires"] = words::date(end).into();
+        said["left"] = left.into();
+        said
     }
 
     /// The SPIFFE ID of the workload that it is of. The standard for X.509 allows exactly one URI (X509-SVID section 2), so

@@ -14,6 +14,7 @@ mod anchors;
 mod clock;
 mod connection;
 pub(crate) mod files;
+mod fitting;
 pub(crate) mod gateway;
 pub mod identity;
 pub mod outside;
@@ -47,6 +48,7 @@ pub(crate) use crate::tls::alpn::Alpn;
 use crate::tls::anchors::Anchor;
 use crate::tls::clock::WallClock;
 pub(crate) use crate::tls::connection::{Connection, Session, ended};
+pub(crate) use crate::tls::fitting::tell_when_ended;
 use crate::tls::identity::{Certificate, Identity, IdentityProblem, sha256};
 use crate::tls::outside::Trust;
 use crate::tls::revoked::{Denied, Revocations, Shown, Watch};
@@ -88,6 +90,10 @@ pub struct Identities {
     clock: Arc<WallClock>,
     /// What the mesh has revoked. One writer: `apply`.
     revocations: Arc<Revocations>,
+    /// The service that this sidecar stands beside, if it does.
+    service: Option<String>,
+    /// The trust domain of the mesh, where that says one. One writer: `apply`.
+    trust_domain: Mutex<Option<String>>,
     metrics: Arc<TlsMetrics>,
 }
 
@@ -110,8 +116,15 @@ impl Identities {
             began: Instant::now(),
             clock: Arc::default(),
             revocations: Arc::default(),
+            service: None,
+            trust_domain: Mutex::default(),
             metrics,
         }
+    }
+
+    /// The same, of a sidecar that stands beside this service.
+    pub(crate) fn beside(self, service: Option<String>) -> Self {
+        Self { service, ..self }
     }
 
     /// Whether this sidecar is to have an identity.
@@ -153,6 +166,7 @@ impl Identities {
         self.exchanges.send_modify(|count| *count += 1);
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.tell_if_revoked();
+        self.tell_if_foreign();
     }
 
     /// Looks at both clocks, for connections that end by the wall clock. Called about once a second by each worker.
@@ -206,14 +220,21 @@ impl Identities {
     /// What the source has now cannot be used; the one before goes on.
     pub(crate) fn refuse(&self, problem: &IdentityProblem) {
         self.metrics.load_refused();
-        let kept = self.current.load().is_some();
+        let held = self.current();
+        let kept = held.is_some();
+        let has_ended = held.is_some_and(|held| held.not_after() <= seconds(SystemTime::now()));
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = refused.replace(problem.to_string()) != Some(problem.to_string());
         match problem {
-            IdentityProblem::NotIssued(why) if kept => {
+            IdentityProblem::NotIssued(why) if kept && !has_ended => {
                 tracing::warn!(why, "no new certificate yet; the one before serves until its end");
             }
-            _ => tracing::error!(%problem, kept, "the identity cannot be used"),
+            // The same each time would be an error every few seconds.
+            IdentityProblem::NotIssued(why) if kept && !is_news => {
+                tracing::warn!(why, "no new certificate yet, and the one before has ended");
+            }
+            _ => tracing::error!(%problem, kept, has_ended, "the identity cannot be used"),
         }
-        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(problem.to_string());
     }
 
     /// Why the last word of the source was not taken, if it was not.
@@ -244,6 +265,7 @@ impl Identities {
             }));
         };
         let own = identity.id().trust_domain();
+        // By the configuration that this handshake began under, which may not be the newest.
         if let Some(other) = trust_domain.filter(|other| *other != own) {
             return Err(missing(format!(
                 "this sidecar's certificate is of the trust domain `{own}`, the mesh's is `{other}`"

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{SHA256, digest};
-use outrigger_config::join::CONTROL_PATH;
+use outrigger_config::join::{CONTROL_PATH, fingerprint_text};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider, verify_tls13_signature};
@@ -18,9 +18,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme, version,
-};
+use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme, version};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -320,7 +318,14 @@ impl ControlApi {
                 let root = sent
                     .iter()
                     .find(|certificate| sha256(certificate) == *fingerprint);
-                let root = root.ok_or(Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
+                let root = root.ok_or_else(|| {
+                    // What it shows instead is not repeated: whoever stands there would be told how to be believed.
+                    wrong(format!(
+                        "it shows no root of the fingerprint {}, by which it is to be known: compare that with `root` in the log \
+                         of `outrigger serve`; after `outrigger ca rotate finish` it is another",
+                        fingerprint_text(fingerprint)
+                    ))
+                })?;
                 let mut store = RootCertStore::empty();
                 store.add(root.clone().into_owned())?;
                 Ok(Arc::new(store))

@@ -146,7 +146,7 @@ fn apart(named: &impl std::fmt::Debug) -> String {
     words
 }
 
-fn date(seconds: u64) -> String {
+pub(super) fn date(seconds: u64) -> String {
     let moment = i64::try_from(seconds)
         .ok()
         .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
@@ -155,7 +155,7 @@ fn date(seconds: u64) -> String {
 }
 
 /// So many seconds, by the largest unit that is whole.
-fn whole(seconds: u64) -> String {
+pub(super) fn whole(seconds: u64) -> String {
     let unit = [86_400, 3600, 60].into_iter().find(|unit| seconds >= 2 * unit);
     let rounded = unit.map_or(seconds, |unit| seconds - seconds % unit);
     units::Duration(Duration::from_secs(rounded)).to_string()

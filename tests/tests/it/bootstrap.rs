@@ -220,3 +220,34 @@ async fn a_source_of_configuration_that_cannot_be_is_told_before_anything_begins
         assert!(!told.contains("listening") && !told.contains("worker"), "{told}");
     }
 }
+
+#[tokio::test]
+async fn a_slip_in_what_says_who_it_is_is_the_only_error_of_a_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("proxy.yaml");
+    let text = "kind: Proxy\nidentity: { files: { certificate: /c.pem, key: /k.pem, roots: /r.pem } }\n";
+    std::fs::write(&file, text).unwrap();
+    let zeros = "A".repeat(43);
+    let token = format!("ort1.0123456789abcdef.{zeros}.{zeros}");
+    let beside = ["--service", "reviews", "--inbound", "127.0.0.1:0"];
+    let (secure, plain) = (
+        ["--control", "https://127.0.0.1:1"],
+        ["--control", "http://127.0.0.1:1"],
+    );
+    let filed = ["--config", file.to_str().unwrap()];
+    for (arguments, said) in [
+        (secure.to_vec(), "give --service"),
+        ([&plain[..], &beside].concat(), "is not https"),
+        ([&plain[..], &beside, &filed].concat(), "give one of them"),
+    ] {
+        // Workers that began before it was seen told of their death only now and then.
+        for _ in 0..5 {
+            let mut command = proxy();
+            command.args(&arguments).env("OUTRIGGER_TOKEN", &token);
+            let (code, told) = fails(command).await;
+            assert!(code.is_some_and(|code| code != 0), "{told}");
+            assert!(told.contains(said), "{told}");
+            assert_eq!(told.matches("\"ERROR\"").count(), 1, "{told}");
+        }
+    }
+}

@@ -439,9 +439,27 @@ async fn a_certificate_of_another_trust_domain_than_the_mesh_s_is_as_good_as_non
         "kind: Mesh\ntrust_domain: shop\n---\n{}",
         file(app.address(), STRICT)
     );
-    let caller = Sidecar::start(SidecarSpec::text("caller", &text).identity(&files)).await;
+    let mut caller = Sidecar::launch(SidecarSpec::text("caller", &text).identity(&files)).await;
+    let line = caller
+        .program()
+        .logged("that it is of another mesh", |line| line["level"] == "ERROR")
+        .await;
+    let why = "this sidecar's certificate is of the trust domain `other`, the mesh's is `shop`";
+    assert_eq!(line["why"], why, "{line}");
+    caller
+        .config_when("the configuration", |config| config["source"] == "file")
+        .await;
+    let ready = caller.page("/ready").await;
+    assert_eq!(
+        (ready.status(), ready.text()),
+        (503, format!("not ready: {why}\n"))
+    );
     let reply = caller.client().get("reviews", "/").await;
     assert_eq!((reply.status(), reply.reason()), (503, Some("identity-missing")));
+    let issued = pki.issue(&Leaf::service("productpage"));
+    files.write("key.pem", &issued.key);
+    files.write("certificate.pem", &issued.certificate);
+    caller.is_ready().await;
 }
 
 #[tokio::test]

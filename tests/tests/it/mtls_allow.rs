@@ -144,7 +144,7 @@ async fn a_mesh_that_denies_by_default_lets_in_whom_a_service_names() {
     };
     let files = pki.files("reviews");
     let text = deny(beside(app.address(), ""));
-    let server = Sidecar::start(
+    let mut server = Sidecar::start(
         SidecarSpec::text("server", &text)
             .beside("reviews")
             .identity(&files),
@@ -155,6 +155,11 @@ async fn a_mesh_that_denies_by_default_lets_in_whom_a_service_names() {
     let caller = Sidecar::start(SidecarSpec::text("caller", &text).identity(&files)).await;
     let reply = caller.client().get("reviews", "/").await;
     assert_eq!((reply.status(), reply.reason()), (403, Some("forbidden")));
+    let why = "the mesh's `default_policy` is deny and reviews says no `allow`";
+    server
+        .program()
+        .printed("by what it was refused", |line| line.contains(why))
+        .await;
     server.apply(&deny(beside(app.address(), "allow: [{}]"))).await;
     assert_eq!(caller.client().get("reviews", "/").await.status(), 200);
 }

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use outrigger_tests::metrics::Metrics;
-use outrigger_tests::{IdentityFiles, Leaf, Load, LoadSpec, Pki, Sidecar, SidecarSpec, Upstream};
+use outrigger_tests::{IdentityFiles, Leaf, Load, LoadSpec, Pki, Sidecar, SidecarSpec, Upstream, eventually};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -239,9 +239,14 @@ async fn a_set_that_does_not_fit_together_keeps_the_old_one_and_says_so() {
     let mut refused = 0.0;
     let other = Pki::new();
     let cases = [
-        ("key.pem", issued.key.as_str(), "not that of the certificate"),
-        ("key.pem", "half", "the key cannot be read"),
-        ("certificate.pem", "", "the certificate cannot be read"),
+        ("key.pem", issued.key.as_str(), "not that of the certificate: /"),
+        ("key.pem", "half", "key.pem: there is none in it"),
+        (
+            "key.pem",
+            "-----BEGIN PRIVATE KEY-----\nAAAA\n",
+            "key.pem: it breaks off before its line -----END PRIVATE KEY-----",
+        ),
+        ("certificate.pem", "", "the certificate cannot be read: /"),
         ("roots.pem", other.root(), "does not lead to one of the roots"),
     ];
     for (name, text, words) in cases {
@@ -266,6 +271,35 @@ async fn a_set_that_does_not_fit_together_keeps_the_old_one_and_says_so() {
         has_loaded(&server, loaded + 1.0).await;
         assert!(server.page("/certs").await.json()["refused"].is_null());
     }
+}
+
+#[tokio::test]
+async fn a_good_identity_is_not_given_up_for_that_of_another_service() {
+    let app = Upstream::start("a").await;
+    let pki = Pki::new();
+    let files = [pki.files("reviews"), pki.files("productpage")];
+    let server = server(app.address(), STRICT, &files[0]).await;
+    let caller = caller(&server, STRICT, &files[1]).await;
+    for name in ["key.pem", "certificate.pem"] {
+        files[0].write(name, &std::fs::read_to_string(files[1].path(name)).unwrap());
+    }
+    let certs = eventually("the refusal", async || {
+        let certs = server.page("/certs").await.json();
+        let refused = certs["refused"].as_str().unwrap_or_default();
+        refused.contains("the certificate is another's").then_some(certs)
+    })
+    .await;
+    let why = "it is of spiffe://shop/productpage, and spiffe://shop/reviews is held";
+    assert!(certs["refused"].as_str().unwrap().contains(why), "{certs:#}");
+    assert_eq!(certs["identity"]["spiffe_id"], "spiffe://shop/reviews");
+    let certificate = &certs["identity"]["certificate"];
+    let expires = certificate["expires"].as_str().unwrap();
+    assert!(expires.starts_with("20") && expires.ends_with('Z'), "{certs:#}");
+    assert!(
+        certificate["left"].as_str().unwrap().ends_with(['h', 'm']),
+        "{certs:#}"
+    );
+    assert_eq!(caller.client().get("reviews", "/").await.status(), 200);
 }
 
 #[tokio::test]

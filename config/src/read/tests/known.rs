@@ -2,9 +2,9 @@
 
 use super::*;
 
-const MESH: &str = "kind: Mesh\ntrust_domain: shop\n";
+const MESH: &str = "kind: Mesh\ntrust_domain: shop\ndefaults: { tls: { mode: strict } }\n";
 const A: &str = "kind: Service\nname: a\nhosts: [a, aa]\nbackends: [{ name: v1, discover: { static: [\"10.0.0.1:80\"] } }]\n\
-                 tls: { mode: strict }\nallow: [{ from: [\"spiffe://shop/b\"] }]\n";
+                 allow: [{ from: [\"spiffe://shop/b\"] }]\n";
 const B: &str = "kind: Service\nname: b\nbackends: [{ name: v1, discover: { dns: b.internal, port: 80 } }]\n";
 const GATEWAY: &str = "kind: Gateway\nname: edge\nservices: [{ service: a, hosts: [a.example.com] }]\n";
 
@@ -14,7 +14,7 @@ fn whole() -> Vec<String> {
 
 /// The whole with one document said in another way.
 fn with(old: &str, new: &str) -> Vec<Document> {
-    let said = whole()
+    let said: Vec<String> = whole()
         .iter()
         .map(|text| if text == old { new.to_owned() } else { text.clone() })
         .collect();
@@ -65,7 +65,11 @@ fn next() -> Vec<(Vec<Document>, &'static str)> {
         ),
         (and(B), "the service `b` is there already, at 2.yaml:2"),
         (
-            with(MESH, "kind: Mesh\ntrust_domain: other\n"),
+            with(MESH, &MESH.replace("strict", "disabled")),
+            "`allow` lets nobody in here",
+        ),
+        (
+            with(MESH, &MESH.replace("shop", "other")),
             "`spiffe://shop/b` can never call",
         ),
         (and(MESH), "there is a Mesh document already, at 0.yaml:1"),

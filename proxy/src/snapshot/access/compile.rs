@@ -77,6 +77,7 @@ impl Compiler<'_> {
             mode: mesh.tls_mode(service),
             trust_domain: mesh.trust_domain.clone(),
             rules,
+            by_default: service.allow.is_none(),
             audit: service.audit.unwrap_or(false),
         };
         Access::new(said, self.standing.identities.is_configured(), self.metrics.tls())

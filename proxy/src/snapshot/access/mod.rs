@@ -76,6 +76,8 @@ pub(crate) struct Access {
     has_identity: bool,
     /// Who is allowed; `None`: everyone whom the mode lets in.
     rules: Option<Vec<Rule>>,
+    /// The service has none of its own: where there are some, they are the mesh's, which let nobody in.
+    by_default: bool,
     audit: bool,
     /// Whether a rule says paths: only then are they read in other ways.
     looks_at_paths: bool,
@@ -107,6 +109,8 @@ pub(crate) struct Said {
     pub(crate) mode: Option<TlsMode>,
     pub(crate) trust_domain: Option<String>,
     pub(crate) rules: Option<Vec<Rule>>,
+    /// `rules` are not the service's own.
+    pub(crate) by_default: bool,
     pub(crate) audit: bool,
 }
 
@@ -118,6 +122,7 @@ impl Access {
             mode,
             trust_domain,
             rules,
+            by_default,
             audit,
         } = said;
         let is_strict = mode == Some(TlsMode::Strict);
@@ -131,6 +136,7 @@ impl Access {
                 has_identity,
                 looks_at_paths: rules.iter().flatten().any(|rule| !rule.paths.is_empty()),
                 rules,
+                by_default,
                 audit,
             })
         })
@@ -223,7 +229,14 @@ impl Access {
             return Ok(());
         }
         series.refused.inc();
-        let detail = format!("no rule of {} allows {who}{what}", self.service);
+        let detail = if self.by_default {
+            format!(
+                "the mesh's `default_policy` is deny and {} says no `allow`, so that nobody is allowed: {who}{what}",
+                self.service
+            )
+        } else {
+            format!("no rule of {} allows {who}{what}", self.service)
+        };
         Err(Failure::new(Reason::Forbidden, detail))
     }
 

@@ -88,6 +88,10 @@ async fn a_key_of_the_operator_that_others_can_read_is_used_and_said() {
 async fn a_ca_that_cannot_sign_is_refused_with_the_file_and_what_is_wrong() {
     let pki = pki();
     let data = tempfile::tempdir().unwrap();
+    ran(
+        pki.path(),
+        "openssl ecparam -name prime256v1 -genkey -out parameters.key",
+    );
     for (certificate, key, said) in [
         ("bad.crt", "ca.key", "does not say CA:TRUE"),
         (
@@ -102,6 +106,7 @@ async fn a_ca_that_cannot_sign_is_refused_with_the_file_and_what_is_wrong() {
         ("within.crt", "ca.key", "say nothing of URIs"),
         ("ca.key", "ca.crt", "it holds 0 certificates"),
         ("absent.crt", "ca.key", "No such file"),
+        ("chain.crt", "parameters.key", "`openssl ecparam -genkey -noout`"),
     ] {
         let mut command = Command::new(binary("outrigger"));
         command

@@ -145,11 +145,33 @@ async fn refused(caller: &Sidecar) -> Reply {
     .await
 }
 
+/// Waits until the log has said that the certificate has ended, once, and that the token brings no other.
+async fn says_once_that_its_certificate_has_ended(sidecar: &mut Sidecar) {
+    sidecar
+        .program()
+        .logged("what is to be done", |line| {
+            let problem = line["problem"].as_str().unwrap_or_default();
+            line["level"] == "ERROR" && line["has_ended"] == true && problem.contains("(token-used-up)")
+        })
+        .await;
+    let lines = sidecar.program().log();
+    let end = "certificate has ended and no other has come";
+    let ends = lines.iter().filter(|line| line.contains(end));
+    assert_eq!(ends.count(), 1, "{lines:#?}");
+    let after = lines.iter().skip_while(|line| !line.contains(end));
+    let wrong: Vec<_> = after
+        .filter(|line| line.contains("serves until its end"))
+        .collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    // It serves what needs no certificate; one that is started again would have to join all the same.
+    sidecar.is_ready().await;
+}
+
 #[tokio::test]
 async fn without_a_control_api_everything_serves_until_the_certificates_end_and_then_says_so() {
     let mut desk = Desk::over_tls(&["--certificate-ttl", "1m"]).await;
     let app = Upstream::start("a").await;
-    let (mut server, caller) = pair(&desk, &app).await;
+    let (mut server, mut caller) = pair(&desk, &app).await;
     // One more caller, whose certificate is good for longer than that of `server`.
     let listen = desk.url.trim_start_matches("https://").to_owned();
     desk.api.kill();
@@ -198,6 +220,9 @@ async fn without_a_control_api_everything_serves_until_the_certificates_end_and_
     // Their tokens are used up, so that no certificate comes; but what is pushed does, and how it was served once more.
     let (api, _) = serve(&desk.data(), &listen, &["--tls", "--certificate-ttl", "1m"]).await;
     desk.api = api;
+    for sidecar in [&mut server, &mut caller] {
+        says_once_that_its_certificate_has_ended(sidecar).await;
+    }
     let file = desk.path().join("another.yaml");
     std::fs::write(&file, "kind: Mesh\ndefault_policy: deny\n").unwrap();
     desk.run(&format!("push {}", file.display())).await.ok();
@@ -309,4 +334,25 @@ async fn a_sidecar_whose_certificate_is_younger_than_the_backup_of_the_api_joins
     let words = desk.audited().await;
     assert_eq!(times(&words, "certificate-unknown"), 1, "{words:?}");
     assert_eq!(words.last().unwrap(), "issued");
+}
+
+#[tokio::test]
+async fn a_sidecar_that_is_told_no_configuration_for_want_of_an_identity_says_so_where_it_is_asked() {
+    let desk = Desk::over_tls(&["--require-identity"]).await;
+    let token = desk.token("ratings", 1, "10m").await;
+    let mut sidecar =
+        Sidecar::launch(joining(&desk, "a", "reviews").environment("OUTRIGGER_TOKEN", &token)).await;
+    sidecar
+        .program()
+        .logged("the refusal", |line| {
+            line["message"] == "the identity cannot be used"
+        })
+        .await;
+    let ready = sidecar.page("/ready").await;
+    let said = "no configuration has been applied yet, and no identity has been loaded; /certs says why";
+    assert!(
+        ready.status() == 503 && ready.text().contains(said),
+        "{}",
+        ready.text()
+    );
 }

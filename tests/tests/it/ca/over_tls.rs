@@ -101,8 +101,9 @@ async fn the_tool_knows_the_api_by_its_root_and_by_nothing_else() {
             "{}",
             ended.stderr
         );
-        let why = "its certificate leads to none of the roots that are trusted here";
-        assert!(ended.stderr.contains(why), "{}", ended.stderr);
+        let why = format!("it shows no root of the fingerprint {other}, by which it is to be known");
+        assert!(ended.stderr.contains(&why), "{}", ended.stderr);
+        assert!(!ended.stderr.contains("Is it running?"), "{}", ended.stderr);
     }
     let ended = desk.run("status").await;
     assert!(

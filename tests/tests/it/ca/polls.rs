@@ -178,3 +178,46 @@ async fn a_sidecar_that_speaks_plaintext_to_an_api_over_tls_is_told_so_in_its_lo
     });
     told.await;
 }
+
+#[tokio::test]
+async fn a_sidecar_says_so_when_the_api_speaks_tls_where_it_did_not_and_the_other_way() {
+    let mut desk = Desk::new(&[]).await;
+    let listen = desk.url.trim_start_matches("http://").to_owned();
+    let mut sidecar = Sidecar::launch(SidecarSpec::control("a", &desk.url)).await;
+    desk.api.kill();
+    let said = |words: &'static str| {
+        move |line: &Value| line["error"].as_str().is_some_and(|error| error.contains(words))
+    };
+    sidecar.program().logged("the outage", said("refused")).await;
+    (desk.api, _) = serve(&desk.data(), &listen, &["--tls"]).await;
+    sidecar
+        .program()
+        .logged("that TLS is spoken now", said("name it by https://"))
+        .await;
+    desk.api.kill();
+    let files = outrigger_tests::Pki::new().files("reviews");
+    let other = SidecarSpec::control("b", &format!("https://{listen}")).identity(&files);
+    let mut other = Sidecar::launch(other).await;
+    other.program().logged("the outage", said("refused")).await;
+    (desk.api, _) = serve(&desk.data(), &listen, &[]).await;
+    other
+        .program()
+        .logged(
+            "that plaintext is spoken now",
+            said("does it speak plaintext there?"),
+        )
+        .await;
+}
+
+#[tokio::test]
+async fn over_tls_who_has_shown_no_certificate_is_unverified_though_it_is_the_only_one() {
+    let desk = Desk::over_tls(&[]).await;
+    let roots = desk.run("ca bundle").await.ok().stdout;
+    std::fs::write(desk.path().join("known.pem"), roots).unwrap();
+    assert!(poll(&desk, "a", "reviews", "--cacert known.pem").0 < 300);
+    let shown = desk.run("status").await.ok().stdout;
+    assert!(
+        shown.contains("IDENTITY") && shown.contains("unverified"),
+        "{shown}"
+    );
+}

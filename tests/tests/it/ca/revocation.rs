@@ -42,6 +42,7 @@ async fn a_revocation_is_pushed_with_the_mesh_and_ends_renewal() {
         ended.code == 1 && ended.stdout.contains("is not a serial number"),
         "{ended:?}"
     );
+    assert!(!ended.stdout.contains("denied all the same"), "{ended:?}");
     let ended = desk.run("revoke --token 0123456789abcdef").await;
     assert!(
         ended.code == 1 && ended.stderr.contains("there is no token"),
@@ -259,4 +260,20 @@ async fn sidecars_are_told_what_is_revoked_by_discovery_and_keep_it_on_disk() {
         (node["state"] == "in-sync" && node["holds"] == version).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_identity_that_nobody_can_have_is_not_revoked_and_one_that_nobody_has_is_with_a_word() {
+    let (desk, _) = joined().await;
+    let revoke = async |identity: &str| desk.run(&format!("revoke --identity spiffe://{identity}")).await;
+    let ended = revoke("other.domain/reviews").await;
+    let why = "it is of the trust domain `other.domain`, and the mesh's is `mesh.local`";
+    assert!(ended.code == 1 && ended.stderr.contains(why), "{ended:?}");
+    let mesh = desk.run("get @mesh").await;
+    assert!(!mesh.stdout.contains("other.domain"), "{mesh:?}");
+    let word = "no certificate of this CA that is alive has the identity spiffe://mesh.local/ratings";
+    let ended = revoke("mesh.local/ratings").await.ok();
+    assert!(ended.stdout.contains(word), "{ended:?}");
+    let ended = revoke("mesh.local/reviews").await.ok();
+    assert!(!ended.stdout.contains("no certificate"), "{ended:?}");
 }

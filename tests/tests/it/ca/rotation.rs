@@ -104,7 +104,9 @@ async fn while_two_roots_overlap_who_knows_either_joins_and_afterwards_the_new_o
     let id = early.split('.').nth(1).unwrap();
     assert!(held.stderr.contains(id), "{held:?}");
     desk.run(&format!("token revoke {id}")).await.ok();
-    desk.run("ca rotate finish").await.ok();
+    let finished = desk.run("ca rotate finish").await.ok().stdout;
+    let known_by = format!("\nexport OUTRIGGER_CA_FINGERPRINT={of_new}\n");
+    assert!(finished.contains(&known_by), "{finished}");
     assert_eq!(desk.states().await, ["active"]);
     assert!(!desk.data().join("ca/root-1.key").exists());
     assert!(desk.data().join("ca/root-2.key").exists());
