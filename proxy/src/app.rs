@@ -209,13 +209,7 @@ impl Sidecar {
             &logger,
             (&drain, &metrics.lost_workers()),
         )?;
-        let doors = listeners.iter();
-        let standing = Standing {
-            service: bootstrap.node.service.clone(),
-            listeners: doors.map(|door| (door.entry.clone(), door.address)).collect(),
-            range: bootstrap.listeners.dns.as_ref().and_then(|dns| dns.range),
-            identities: Arc::clone(&identities),
-        };
+        let standing = standing(&bootstrap, &listeners, &identities);
         if let Some(names) = names {
             names.start(&snapshots, metrics.names(), &drain)?;
         }
@@ -245,6 +239,17 @@ impl Sidecar {
         drop(logger);
         last_words(workers.into_threads().into_iter().chain([writing]).collect()).await;
         Ok(())
+    }
+}
+
+/// Where this sidecar stands, of which a configuration is compiled.
+fn standing(bootstrap: &Bootstrap, listeners: &[Listener], identities: &Arc<Identities>) -> Standing {
+    let doors = listeners.iter();
+    Standing {
+        service: bootstrap.node.service.clone(),
+        listeners: doors.map(|door| (door.entry.clone(), door.address)).collect(),
+        range: bootstrap.listeners.dns.as_ref().and_then(|dns| dns.range),
+        identities: Arc::clone(identities),
     }
 }
 

@@ -15,6 +15,7 @@ mod clock;
 mod connection;
 pub(crate) mod files;
 mod fitting;
+mod forwarded;
 pub(crate) mod gateway;
 pub mod identity;
 pub mod outside;
@@ -26,7 +27,6 @@ mod tests;
 mod verify;
 mod words;
 
-use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -49,7 +49,10 @@ use crate::tls::anchors::Anchor;
 use crate::tls::clock::WallClock;
 pub(crate) use crate::tls::connection::{Connection, Session, ended};
 pub(crate) use crate::tls::fitting::tell_when_ended;
-use crate::tls::identity::{Certificate, Identity, IdentityProblem, sha256};
+use crate::tls::forwarded::forwarded;
+#[cfg(any(test, fuzzing))]
+pub(crate) use crate::tls::forwarded::read_of_a_caller;
+use crate::tls::identity::{Certificate, Identity, IdentityProblem};
 use crate::tls::outside::Trust;
 use crate::tls::revoked::{Denied, Revocations, Shown, Watch};
 pub(crate) use crate::tls::verify::refused_us;
@@ -573,27 +576,6 @@ pub(crate) struct Peer {
     pub(crate) forwarded: HeaderValue,
     pub(crate) session: Session,
     pub(crate) alpn: Alpn,
-}
-
-/// `x-forwarded-client-cert` as Envoy writes it: who was asked, the hash of the caller's certificate, who asks. None of the
-/// three can hold a byte that would have to be quoted.
-fn forwarded(by: &SpiffeId, from: &SpiffeId, certificate: &[u8]) -> HeaderValue {
-    let mut text = format!("By={by};Hash=");
-    for byte in sha256(certificate) {
-        let _ = write!(text, "{byte:02x}");
-    }
-    let _ = write!(text, ";URI={from}");
-    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
-}
-
-/// Who a caller with this certificate would be, and what would be told of it, for `fuzzing`.
-#[cfg(any(test, fuzzing))]
-pub(crate) fn read_of_a_caller(certificate: &[u8]) -> Option<(SpiffeId, HeaderValue)> {
-    let id = Certificate::read(certificate)
-        .and_then(|read| read.spiffe_id())
-        .ok()?;
-    let forwarded = forwarded(&id, &id, certificate);
-    Some((id, forwarded))
 }
 
 fn seconds(time: SystemTime) -> i64 {

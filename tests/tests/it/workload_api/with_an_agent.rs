@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use outrigger_tests::program::Program;
-use outrigger_tests::{Leaf, Load, LoadSpec, Pki, Sidecar, SidecarSpec, Upstream};
+use outrigger_tests::{Leaf, Load, LoadSpec, Pki, Sidecar, SidecarSpec, Upstream, eventually};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -130,7 +130,7 @@ async fn has_loaded(sidecar: &Sidecar, count: f64) {
 /// Waits until `/certs` says that what there is cannot be used, in these words.
 async fn is_refused(sidecar: &Sidecar, words: &str) -> Value {
     let what = format!("`{words}` on /certs of {}", sidecar.id());
-    outrigger_tests::eventually(&what, async || {
+    eventually(&what, async || {
         let certs = sidecar.page("/certs").await.json();
         let said = certs["refused"].as_str().is_some_and(|said| said.contains(words));
         said.then_some(certs)
@@ -258,7 +258,7 @@ async fn a_workload_that_the_agent_does_not_know_is_told_so_and_serves_when_it_i
     assert_eq!((reply.status(), reply.reason()), (503, Some("identity-missing")));
     // However often it asks, the same words are one refusal.
     let agent = agents[1].program.as_ref().unwrap();
-    outrigger_tests::eventually("the agent asked three times", async || {
+    eventually("the agent asked three times", async || {
         let asked = agent.output().iter().filter(|line| *line == "asked").count();
         (asked >= 3).then_some(())
     })
@@ -316,7 +316,14 @@ async fn a_certificate_of_another_trust_domain_than_the_mesh_s_is_as_good_as_non
     let mut spec = caller_spec(&server, &agents[1].socket());
     spec.source =
         outrigger_tests::sidecar::Source::Text(format!("{service}---\nkind: Mesh\ntrust_domain: shop\n"));
-    let caller = Sidecar::start(spec).await;
+    let caller = Sidecar::launch(spec).await;
+    eventually("the mesh's trust domain to be known", async || {
+        let ready = caller.page("/ready").await.text();
+        ready
+            .contains("certificate is of the trust domain `other`")
+            .then_some(())
+    })
+    .await;
     let reply = caller.client().get("reviews", "/").await;
     assert_eq!((reply.status(), reply.reason()), (503, Some("identity-missing")));
     // Where the mesh names none, the server's own sidecar does not take it, though it trusts the root.
