@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import measure
 from load import pace
@@ -28,14 +29,23 @@ SECONDS_MIN = 2
 PUT_SECONDS_MAX = 10
 
 
+# What a round is loaded with, in the order of the table. What pushes, and the control API that takes them, share the core of the load
+# and the backend for want of a third, and hold both up though they yield: so the same is done in the rounds that are compared, to a
+# control API that no sidecar listens to.
+QUIET, ELSEWHERE, HERE = "without pushes", "pushes to a control API of its own", "pushes to this sidecar"
+
+
 def run(bench):
     found = Found(
         "A push under load",
         f"Outrigger with {SERVICES:,} services of {ENDPOINTS} endpoints each, held by `outrigger serve`. An open loop asks "
-        f"{RATE:,} times a second; in half of the rounds one of the services is pushed every {EVERY_SECONDS * 1000:.0f} ms, and each time "
-        "the sidecar reads that service and compiles the whole table anew. It has one core for the worker and the control thread; the control "
-        "API shares the other with the load and the backend, and yields to them.",
-        ("", "requests/s", "pushes applied", "p50 µs", "p99 µs", "p99.9 µs", "failed"),
+        f"{RATE:,} times a second; in a third of the rounds one of the services is pushed every {EVERY_SECONDS * 1000:.0f} ms, and each "
+        "time the sidecar reads that service and compiles the whole table anew. It has one core for the worker and the control thread. "
+        "The control API shares the other with the load and the backend, and holds them up though it yields: so another third of the "
+        "rounds have the same pushes to a second one that no sidecar listens to, and the ratio is between these two. "
+        "*Core waited for* is what the kernel counted of the data thread: ready to run, while the control thread ran on its core. It does "
+        "not depend on what else disturbs the machine, as a p99 of milliseconds does.",
+        ("", "requests/s", "pushes applied", "p50 µs", "p99 µs", "p99.9 µs", "core waited for, ms/s", "failed"),
     )
     if "outrigger" not in bench.field or not bench.control:
         found.problems.append("outrigger-proxy or outrigger does not take part")
@@ -45,37 +55,54 @@ def run(bench):
     except (Failed, OSError, http.client.HTTPException) as failure:
         found.problems.append(str(failure))
         return found
-    for pushing, title in ((False, "without pushes"), (True, "with pushes")):
-        loads = [seen for seen, _ in samples[pushing]]
-        pushes = statistics.median(applied for _, applied in samples[pushing])
+    for key, title in (("without", QUIET), ("elsewhere", ELSEWHERE), ("with", HERE)):
+        loads = [seen for seen, _, _ in samples[title]]
+        pushes = statistics.median(applied for _, applied, _ in samples[title])
+        waited = statistics.median(waited for _, _, waited in samples[title])
         rate, p50, p99, p999 = (
             statistics.median(getattr(seen, name) for seen in loads)
             for name in ("per_second", "p50_us", "p99_us", "p999_us")
         )
         problems = [problem for seen in loads for problem in seen.problems]
         found.problems += problems
-        found.rows.append([title, *(f"{value:,.0f}" for value in (rate, pushes, p50, p99, p999)), "; ".join(problems) or "none"])
-        found.figures["with" if pushing else "without"] = {"p99_us": p99, "p999_us": p999, "pushes": pushes}
-    found.figures["ratio"] = found.figures["with"]["p99_us"] / found.figures["without"]["p99_us"]
+        figures = (f"{value:,.0f}" for value in (rate, pushes, p50, p99, p999))
+        found.rows.append([title, *figures, f"{waited:.1f}", "; ".join(problems) or "none"])
+        found.figures[key] = {
+            "p99_us": p99, "p999_us": p999, "pushes": pushes, "waited_ms_per_second": waited,
+            "p99_us_of_rounds": [seen.p99_us for seen in loads],
+        }  # fmt: skip
+    found.figures["ratio"] = found.figures["with"]["p99_us"] / found.figures["elsewhere"]["p99_us"]
     if not found.figures["with"]["pushes"]:
         found.problems.append("no push was applied")
+    if found.figures["elsewhere"]["pushes"]:
+        found.problems.append("a push to a control API of its own was applied by the sidecar")
     return found
 
 
 def measured(bench):
-    """The loads of all rounds and how many pushes were applied meanwhile, by whether there were any."""
-    options, samples = bench.options, {False: [], True: []}
+    """Of each round the load, how many pushes the sidecar applied meanwhile, and how long its data thread waited for its core in each
+    second (ms); by what the round was loaded with."""
+    options, samples = bench.options, {QUIET: [], ELSEWHERE: [], HERE: []}
     work = replace(WORKS["http1"], folder="push")
-    with measure.backend(work, options, bench.directory) as ports, control_api(bench, options.load_cpu, ASIDE) as (_, api):
-        put(api, everything(ports["BACKEND"]))
-        with measure.proxy(work, bench.field["outrigger"], {**ports, "API": api}, options, bench.directory) as (_, own):
-            for number in range(2 * options.rounds):
-                # The order turns, as everywhere: with, without, without, with.
-                pushing = number % 4 in (0, 3)
-                before = applied(own["ADMIN"])
-                with pushes(api, number) if pushing else quiet():
-                    seen = pace(own["PORT"], RATE, max(options.seconds, SECONDS_MIN), CONNECTIONS, options)
-                samples[pushing].append((seen, applied(own["ADMIN"]) - before))
+    with (
+        measure.backend(work, options, bench.directory) as ports,
+        control_api(bench, options.load_cpu, ASIDE) as (_, here),
+        control_api(bench, options.load_cpu, ASIDE) as (_, elsewhere),
+    ):
+        put(here, everything(ports["BACKEND"]))
+        put(elsewhere, everything(ports["BACKEND"]))
+        with measure.proxy(work, bench.field["outrigger"], {**ports, "API": here}, options, bench.directory) as (program, own):
+            for number in range(len(samples) * options.rounds):
+                # The order turns: each kind comes after each other one as often as before it.
+                kinds = list(samples) if number // len(samples) % 2 == 0 else list(samples)[::-1]
+                kind = kinds[number % len(samples)]
+                before, waited_before = applied(own["ADMIN"]), waited(program.process.pid)
+                to = {HERE: here, ELSEWHERE: elsewhere}.get(kind)
+                seconds = max(options.seconds, SECONDS_MIN)
+                with pushes(to, number) if to else quiet():
+                    seen = pace(own["PORT"], RATE, seconds, CONNECTIONS, options)
+                waits = (waited(program.process.pid) - waited_before) / seconds
+                samples[kind].append((seen, applied(own["ADMIN"]) - before, waits))
     return samples
 
 
@@ -153,6 +180,16 @@ def pushes(api, seed):
 @contextmanager
 def quiet():
     yield
+
+
+def waited(process):
+    """How long the data threads of a sidecar have been ready to run and did not, in ms since they began."""
+    waits = 0
+    for task in Path(f"/proc/{process}/task").iterdir():
+        if (task / "comm").read_text().startswith("worker-"):
+            # Time on the processor, time waited for it, both in ns (Documentation/scheduler/sched-stats.rst).
+            waits += int((task / "schedstat").read_text().split()[1])
+    return waits / 1e6
 
 
 def applied(admin_port):
