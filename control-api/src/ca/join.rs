@@ -18,6 +18,7 @@ use time::OffsetDateTime;
 
 use super::authority::{SignError, Signed};
 use super::limits::{Verdict, Who};
+use super::random::hexadecimal;
 use super::roots::{Roots, Trusted};
 use super::{Ca, CaError, csr, millis, rfc3339, tokens};
 use crate::store::ledger::{AuditRow, Deed, LEAVES_MAX, Leaf, Ledger};
@@ -39,7 +40,7 @@ impl Attempt {
     fn who(&self) -> Who {
         let brings_token = self.request.as_ref().is_ok_and(|request| request.token.is_some());
         match &self.proof {
-            Some(proof) if !brings_token => Who::Bearer(proof.serial.clone()),
+            Some(proof) if !brings_token => Who::Bearer(proof.bearer()),
             _ => self.source.into(),
         }
     }
@@ -60,6 +61,14 @@ pub struct Proof {
     pub sha256: [u8; 32],
     /// SHA-256 of each root of that moment that it leads to; a connection may outlive these too.
     pub roots: Vec<[u8; 32]>,
+}
+
+impl Proof {
+    /// What its bearer is known by where attempts and connections are counted: the certificate itself, since who has the key of a
+    /// root can sign another of the same number.
+    pub(crate) fn bearer(&self) -> String {
+        hexadecimal(&self.sha256)
+    }
 }
 
 /// What time it is: on the wall, for certificates, and for measuring.
@@ -192,7 +201,11 @@ pub fn join(ca: &Ca, store: &Store, attempt: Attempt, now: Now) -> Result<Identi
                 if note {
                     note_refusal(store, source, trail, &limited, now);
                 }
-                limited
+                // Whoever has a certificate guesses nothing, and may have to know why, to use its token instead.
+                match who {
+                    Who::Bearer(_) => refused,
+                    Who::Address(_) => limited,
+                }
             }
         }
     })

@@ -53,7 +53,7 @@ pub(crate) struct Limits {
 pub(crate) enum Who {
     /// Whoever comes from there.
     Address(IpAddr),
-    /// The bearer of the certificate of this serial number, which TLS has verified.
+    /// The bearer of the certificate of this SHA-256, in hexadecimal, which TLS has verified.
     Bearer(String),
 }
 

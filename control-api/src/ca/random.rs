@@ -26,7 +26,7 @@ pub(super) fn token_id() -> Result<String, String> {
     bytes::<8>().map(|bytes| hexadecimal(&bytes))
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
+pub(super) fn hexadecimal(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     let mut text = String::with_capacity(2 * bytes.len());
     for byte in bytes {

@@ -432,6 +432,14 @@ fn who_fails_beside_a_workload_does_not_keep_it_from_renewing() {
     // A certificate is no cover for guessing.
     let shown = Some(proof(&held));
     assert_eq!(desk.reason(Some(guess), None, shown), RefusalReason::RateLimited);
+    // Nor does who repeats its number, by the stolen key of a root.
+    let forged = || Proof {
+        sha256: [7; 32],
+        ..proof(&held)
+    };
+    let reasons = (0..30).map(|_| desk.reason(None, None, Some(forged())));
+    assert_eq!(reasons.last(), Some(RefusalReason::RateLimited));
+    desk.ask(None, None, Some(proof(&held))).unwrap();
     // And it has a limit of its own, from wherever it comes.
     let failures = (0..30).map(|_| desk.reason(None, Some("ratings"), Some(proof(&held))));
     let reasons: Vec<RefusalReason> = failures.collect();

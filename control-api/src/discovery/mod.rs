@@ -96,6 +96,8 @@ pub enum Base<'a> {
 pub fn base<'a>(request: &'a DiscoveryRequest, head: &Head) -> Option<Base<'a>> {
     let foreign = is_foreign(request, &head.store);
     match (&request.have, request.version.as_str()) {
+        // Who starts holds nothing, of whichever store: an answer that is the same for all of them.
+        (Some(have), _) if have.is_empty() => Some(Base::Nothing),
         (Some(have), _) if foreign => Some(Base::Foreign(have)),
         (Some(have), _) => Some(Base::Have(have)),
         (None, _) if foreign => None,

@@ -81,10 +81,10 @@ impl Sources {
 }
 
 impl Place {
-    /// The connection has shown the certificate of this serial number: it counts as its bearer's from now on. None if that
+    /// The connection has shown the certificate of this SHA-256: it counts as its bearer's from now on. None if that
     /// has as many as it may.
-    pub(super) fn proved(self, serial: &str) -> Option<Self> {
-        self.sources.enter(Who::Bearer(serial.to_owned()))
+    pub(super) fn proved(self, bearer: String) -> Option<Self> {
+        self.sources.enter(Who::Bearer(bearer))
     }
 }
 
@@ -109,7 +109,7 @@ fn tell(who: &Who, most: u32) {
                one address, give --connections-per-source, or --tls and certificates, by which they are told apart";
     match who {
         Who::Address(source) => tracing::warn!(%source, connections = most, "{why}"),
-        Who::Bearer(serial) => tracing::warn!(serial, connections = most, "{why}"),
+        Who::Bearer(certificate) => tracing::warn!(certificate, connections = most, "{why}"),
     }
 }
 
@@ -133,11 +133,11 @@ mod tests {
         drop(one);
         assert!(sources.enter(address("10.0.0.1")).is_some());
         // Who has shown a certificate no longer counts by its address, and counts by the certificate.
-        let proved = two.proved("1f").unwrap();
+        let proved = two.proved("1f".to_owned()).unwrap();
         let at_once: Vec<Place> = (0..2)
             .map(|_| sources.enter(address("10.0.0.1")).unwrap())
             .collect();
-        let mut at_once = at_once.into_iter().map(|place| place.proved("1f"));
+        let mut at_once = at_once.into_iter().map(|place| place.proved("1f".to_owned()));
         let second = at_once.next().unwrap();
         assert!(second.is_some());
         assert!(at_once.next().unwrap().is_none());

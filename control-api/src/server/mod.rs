@@ -336,7 +336,7 @@ async fn open(
     match accepted {
         Ok((stream, proof)) => {
             let place = match &proof {
-                Some(proof) => place.proved(&proof.serial),
+                Some(proof) => place.proved(proof.bearer()),
                 None => Some(place),
             };
             if place.is_some() {

@@ -99,6 +99,11 @@ pub(super) async fn discovery(
     let poll = shared.nodes.enter(&request, certificate.as_ref())?;
     let hold = request.hold.unwrap_or(HOLD_DEFAULT).min(HOLD_MAX);
     let end = Instant::now() + hold.0;
+    let mut is_enough = true;
+    // All is all: what is named beside it would be answered by a text of its own.
+    if request.want.iter().any(|name| name == "*") {
+        request.want = vec!["*".to_owned()];
+    }
     loop {
         let head = heads.borrow_and_update().clone();
         let trusted = roots.borrow_and_update().name.clone();
@@ -121,7 +126,8 @@ pub(super) async fn discovery(
             Decision::Hold if !request.roots.is_empty() && request.roots != trusted => break,
             Decision::Hold => {}
         }
-        let is_enough = settle(&mut request, &head, poll.refused());
+        // Once something was let go of that the next head needs, it is not enough however often it turns.
+        is_enough &= settle(&mut request, &head, poll.refused());
         drop(turn.take());
         tokio::select! {
             _ = roots.changed() => {}

@@ -37,9 +37,9 @@ const TRUST_DOMAIN: &str = "trust-domain";
 /// Rows of each half of the audit log: a mesh of 1,000 sidecars that renew twice a day fills it in 50 days. About 30 MB.
 pub const AUDIT_ROWS_MAX: u64 = 100_000;
 
-/// Certificates alive at a time: three for each of ten thousand sidecars, and as many again for those that start over
-/// and over. Beyond it something asks in a loop.
-pub const LEAVES_MAX: u64 = 60_000;
+/// Certificates alive at a time: six for each of ten thousand sidecars, which renew with each of the three steps that replace a root,
+/// and as many again for those that start over and over. Beyond it something asks in a loop.
+pub const LEAVES_MAX: u64 = 120_000;
 
 /// Where a root stands in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -401,6 +401,18 @@ impl Ledger {
         let table = self.transaction.open_table(LEAVES)?;
         let alive = table.range((now_ms, "")..)?;
         alive.map(|row| decode(row?.1.value())).collect()
+    }
+
+    /// Whether one of those alive is so. Each certificate asks this while roots change, so it stops at the first that is: of the
+    /// oldest, which it begins with, most are.
+    pub fn has_leaf(&self, now_ms: u64, is_so: impl Fn(&Leaf) -> bool) -> Result<bool, StoreError> {
+        let table = self.transaction.open_table(LEAVES)?;
+        for row in table.range((now_ms, "")..)? {
+            if is_so(&decode(row?.1.value())?) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The certificate of this serial number that expires then.
