@@ -19,6 +19,7 @@ use time::OffsetDateTime;
 use super::authority::{SignError, Signed};
 use super::limits::{Verdict, Who};
 use super::random::hexadecimal;
+use super::revoked::digits;
 use super::roots::{Roots, Trusted};
 use super::{Ca, CaError, csr, millis, rfc3339, tokens};
 use crate::store::ledger::{AuditRow, Deed, LEAVES_MAX, Leaf, Ledger};
@@ -457,7 +458,7 @@ fn hold_revocations<'a>(
         .iter()
         .map(|serial| digits(serial))
         .collect::<HashSet<_>>();
-    let by_serial = serials.any(|serial| revoked_serials.contains(digits(serial)));
+    let by_serial = serials.any(|serial| revoked_serials.contains(&digits(serial)));
     if by_serial || revoked.identities.iter().any(|revoked| revoked == id) {
         let what = if by_serial {
             "the certificate, one that vouches for it, or the one that it was renewed from,"
@@ -468,11 +469,6 @@ fn hold_revocations<'a>(
         return Err(Refused::of(RefusalReason::IdentityRevoked, sentence));
     }
     Ok(())
-}
-
-/// A serial number without the zeros before it.
-fn digits(serial: &str) -> &str {
-    serial.trim_start_matches('0')
 }
 
 /// Signs, and notes the certificate as alive. Gives the roots of this moment along with it.

@@ -316,12 +316,12 @@ impl Ca {
             return Ok(fixed);
         }
         let said = self.of_mesh.words(&store.head()).trust_domain.clone();
-        Ok(said.unwrap_or_else(|| self.said_trust_domain().to_owned()))
+        Ok(said.unwrap_or_else(|| self.unsaid_trust_domain().to_owned()))
     }
 
     /// What the trust domain is where neither certificates nor the `Mesh` document say: what the operator said at the
     /// start, or the default.
-    pub(crate) fn said_trust_domain(&self) -> &str {
+    pub(crate) fn unsaid_trust_domain(&self) -> &str {
         self.options
             .trust_domain
             .as_deref()

@@ -272,7 +272,7 @@ where
             unless_changed_since: since,
             dry_run: asker.dry_run,
             restore: asker.restore,
-            trust_domain: shared.ca.said_trust_domain().to_owned(),
+            trust_domain: shared.ca.unsaid_trust_domain().to_owned(),
         };
         push(&shared.store, wanted).map_err(ApiError::from)
     };

@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::control::address::Address;
+use crate::tls::LOOK_AT_CLOCK;
 use crate::tls::identity::{Identity, IdentityProblem};
 use crate::tls::pin::{Pinned, Shown, Trust, end_of_chain, fingerprint, public_key, verify_chain};
 use crate::tls::revoked::Revocations;
@@ -438,10 +439,6 @@ fn renew_in(since: SystemTime, not_after: SystemTime, draw: f64) -> Duration {
     // Of a certificate with no time left there would be no end of asking.
     wait.max(BACKOFF_FIRST)
 }
-
-/// The longest time between two looks at the wall clock: a certificate ends by that, and the clock that timers go by stands
-/// still while a machine sleeps.
-const LOOK_AT_CLOCK: Duration = Duration::from_secs(60);
 
 /// Waits for so long, by whichever of the two clocks is there first.
 async fn sleep(wait: Duration) {

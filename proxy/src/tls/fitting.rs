@@ -12,7 +12,7 @@ use crate::tls::{Identities, seconds};
 
 /// The longest time between two looks at the wall clock, by which certificates end: the clock of timers stands still while a
 /// machine sleeps.
-const LOOK_AT_CLOCK: Duration = Duration::from_secs(60);
+pub(crate) const LOOK_AT_CLOCK: Duration = Duration::from_secs(60);
 
 impl Identities {
     /// Why the one that it has is none of the mesh, if so.

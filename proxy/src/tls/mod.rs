@@ -48,7 +48,7 @@ pub(crate) use crate::tls::alpn::Alpn;
 use crate::tls::anchors::Anchor;
 use crate::tls::clock::WallClock;
 pub(crate) use crate::tls::connection::{Connection, Session, ended};
-pub(crate) use crate::tls::fitting::tell_when_ended;
+pub(crate) use crate::tls::fitting::{LOOK_AT_CLOCK, tell_when_ended};
 use crate::tls::forwarded::forwarded;
 #[cfg(any(test, fuzzing))]
 pub(crate) use crate::tls::forwarded::read_of_a_caller;
