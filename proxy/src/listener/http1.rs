@@ -20,6 +20,7 @@ use crate::arriving::Arriving;
 use crate::interim::Interim;
 use crate::listener::callers::{Joined, Order};
 use crate::listener::connection::Guarded;
+use crate::request::attempt::Outgoing;
 use crate::request::upgrade::Tunnel;
 use crate::request::{self, Worker, headers};
 use crate::snapshot::Entry;
@@ -50,9 +51,9 @@ pub(super) async fn serve(
         let source = Rc::clone(&source);
         async move {
             let interim = Interim::new(request.version());
-            let request = request.map(Arriving::Http1);
-            let handled = pin!(request::handle(&worker, (&entry, &source), request, &interim));
-            let mut response = with_interim(handled, &interim, &between).await;
+            let mut request = Outgoing::new(request.map(Arriving::Http1));
+            let handled = request::handle(&worker, (&entry, &source), &mut request, &interim);
+            let mut response = with_interim(pin!(handled), &interim, &between).await;
             if response.body().is_last() || worker.drain.is_draining() {
                 // RFC 9112 section 9.6: says that this connection takes no further request, so that a caller which
                 // keeps to it opens its next one elsewhere and none is lost. After a request that HTTP does not allow

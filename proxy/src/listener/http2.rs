@@ -22,6 +22,7 @@ use crate::http2::{self, HEADERS_MAX, Received, SEND_BUFFER_MAX, STREAM_WINDOW, 
 use crate::interim::Interim;
 use crate::listener::callers::{Joined, Order, UnderWay};
 use crate::listener::connection::Guarded;
+use crate::request::attempt::Outgoing;
 use crate::request::upgrade::Tunnel;
 use crate::request::{self, Worker, headers};
 use crate::snapshot::Entry;
@@ -152,11 +153,12 @@ async fn connection(
             respond.send_reset(h2::Reason::REFUSED_STREAM);
             continue;
         }
+        let (request, receive) = arrived(request, &allowance);
         let exchange = exchange(
             Rc::clone(&worker),
             (Arc::clone(&entry), Rc::clone(&source)),
             (caller.begin(), Rc::clone(&allowance)),
-            request,
+            (request, receive),
             respond,
         );
         // Boxed, because a task is moved about ten times until it stands where it runs, and once more at each end: that were
@@ -165,26 +167,33 @@ async fn connection(
     }
 }
 
+/// A request as it goes on, and the caller's side of the tunnel that it asks for, if it does. It is boxed: a thousand requests
+/// wait at once, and what each of them keeps is what the processor's cache must hold.
+fn arrived(request: Request<RecvStream>, allowance: &Rc<Allowance>) -> (Box<Outgoing>, Option<RecvStream>) {
+    let (head, stream) = request.into_parts();
+    let (body, receive) = if head.method == Method::CONNECT {
+        (Arriving::Nothing, Some(stream))
+    } else {
+        let body = Received::new(stream, &head.headers, Rc::clone(allowance));
+        (Arriving::Http2(body), None)
+    };
+    (Box::new(Outgoing::new(Request::from_parts(head, body))), receive)
+}
+
 /// One request and its answer.
 async fn exchange(
     worker: Rc<Worker>,
     (entry, source): (Arc<Entry>, Rc<Source>),
     (under_way, allowance): (UnderWay, Rc<Allowance>),
-    request: Request<RecvStream>,
+    (request, receive): (Box<Outgoing>, Option<RecvStream>),
     mut respond: SendResponse<Bytes>,
 ) {
-    let (head, stream) = request.into_parts();
-    let known = Rc::clone(&allowance);
-    let (body, receive) = if head.method == Method::CONNECT {
-        (Arriving::Nothing, Some(stream))
-    } else {
-        let body = Received::new(stream, &head.headers, allowance);
-        (Arriving::Http2(body), None)
-    };
     let interim = Interim::new(Version::HTTP_2);
     let answered = {
-        let request = Request::from_parts(head, body);
-        let mut handled = pin!(request::handle(&worker, (&entry, &source), request, &interim));
+        // It ends before its answer is sent: what was kept of it for another attempt is needed no more.
+        let mut request = request;
+        let handled = request::handle(&worker, (&entry, &source), &mut request, &interim);
+        let mut handled = pin!(handled);
         std::future::poll_fn(|cx| {
             let handled = handled.as_mut().poll(cx);
             while let Some((status, fields)) = interim.next() {
@@ -205,7 +214,7 @@ async fn exchange(
         under_way.was_taken_back();
         return;
     };
-    if known.is_malformed(|| respond.stream_id().as_u32()) {
+    if allowance.is_malformed(|| respond.stream_id().as_u32()) {
         // RFC 9113 section 8.1.1: "Malformed requests or responses that are detected MUST be treated as a stream error".
         respond.send_reset(h2::Reason::PROTOCOL_ERROR);
         return;
@@ -215,7 +224,8 @@ async fn exchange(
         let answer = Response::from_parts(head, ());
         if let Ok(send) = respond.send_response(answer, false) {
             let caller = http2::Tunnel::new(send, receive, under_way);
-            tunnel.run(caller, (&worker, &source)).await;
+            // Boxed, because few requests come here, and all would have to have room for it.
+            Box::pin(tunnel.run(caller, (&worker, &source))).await;
         }
         return;
     }

@@ -43,7 +43,8 @@ pub(crate) struct Outgoing {
 
 impl Outgoing {
     /// A request that has arrived.
-    pub(crate) fn new(head: Parts, body: Arriving) -> Self {
+    pub(crate) fn new(request: Request<Arriving>) -> Self {
+        let (head, body) = request.into_parts();
         Self {
             head,
             body: OutgoingBody::new(body),

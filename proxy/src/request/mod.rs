@@ -29,10 +29,9 @@ use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{Method, Request, Response, Version};
+use http::{Method, Response, Version};
 use tokio::sync::watch;
 
-use crate::arriving::Arriving;
 use crate::drain::Drain;
 use crate::error::{Failure, Reason};
 use crate::interim::Interim;
@@ -95,15 +94,14 @@ impl Worker {
 }
 
 /// The journey of one request. Always produces a response, whose body carries the log to its last byte. What the
-/// endpoint says before it is left in `interim`.
+/// endpoint says before it is left in `interim`. The request is lent, and stays where its listener keeps it: a future holds
+/// what it is given a second time as soon as it takes it apart.
 pub(crate) async fn handle(
     worker: &Rc<Worker>,
     (entry, source): (&Entry, &Source),
-    request: Request<Arriving>,
+    request: &mut Outgoing,
     interim: &Interim,
 ) -> Response<ResponseBody> {
-    let (head, body) = request.into_parts();
-    let mut request = Outgoing::new(head, body);
     let lease = worker.lease();
     let series = Arc::clone(lease.unmatched(entry));
     let mut log = RequestLog::start(Rc::clone(&worker.logger), Instant::now(), &request.head, series);
@@ -112,7 +110,7 @@ pub(crate) async fn handle(
         log.comes_from(id);
     }
     let from = (entry, source, interim);
-    let served = pin!(serve(worker, &lease, from, &mut request, &mut log)).await;
+    let served = pin!(serve(worker, &lease, from, request, &mut log)).await;
     match served {
         Ok(Served::Relayed(answer, bounds)) => {
             body::relay(worker, (answer, request.permit.take()), bounds, log)

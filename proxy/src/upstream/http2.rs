@@ -162,17 +162,20 @@ impl Trunk {
         }
     }
 
+    /// Whether it may carry one more request now, as far as their number goes.
+    pub(super) fn has_room(&self) -> bool {
+        // The lock inside of `h2` is not asked of one that is full.
+        let taken = self.streams.get();
+        taken < STREAMS_MAX as usize && taken < self.sender.borrow().current_max_send_streams()
+    }
+
     /// Begins a request on it, if it has room.
     pub(super) fn open(self: &Rc<Self>) -> Option<Box<Stream>> {
         if self.session.is_some() && self.has_expired(Instant::now()) {
             return None;
         }
-        // The lock inside of `h2` is not asked of one that is full.
-        let taken = self.streams.get();
-        let has_room =
-            taken < STREAMS_MAX as usize && taken < self.sender.borrow().current_max_send_streams();
-        has_room.then(|| {
-            self.streams.set(taken + 1);
+        self.has_room().then(|| {
+            self.streams.set(self.streams.get() + 1);
             Box::new(Stream {
                 deadline: self
                     .deadlines
@@ -259,22 +262,8 @@ impl Stream {
         bounds: Bounds,
         interim: &Interim,
     ) -> Result<Response<Arriving>, SendError> {
-        let Some(request) = request.take() else {
-            return Err(SendError::NotSent);
-        };
-        self.upload = bounds.idle.and_then(|_| request.body().upload());
-        let upload = self.upload.clone();
-        if let Some(until) = bounds.next(upload.as_ref()) {
-            self.deadline.set(until);
-        }
-        let (mut head, body) = request.into_parts();
-        let nothing = body.is_end_stream();
-        dress(&mut head, &self.trunk.scheme)?;
-        let head = Request::from_parts(head, ());
-        let begun = self.trunk.sender.borrow_mut().send_request(head, nothing);
-        let (mut answer, stream) = begun.map_err(refused_or_reset)?;
-        let mut sending = (!nothing).then(|| Sent::new(stream, body));
-        let (deadline, trunk) = (&mut self.deadline, &self.trunk);
+        let (mut answer, mut sending) = self.begin(request, bounds)?;
+        let (deadline, upload, trunk) = (&mut self.deadline, self.upload.as_ref(), &self.trunk);
         let mut allowance = interim::Allowance::default();
         let answered = std::future::poll_fn(|cx| {
             match sending.as_mut().map(|sending| sending.poll(cx)) {
@@ -291,7 +280,7 @@ impl Stream {
             if let Poll::Ready(answer) = poll_answer(&mut answer, &mut allowance, interim, cx) {
                 return Poll::Ready(told(answer?, trunk));
             }
-            bounds.poll(deadline, upload.as_ref(), cx).map(Err)
+            bounds.poll(deadline, upload, cx).map(Err)
         });
         let answer = answered.await?;
         if let Some(rest) = sending {
@@ -300,6 +289,28 @@ impl Stream {
         let (head, stream) = answer.into_parts();
         let body = Received::new(stream, &head.headers, Rc::clone(&self.trunk.allowance));
         Ok(Response::from_parts(head, Arriving::Http2(body)))
+    }
+
+    /// Takes a request and sends its head. No part of [`Self::send`], which would keep room for the head while it waits.
+    fn begin(
+        &mut self,
+        request: &mut Option<Request<OutgoingBody>>,
+        bounds: Bounds,
+    ) -> Result<(ResponseFuture, Option<Sent<OutgoingBody>>), SendError> {
+        let Some(request) = request.take() else {
+            return Err(SendError::NotSent);
+        };
+        self.upload = bounds.idle.and_then(|_| request.body().upload());
+        if let Some(until) = bounds.next(self.upload.as_ref()) {
+            self.deadline.set(until);
+        }
+        let (mut head, body) = request.into_parts();
+        let nothing = body.is_end_stream();
+        dress(&mut head, &self.trunk.scheme)?;
+        let head = Request::from_parts(head, ());
+        let begun = self.trunk.sender.borrow_mut().send_request(head, nothing);
+        let (answer, stream) = begun.map_err(refused_or_reset)?;
+        Ok((answer, (!nothing).then(|| Sent::new(stream, body))))
     }
 }
 

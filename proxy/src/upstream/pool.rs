@@ -402,10 +402,23 @@ fn dial(shared: &Rc<Shared>, endpoint: &Arc<Endpoint>) {
 }
 
 impl Trunks {
-    /// A stream of the first connection that has room; those that are over are let go of.
+    /// A stream of the first connection that has room; one that is over is let go of then. Those that are full are not asked whether
+    /// they are, which would be a lock of each for every request.
     fn room(&mut self) -> Option<Box<Stream>> {
-        self.open.retain(|trunk| !trunk.is_over());
-        self.open.iter().find_map(Trunk::open)
+        let mut place = 0;
+        while let Some(trunk) = self.open.get(place) {
+            if trunk.has_room() {
+                if trunk.is_over() {
+                    self.open.remove(place);
+                    continue;
+                }
+                if let Some(stream) = trunk.open() {
+                    return Some(stream);
+                }
+            }
+            place += 1;
+        }
+        None
     }
 
     /// Gives the streams of a new connection to those that wait; how many it could give, those included that nobody
