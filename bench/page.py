@@ -58,10 +58,11 @@ AGAIN = """
 ## A second run
 
 The ratios of the CPU that Outrigger took for a request, in this run and in another on {date}, of {rounds} rounds of {seconds} s:
-how far they lie apart is how far to trust them.
+of the medians, and the lowest and highest of a single round. How far rounds lie apart is the noise of the machine, and how far to trust
+a ratio; the second run has the same figure if its medians' ratio lies between the rounds of the first.
 
-| work | × HAProxy | again | × Envoy | again | apart |
-| --- | --: | --: | --: | --: | --: |
+| work | against | ratio | rounds | again | rounds | the same |
+| --- | --- | --: | --: | --: | --: | --- |
 """
 
 READING = """
@@ -114,21 +115,27 @@ def markdown(result):
 
 
 def second_run(works, again):
-    """A line for each work that both runs have: Outrigger's two ratios by each, and how far apart the ratios lie at most."""
+    """A line for each work that both runs have and each anchor: the ratio and how far its rounds lie apart, by each run."""
     others = {work["work"]: work for work in again}
     for work in works:
         other = others.get(work["work"])
         if other is None or work["paced"]:
             continue
-        cells, apart = [], []
         for anchor in ("haproxy", "envoy"):
-            pair = [times(*(find(run, name) for name in ("outrigger", anchor))) for run in (work, other)]
-            cells += pair
-            if "-" not in pair:
-                first, second = map(float, pair)
-                apart.append(abs(first - second) / min(first, second))
-        if apart:
-            yield [work["title"], *cells, f"{max(apart):.0%}".replace("%", " %")]
+            first, second = (times(*(find(run, name) for name in ("outrigger", anchor))) for run in (work, other))
+            noise = [ratios(run, anchor) for run in (work, other)]
+            if "-" in (first, second) or not all(noise):
+                continue
+            same = "yes" if min(noise[0]) <= float(second) <= max(noise[0]) else "NO"
+            spread = [f"{min(rounds):.2f}–{max(rounds):.2f}" for rounds in noise]
+            yield [work["title"], TITLES[anchor], first, spread[0], second, spread[1], same]
+
+
+def ratios(work, anchor):
+    """The ratio of each round in which both were measured."""
+    spent = {(sample["name"], sample["round"]): sample["cpu_us"] for sample in work["samples"]}
+    pairs = [(spent.get(("outrigger", number)), spent.get((anchor, number))) for number in range(1, work["rounds"] + 1)]
+    return [ours / theirs for ours, theirs in pairs if ours and theirs]
 
 
 def find(work, name):
