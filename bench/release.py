@@ -42,7 +42,8 @@ def arguments(argv):
 
 
 def run(command, seconds, **settings):
-    """Runs a command that people may watch."""
+    """Runs a command that people may watch; on our own output stands the folder of what was built and nothing else."""
+    settings.setdefault("stdout", sys.stderr)
     print(f"bench/release: {' '.join(map(str, command))}", file=sys.stderr)
     try:
         ended = subprocess.run(command, cwd=install.ROOT, timeout=seconds, check=False, **settings)
