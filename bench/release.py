@@ -34,7 +34,7 @@ def arguments(argv):
     parser = argparse.ArgumentParser(
         prog="bench/release",
         description="Builds outrigger-proxy and outrigger as the image has them: with counters, then loaded for a minute or two, "
-        "then again by what was counted. About fifteen minutes on two cores; both programs are in target/trained.",
+        "then again by what was counted. Fifteen to twenty minutes on two cores; both programs are in target/trained.",
     )
     parser.add_argument("--features", default="", help="features of cargo beyond the default ones, such as spiffe")
     parser.add_argument("--target", help="the target of rustc (this machine's): only one whose programs run here")
