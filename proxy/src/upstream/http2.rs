@@ -162,20 +162,17 @@ impl Trunk {
         }
     }
 
-    /// Whether it may carry one more request now, as far as their number goes.
-    pub(super) fn has_room(&self) -> bool {
-        // The lock inside of `h2` is not asked of one that is full.
-        let taken = self.streams.get();
-        taken < STREAMS_MAX as usize && taken < self.sender.borrow().current_max_send_streams()
-    }
-
     /// Begins a request on it, if it has room.
     pub(super) fn open(self: &Rc<Self>) -> Option<Box<Stream>> {
         if self.session.is_some() && self.has_expired(Instant::now()) {
             return None;
         }
-        self.has_room().then(|| {
-            self.streams.set(self.streams.get() + 1);
+        // The lock inside of `h2` is not asked of one that is full.
+        let taken = self.streams.get();
+        let has_room =
+            taken < STREAMS_MAX as usize && taken < self.sender.borrow().current_max_send_streams();
+        has_room.then(|| {
+            self.streams.set(taken + 1);
             Box::new(Stream {
                 deadline: self
                     .deadlines

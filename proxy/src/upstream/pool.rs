@@ -406,19 +406,14 @@ impl Trunks {
     /// they are, which would be a lock of each for every request.
     fn room(&mut self) -> Option<Box<Stream>> {
         let mut place = 0;
-        while let Some(trunk) = self.open.get(place) {
-            if trunk.has_room() {
-                if trunk.is_over() {
-                    self.open.remove(place);
-                    continue;
-                }
-                if let Some(stream) = trunk.open() {
-                    return Some(stream);
-                }
+        loop {
+            let trunk = self.open.get(place)?;
+            match trunk.open() {
+                Some(stream) if !trunk.is_over() => return Some(stream),
+                Some(_) => drop(self.open.remove(place)),
+                None => place += 1,
             }
-            place += 1;
         }
-        None
     }
 
     /// Gives the streams of a new connection to those that wait; how many it could give, those included that nobody
