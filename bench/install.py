@@ -89,21 +89,27 @@ def system_packages(names, works):
         missing["python3-venv"] = "python3-venv"
     if not missing:
         return
-    packages = " ".join(missing.values()).split()
+    from_debian(" ".join(missing.values()).split())
+    stop_services(missing)
+
+
+def sudo():
+    return [] if os.geteuid() == 0 else ["sudo"]
+
+
+def from_debian(packages):
     print(f"installing from Debian: {' '.join(packages)}", file=sys.stderr)
-    sudo = [] if os.geteuid() == 0 else ["sudo"]
-    shell(sudo + ["apt-get", "update", "-q"])
-    shell(sudo + ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-qy", "--no-install-recommends"] + packages)
-    stop_services(sudo, missing)
+    shell(sudo() + ["apt-get", "update", "-q"])
+    shell(sudo() + ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-qy", "--no-install-recommends"] + packages)
 
 
-def stop_services(sudo, installed):
+def stop_services(installed):
     """Debian starts a server as soon as it is installed; one that came only for this run must not serve port 80."""
     if not Path("/run/systemd/system").exists():
         return
     for service in ("nginx", "haproxy"):
         if service in installed:
-            shell(sudo + ["systemctl", "disable", "--now", service])
+            shell(sudo() + ["systemctl", "disable", "--now", service])
 
 
 def shell(command, seconds=INSTALL_SECONDS_MAX):

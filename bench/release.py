@@ -20,13 +20,12 @@ import install
 # What the programs are seen doing: each way in which a request passes, handshakes, pushes and a fleet that polls. Without those
 # that only change how many connections there are.
 TRAINING = "http1,http1-1k,http1-64k,connections,http2,grpc,tcp,websocket,mtls,handshakes,routes,push,fleet"
-# Some hundred thousand requests of each; counts matter, not time.
+# Some hundred thousand requests of most, thousands where each is a handshake; counts matter, not time.
 SECONDS = 3
 PROGRAMS = ("outrigger-proxy", "outrigger")
 # The first whose counters have the form that the compiler writes (version 10 of the raw profile).
 LLVM_MIN = 19
-BUILD_SECONDS_MAX = 3600
-# Eight times what it takes on two cores.
+# It takes 75 s on two cores; past this it hangs.
 TRAINING_SECONDS_MAX = 1800
 
 
@@ -65,10 +64,7 @@ def profdata():
     for program in Path(sysroot).glob("lib/rustlib/*/bin/llvm-profdata"):
         return program
     if not versions():
-        sudo = [] if os.geteuid() == 0 else ["sudo"]
-        run([*sudo, "apt-get", "update", "-q"], install.INSTALL_SECONDS_MAX)
-        package = f"llvm-{LLVM_MIN}"
-        run([*sudo, "apt-get", "install", "-qy", "--no-install-recommends", package], install.INSTALL_SECONDS_MAX)
+        install.from_debian([f"llvm-{LLVM_MIN}"])
     if not versions():
         sys.exit(f"bench/release: no llvm-profdata of LLVM {LLVM_MIN} or later; `rustup component add llvm-tools` has one")
     return versions()[max(versions())]
@@ -85,12 +81,14 @@ def build(options, flags, folder):
     environment = os.environ | {"RUSTFLAGS": f"{os.environ.get('RUSTFLAGS', '')} {flags}".strip(), "CARGO_TARGET_DIR": str(folder)}
     names = [word for program in PROGRAMS for word in ("--bin", program)]
     command = ["cargo", "build", "--release", "--locked", "--target", options.target, "--features", options.features, *names]
-    run(command, BUILD_SECONDS_MAX, env=environment)
+    run(command, install.BUILD_SECONDS_MAX, env=environment)
     return folder / options.target / "release"
 
 
 def main(argv):
     options = arguments(argv)
+    if len(os.sched_getaffinity(0)) < 2:
+        sys.exit("bench/release: two cores are needed, one for the programs and one for their load; `cargo build --release` needs one")
     options.target = options.target or host()
     add_up = profdata()
     target = install.target().parent.resolve()
